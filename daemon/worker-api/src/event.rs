@@ -1,0 +1,260 @@
+//! What a worker tells the daemon.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DevicePick, ExportFormat, Problem, Text};
+
+/// One JSON line on a worker's standard output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    Event(Event),
+    Outcome(Outcome),
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    Info,
+    Warning,
+    Error,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    LoadingModel,
+    Tokenizing,
+    Training,
+    Evaluating,
+    Generating,
+    Saving,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Log { level: LogLevel, text: Text },
+    Phase { phase: Phase },
+    /// Once, before the first step.
+    Started {
+        /// Where training goes on from; 0 for a new run.
+        first_step: u64,
+        total_steps: u64,
+        epochs: f64,
+        train_rows: u64,
+        validation_rows: u64,
+        trainable_parameters: u64,
+        total_parameters: u64,
+        device: String,
+    },
+    /// After each optimiser step.
+    Step {
+        /// 1-based.
+        step: u64,
+        total_steps: u64,
+        epoch: f64,
+        /// Mean over the answer tokens of this step, natural logarithm.
+        loss: f64,
+        learning_rate: f64,
+        /// Global norm before clipping.
+        grad_norm: f64,
+        tokens: u64,
+        target_tokens: u64,
+        /// All tokens of this step over its wall time.
+        tokens_per_second: f64,
+        seconds_left: f64,
+        peak_memory_bytes: u64,
+    },
+    /// Loss on the validation split while training.
+    Evaluation { step: u64, loss: f64, perplexity: f64, token_accuracy: f64 },
+    Checkpoint { step: u64, path: PathBuf },
+    /// For commands that only count: evaluate, export, data check.
+    Progress { done: u64, total: u64 },
+    /// A piece of the answer to `Control::Generate { id }`.
+    Token { id: u64, text: String },
+    /// The answer `id` is complete.
+    Generated { id: u64, end: GenerationEnd, prompt_tokens: u64, answer_tokens: u64, seconds: f64 },
+    /// The answer `id` could not be made; the worker goes on serving.
+    GenerateFailed { id: u64, problem: Problem },
+    /// `Command::Serve` has loaded its model.
+    Ready,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GenerationEnd {
+    /// The model said that it is done.
+    Stop,
+    /// `max_new_tokens` or the context length was reached.
+    Length,
+    Cancelled,
+}
+
+/// How a command ended well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    RecipeChecked(RecipeSummary),
+    Schema {
+        schema: serde_json::Value,
+    },
+    Trained {
+        /// True when a stop was asked for and a checkpoint holds the rest.
+        stopped: bool,
+        steps: u64,
+        first_loss: f64,
+        last_loss: f64,
+        /// On the validation split after the last step, where there is one.
+        validation_loss: Option<f64>,
+        /// Over the whole run: all tokens over the time spent in steps.
+        tokens_per_second: f64,
+        peak_memory_bytes: u64,
+        seconds: f64,
+        /// The PEFT folder of the newest weights.
+        adapter: PathBuf,
+    },
+    Evaluated(EvaluationReport),
+    Exported {
+        format: ExportFormat,
+        path: PathBuf,
+        bytes: u64,
+    },
+    Served,
+    DataChecked(DataReport),
+    DataPreviewed {
+        rows: Vec<PreviewRow>,
+    },
+    DataGenerated {
+        path: PathBuf,
+        rows: u64,
+    },
+    Probed(ProbeReport),
+}
+
+/// What the daemon must know of a recipe before a job can start.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecipeSummary {
+    /// `model_name_or_path` as written.
+    pub model: String,
+    /// Absolute paths of the data files.
+    pub data: Vec<PathBuf>,
+    pub device: DevicePick,
+    pub finetuning_type: String,
+    pub warnings: Vec<Problem>,
+}
+
+/// Why a command ended badly. The daemon stores it with the job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub reason: FailureReason,
+    /// Never empty.
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FailureReason {
+    RecipeInvalid,
+    DataInvalid,
+    ModelInvalid,
+    HostOom,
+    DiskFull,
+    LossDiverged,
+    Internal,
+}
+
+/// The formats of issue one; the name is what a person writes in a recipe's `dataset_format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatName {
+    Alpaca,
+    Sharegpt,
+    /// OpenAI `messages`.
+    Messages,
+    PromptCompletion,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataReport {
+    pub format: FormatName,
+    pub rows: u64,
+    /// Rows that can be trained on.
+    pub usable_rows: u64,
+    pub problems: Vec<Problem>,
+    /// Problems past the first hundred are counted only.
+    pub more_problems: u64,
+    /// With a model: all tokens, answer tokens, and the longest row.
+    pub tokens: Option<u64>,
+    pub target_tokens: Option<u64>,
+    pub longest_row_tokens: Option<u64>,
+    /// Rows longer than `cutoff_len`.
+    pub cut_rows: Option<u64>,
+    pub first_row: Option<Sample>,
+}
+
+/// A conversation as it was understood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    pub turns: Vec<crate::Turn>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewRow {
+    /// 1-based.
+    pub row: u64,
+    /// The chat template's output.
+    pub rendered: String,
+    pub tokens: Vec<PreviewToken>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviewToken {
+    pub id: u32,
+    pub text: String,
+    /// Whether the model is trained to predict this token.
+    pub target: bool,
+}
+
+/// Base model beside tuned model, on the same rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    pub rows: u64,
+    pub target_tokens: u64,
+    pub base: AccuracyReport,
+    /// None when no adapter was given.
+    pub tuned: Option<AccuracyReport>,
+    /// A few rows with both answers.
+    pub examples: Vec<ExampleComparison>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AccuracyReport {
+    /// Mean over answer tokens, natural logarithm.
+    pub loss: f64,
+    pub perplexity: f64,
+    /// Share of answer tokens whose most probable prediction is right, the right prefix given.
+    pub token_accuracy: f64,
+    /// Share of rows whose greedy answer equals the reference after trimming white space.
+    pub exact_match: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExampleComparison {
+    pub prompt: String,
+    pub reference: String,
+    pub base: String,
+    pub tuned: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    pub device: String,
+    /// The widest instruction set in use: `avx512`, `avx2` or `scalar`.
+    pub simd: String,
+    pub gflops: f64,
+    pub max_error: f64,
+}
