@@ -63,6 +63,12 @@ pub enum ProblemCode {
     Tokenizer,
     /// The named model is not in the store.
     ModelNotFound,
+    /// A source of models could not deliver: unreachable, refused, or without this model.
+    SourceFailed,
+    /// A file arrived whole and is not the one that was promised.
+    ChecksumMismatch,
+    /// The person stopped it.
+    Cancelled,
     /// The disk is full, or a file cannot be written.
     DiskFull,
     /// Not enough memory.
@@ -71,6 +77,10 @@ pub enum ProblemCode {
     Checkpoint,
     /// The loss became NaN or infinite.
     LossDiverged,
+    /// The worker process ended without saying how.
+    WorkerCrashed,
+    /// The daemon ended while this was under way, or a person stopped it.
+    Interrupted,
     /// A bug of ours.
     Internal,
 }

@@ -1,1 +1,30 @@
+//! Differentiable ops for training language models, as a burn backend extension.
+//!
+//! One file is one op: its public function on [`burn::tensor::Tensor`], its extension trait, the forward and backward
+//! on the CPU backend, a plain-burn `reference`, and tests of the forward and of every gradient against it.
+//! Activations are `[tokens, features]` throughout: batches are packed without padding, and only [`attention`] and
+//! [`rotary`] know where one sample ends and the next begins.
+//!
+//! To add an op, copy the shape of [`swiglu`], the smallest one.
 
+pub mod attention;
+pub mod cross_entropy;
+pub mod linear;
+pub mod rms_norm;
+pub mod rotary;
+pub mod row_store;
+pub mod simd;
+pub mod swiglu;
+
+mod buffer;
+mod matmul;
+#[cfg(test)]
+mod testing;
+
+pub use attention::{Heads, Segments, attention};
+pub use cross_entropy::{Targets, linear_cross_entropy, linear_logits, score_targets};
+pub use linear::{Dropout, Factors, linear};
+pub use rms_norm::rms_norm;
+pub use rotary::{RotaryTable, rotary};
+pub use row_store::write_rows;
+pub use swiglu::swiglu;

@@ -1,0 +1,165 @@
+//! Root-mean-square normalisation: `x / √(mean(x²) + ε) · weight`, row by row (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::simd::{dot, mul_add, simd_fn};
+
+/// Normalises each row of `x` `[tokens, features]`; `weight` is `[features]`.
+pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
+    assert_eq!(x.dims()[1], weight.dims()[0]);
+    Tensor::from_dispatch(<Dispatch as RmsNormOp>::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
+}
+
+/// The same by burn's own ops.
+pub fn reference(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
+    let mean_square = x.clone().powf_scalar(2.0).mean_dim(1);
+    x / (mean_square + epsilon).sqrt() * weight.unsqueeze()
+}
+
+#[backend_extension(Flex, Autodiff)]
+pub trait RmsNormOp: Backend {
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+}
+
+impl RmsNormOp for Flex {
+    fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTensor {
+        forward(&contiguous(x), &contiguous(weight), epsilon).0
+    }
+}
+
+impl<C: CheckpointStrategy> RmsNormOp for Autodiff<Flex, C> {
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        let (x_node, weight_node) = (x.node(), weight.node());
+        let (x, weight) = (contiguous(x.into_primitive()), contiguous(weight.into_primitive()));
+        let (output, inverse_rms) = forward(&x, &weight, epsilon);
+        match RmsNorm.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(Saved { x, weight, inverse_rms }, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RmsNorm;
+
+#[derive(Debug, Clone)]
+struct Saved {
+    x: FlexTensor,
+    weight: FlexTensor,
+    /// `1 / √(mean(x²) + ε)` of each row.
+    inverse_rms: Vec<f32>,
+}
+
+impl Backward<Flex, 2> for RmsNorm {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        let [x_node, weight_node] = ops.parents;
+        if let Some(node) = weight_node {
+            grads.register::<Flex>(node.id, weight_grad(&ops.state, &grad));
+        }
+        if let Some(node) = x_node {
+            grads.register::<Flex>(node.id, input_grad(&ops.state, &grad));
+        }
+    }
+}
+
+fn forward(x: &FlexTensor, weight: &FlexTensor, epsilon: f32) -> (FlexTensor, Vec<f32>) {
+    let [rows, cols] = shape2(x);
+    let mut output = uninit(rows * cols);
+    let mut inverse_rms = uninit(rows);
+    output.par_chunks_mut(cols).zip(inverse_rms.par_iter_mut()).zip(elements(x).par_chunks(cols)).for_each(
+        |((output, inverse), x)| {
+            *inverse = 1.0 / (dot(x, x) / cols as f32 + epsilon).sqrt();
+            normalise_row(x, elements(weight), *inverse, output);
+        },
+    );
+    (tensor(output, [rows, cols]), inverse_rms)
+}
+
+/// With `x̂ = x·r`: `dx = r · (g·w − x̂ · mean(g·w·x̂))`.
+fn input_grad(saved: &Saved, grad: &FlexTensor) -> FlexTensor {
+    let [rows, cols] = shape2(grad);
+    let weight = elements(&saved.weight);
+    let mut output = uninit(rows * cols);
+    output
+        .par_chunks_mut(cols)
+        .zip(elements(&saved.x).par_chunks(cols).zip(elements(grad).par_chunks(cols)))
+        .zip(saved.inverse_rms.par_iter())
+        .for_each(|((output, (x, grad)), &inverse)| input_grad_row(x, weight, grad, inverse, output));
+    tensor(output, [rows, cols])
+}
+
+fn weight_grad(saved: &Saved, grad: &FlexTensor) -> FlexTensor {
+    let [_, cols] = shape2(grad);
+    let mut output = vec![0.0; cols];
+    let rows = elements(&saved.x).chunks(cols).zip(elements(grad).chunks(cols)).zip(&saved.inverse_rms);
+    for ((x, grad), &inverse) in rows {
+        weight_grad_row(x, grad, inverse, &mut output);
+    }
+    tensor(output, [cols])
+}
+
+simd_fn! {
+    fn normalise_row(x: &[f32], weight: &[f32], inverse: f32, output: &mut [f32]) {
+        let _ = FMA;
+        for ((output, &x), &weight) in output.iter_mut().zip(x).zip(weight) {
+            *output = x * inverse * weight;
+        }
+    }
+}
+
+simd_fn! {
+    fn input_grad_row(x: &[f32], weight: &[f32], grad: &[f32], inverse: f32, output: &mut [f32]) {
+        for ((output, &grad), &weight) in output.iter_mut().zip(grad).zip(weight) {
+            *output = grad * weight;
+        }
+        let shared = dot(output, x) * inverse * inverse / x.len() as f32;
+        for (output, &x) in output.iter_mut().zip(x) {
+            *output = mul_add::<FMA>(-shared, x, *output) * inverse;
+        }
+    }
+}
+
+simd_fn! {
+    fn weight_grad_row(x: &[f32], grad: &[f32], inverse: f32, output: &mut [f32]) {
+        for ((output, &x), &grad) in output.iter_mut().zip(x).zip(grad) {
+            *output = mul_add::<FMA>(grad * inverse, x, *output);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, random, track};
+
+    #[test]
+    fn forward_and_gradients_equal_the_reference() {
+        crate::simd::testing::at_every_level(|level| {
+            for [rows, cols] in [[1, 1], [5, 33], [40, 576]] {
+                let (x, weight, scale) = (random([rows, cols], 1), random([cols], 2), random([rows, cols], 3));
+                let run = |op: fn(Tensor<2>, Tensor<1>, f32) -> Tensor<2>| {
+                    let (x, weight) = (track(&x), track(&weight));
+                    let output = op(x.clone(), weight.clone(), 1e-5);
+                    let grads = (output.clone() * scale.clone()).sum().backward();
+                    (output.inner(), x.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
+                };
+                let (ours, theirs) = (run(rms_norm), run(reference));
+                let what = format!("{level:?} {rows}x{cols}");
+                assert_close(ours.0, theirs.0, 1e-5, &what);
+                assert_close(ours.1, theirs.1, 2e-5, &what);
+                assert_close(ours.2, theirs.2, 2e-5, &what);
+            }
+        });
+    }
+}

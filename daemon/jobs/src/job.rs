@@ -1,0 +1,146 @@
+//! The record of a job and of what happened to it.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use justtrain_worker_api::{Event, ModelFiles, Problem, RecipeSource};
+use serde::{Deserialize, Serialize};
+
+use crate::{JobReason, JobState};
+
+/// Milliseconds since 1970-01-01 UTC.
+pub type UnixMillis = i64;
+
+pub fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Ten characters that a person can type: digits and lower-case letters without `i`, `l`, `o` and `u`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct JobId(String);
+
+const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+
+impl JobId {
+    /// A new id: 50 random bits.
+    pub fn random() -> Self {
+        let bytes = uuid::Uuid::new_v4().into_bytes();
+        // Bytes 6 and 8 of a UUID hold its version; the others are random.
+        let random = bytes[..6].iter().chain(&bytes[10..14]);
+        Self(random.map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect())
+    }
+
+    /// Ids name folders, so nothing but the alphabet gets through.
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() == 10 && text.bytes().all(|byte| ALPHABET.contains(&byte))).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A training job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    pub state: JobState,
+    pub reason: Option<JobReason>,
+    /// Why, and the next command; empty while all is well.
+    pub problems: Vec<Problem>,
+    pub recipe: RecipeSource,
+    /// The base model.
+    pub model: ModelFiles,
+    pub created: UnixMillis,
+    /// Start of the newest attempt.
+    pub started: Option<UnixMillis>,
+    pub ended: Option<UnixMillis>,
+    /// 1 for the first run, one more for each resume.
+    pub attempt: u32,
+    /// 1 is next; 0 when not queued.
+    pub queue_position: u32,
+    pub progress: Option<Progress>,
+    pub result: Option<TrainResult>,
+    /// Recipe, log, checkpoints and adapter.
+    pub run_dir: PathBuf,
+}
+
+/// The newest step.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    pub step: u64,
+    pub total_steps: u64,
+    pub loss: f64,
+    pub learning_rate: f64,
+    pub tokens_per_second: f64,
+    pub seconds_left: f64,
+}
+
+impl Progress {
+    /// What an event says of the progress, if anything.
+    pub(crate) fn of(event: &Event) -> Option<Self> {
+        match *event {
+            Event::Started { first_step, total_steps, .. } => {
+                Some(Self { step: first_step, total_steps, ..Self::default() })
+            }
+            Event::Step { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left, .. } => {
+                Some(Self { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a finished job has to show.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainResult {
+    pub steps: u64,
+    pub first_loss: f64,
+    pub last_loss: f64,
+    pub validation_loss: Option<f64>,
+    pub tokens_per_second: f64,
+    pub peak_memory_bytes: u64,
+    pub seconds: f64,
+    /// PEFT folder.
+    pub adapter: PathBuf,
+}
+
+/// Something that happened to a job. Within a job `seq` is 1, 2, 3… without a gap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobEvent {
+    pub seq: u64,
+    pub time: UnixMillis,
+    pub body: EventBody,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventBody {
+    /// The job after a change of its state.
+    State(Box<Job>),
+    /// A line of the worker.
+    Worker(Event),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::JobId;
+
+    #[test]
+    fn ids_are_safe_folder_names() {
+        assert!(JobId::parse(JobId::random().as_str()).is_some());
+        for bad in ["", "../../etc", "abc", "ABCDEFGHJK", "0123456789a", "012345678/"] {
+            assert_eq!(JobId::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+"""The reference LoRA fine-tuning step, in PyTorch + transformers + PEFT: what llama.py and smollm2.py both record.
+
+Sequences run one at a time and unpadded; the loss is the sum over all target tokens divided by their number, so that
+padding, packing and batch layout cannot change it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from transformers import get_cosine_schedule_with_warmup
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IGNORE = -100
+
+
+@dataclass
+class Sequence:
+    """One training row; `labels[i]` is `ids[i]` where it counts for the loss and -100 elsewhere."""
+
+    ids: list[int]
+    labels: list[int]
+
+    @property
+    def target_tokens(self) -> int:
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+@dataclass
+class Schedule:
+    steps: int
+    warmup_steps: int
+    learning_rate: float
+    max_grad_norm: float = 1.0
+
+
+def attach_lora(model, rank: int, alpha: int):
+    """LoRA on every linear layer of the decoder, in training mode, without dropout."""
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM")
+    return get_peft_model(model, config).train()
+
+
+def adapter_parameters(model) -> dict[str, torch.nn.Parameter]:
+    """A and B by the names that PEFT writes to `adapter_model.safetensors`."""
+    return {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def logits_of(model, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0].contiguous()
+
+
+def loss_of(model, batch: list[Sequence]) -> torch.Tensor:
+    """Token-weighted mean over the whole batch, natural logarithm."""
+    total = sum(sequence.target_tokens for sequence in batch)
+    return sum(loss_sum(model, sequence) for sequence in batch) / total
+
+
+def loss_sum(model, sequence: Sequence) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([sequence.ids])).logits[0, :-1]
+    return F.cross_entropy(logits, torch.tensor(sequence.labels[1:]), ignore_index=IGNORE, reduction="sum")
+
+
+def gradients_of(model, batch: list[Sequence]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = loss_of(model, batch)
+    loss.backward()
+    gradients = {name: p.grad.detach().clone() for name, p in adapter_parameters(model).items()}
+    model.zero_grad()
+    return loss.item(), gradients
+
+
+def train(model, batch: list[Sequence], schedule: Schedule) -> dict[str, list[float]]:
+    """AdamW over the same batch at every step. The norms are those before clipping."""
+    parameters = list(adapter_parameters(model).values())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, foreach=False
+    )
+    scheduler = get_cosine_schedule_with_warmup(optimizer, schedule.warmup_steps, schedule.steps)
+    curve: dict[str, list[float]] = {"loss": [], "learning_rate": [], "grad_norm": []}
+    for _ in range(schedule.steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.max_grad_norm)
+        curve["loss"].append(loss.item())
+        curve["learning_rate"].append(scheduler.get_last_lr()[0])
+        curve["grad_norm"].append(norm.item())
+        optimizer.step()
+        scheduler.step()
+    assert all(math.isfinite(loss) for loss in curve["loss"])
+    return curve
