@@ -58,19 +58,12 @@ pub fn rotary(x: Tensor<2>, table: Arc<RotaryTable>) -> Tensor<2> {
 pub fn reference(x: Tensor<2>, table: Arc<RotaryTable>) -> Tensor<2> {
     let [tokens, features] = x.dims();
     let (half, device) = (table.half, x.device());
-    let angle = |values: &[f32]| {
-        Tensor::<3>::from_data(TensorData::new(values.to_vec(), [tokens, 1, half]), &device)
-    };
+    let angle = |values: &[f32]| Tensor::<3>::from_data(TensorData::new(values.to_vec(), [tokens, 1, half]), &device);
     let (cos, sin) = (angle(&table.cos), angle(&table.sin));
     let heads: Tensor<3> = x.reshape([tokens, features / (2 * half), 2 * half]);
     let (first, second) = (heads.clone().narrow(2, 0, half), heads.narrow(2, half, half));
-    let rotated = Tensor::cat(
-        vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ],
-        2,
-    );
+    let rotated =
+        Tensor::cat(vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin], 2);
     rotated.reshape([tokens, features])
 }
 

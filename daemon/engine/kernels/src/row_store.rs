@@ -1,8 +1,8 @@
 //! Writes rows into a tensor that is kept, such as a key/value cache: in place where nothing else holds it.
 
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
@@ -52,6 +52,6 @@ mod tests {
         let store = Tensor::<2>::zeros([4, 2], &device);
         let rows = Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 4.0]], &device);
         let store = write_rows(store, rows, vec![3, 1]);
-        assert_eq!(store.into_data().to_vec::<f32>().unwrap(), [0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
+        assert_eq!(store.into_data().try_to_vec::<f32>().unwrap(), [0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 1.0, 2.0]);
     }
 }

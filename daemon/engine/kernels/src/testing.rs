@@ -20,7 +20,7 @@ pub(crate) fn track<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
 }
 
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().to_vec().unwrap()
+    tensor.into_data().try_to_vec().unwrap()
 }
 
 /// Fails where the two differ by more than `tolerance` relative to the largest magnitude of the expected one.

@@ -1,0 +1,500 @@
+//! Causal grouped-query attention over packed sequences, tiled with an online softmax (FlashAttention-2, Dao 2023,
+//! arXiv 2307.08691): no token sees another sample, and nothing of size tokens × tokens is kept.
+//!
+//! Heads lie side by side, `[tokens, heads · head_dim]`, so that neither projection needs a transposed copy.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{SharedMut, contiguous, elements, shape2, tensor, uninit};
+use crate::matmul::{Threads, View, Write, matmul_into};
+use crate::simd;
+
+/// The heads of an attention layer. `query` is a multiple of `key_value` (grouped-query attention, arXiv 2305.13245).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    pub query: usize,
+    pub key_value: usize,
+    pub dim: usize,
+}
+
+impl Heads {
+    fn group(self) -> usize {
+        self.query / self.key_value
+    }
+}
+
+/// Which rows belong together: the queries of one sequence and the keys that they may see.
+///
+/// The last query stands at the last key; each earlier query sees one key fewer. With as many queries as keys that is
+/// causal attention over a whole sequence, with fewer it is generation with a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segments(Vec<Segment>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Segment {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Segments {
+    /// Whole sequences one after the other; `starts` holds each one's first row and, last, the end of all.
+    pub fn packed(starts: &[usize]) -> Self {
+        let whole = |range: &[usize]| Segment { queries: range[0]..range[1], keys: range[0]..range[1] };
+        Self(starts.windows(2).map(whole).collect())
+    }
+
+    /// Pairs of query rows and key rows.
+    pub fn cached(pairs: impl IntoIterator<Item = (Range<usize>, Range<usize>)>) -> Self {
+        Self(pairs.into_iter().map(|(queries, keys)| Segment { queries, keys }).collect())
+    }
+
+    fn check(&self, query_rows: usize, key_rows: usize) {
+        for Segment { queries, keys } in &self.0 {
+            assert!(queries.len() <= keys.len(), "each query has a key of its own");
+            assert!(queries.end <= query_rows && keys.end <= key_rows, "segments lie inside the batch");
+        }
+    }
+}
+
+/// `softmax(q·kᵀ·scale)·v` within each segment. `q` is `[queries, query heads · dim]`, `k` and `v`
+/// `[keys, key/value heads · dim]`; the result has the shape of `q`. Rows of `q` outside every segment give zeros.
+pub fn attention(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scale: f32,
+) -> Tensor<2> {
+    assert_eq!(heads.query % heads.key_value, 0);
+    assert_eq!(q.dims()[1], heads.query * heads.dim);
+    assert_eq!(k.dims()[1], heads.key_value * heads.dim);
+    assert_eq!(k.dims(), v.dims());
+    segments.check(q.dims()[0], k.dims()[0]);
+    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scale))
+}
+
+/// The same by burn's own ops, with whole score matrices.
+pub fn reference(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scale: f32,
+) -> Tensor<2> {
+    let mut outputs = Vec::new();
+    for Segment { queries, keys } in &segments.0 {
+        let split = |x: &Tensor<2>, rows: &Range<usize>, count: usize| {
+            let x = x.clone().narrow(0, rows.start, rows.len()).reshape([rows.len(), count, heads.dim]);
+            x.swap_dims(0, 1)
+        };
+        let repeat = |x: Tensor<3>| {
+            let len = x.dims()[1];
+            x.unsqueeze_dim::<4>(1).repeat_dim(1, heads.group()).reshape([heads.query, len, heads.dim])
+        };
+        let q = split(&q, queries, heads.query);
+        let (k, v) = (repeat(split(&k, keys, heads.key_value)), repeat(split(&v, keys, heads.key_value)));
+        let hidden = keys.len() - queries.len();
+        let mask: Vec<f32> = (0..queries.len())
+            .flat_map(|row| (0..keys.len()).map(move |col| if col > row + hidden { -1e30 } else { 0.0 }))
+            .collect();
+        let mask = Tensor::<3>::from_data(TensorData::new(mask, [1, queries.len(), keys.len()]), &q.device());
+        let weights = burn::tensor::activation::softmax(q.matmul(k.swap_dims(1, 2)) * scale + mask, 2);
+        outputs.push(weights.matmul(v).swap_dims(0, 1).reshape([queries.len(), heads.query * heads.dim]));
+    }
+    Tensor::cat(outputs, 0)
+}
+
+#[backend_extension(Flex, Autodiff)]
+pub trait AttentionOp: Backend {
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scale: f32,
+    ) -> FloatTensor<Self>;
+}
+
+impl AttentionOp for Flex {
+    fn attention(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scale: f32,
+    ) -> FlexTensor {
+        let inputs = Inputs { q: contiguous(q), k: contiguous(k), v: contiguous(v), heads, segments, scale };
+        forward(&inputs).0
+    }
+}
+
+impl<C: CheckpointStrategy> AttentionOp for Autodiff<Flex, C> {
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let nodes = [q.node(), k.node(), v.node()];
+        let [q, k, v] = [q, k, v].map(|x| contiguous(x.into_primitive()));
+        let inputs = Inputs { q, k, v, heads, segments, scale };
+        let (output, log_sums) = forward(&inputs);
+        match Attention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(Saved { inputs, output: output.clone(), log_sums }, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attention;
+
+#[derive(Debug, Clone)]
+struct Inputs {
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scale: f32,
+}
+
+#[derive(Debug, Clone)]
+struct Saved {
+    inputs: Inputs,
+    output: FlexTensor,
+    /// Logarithm of each row's softmax denominator, `[queries, query heads]`.
+    log_sums: Vec<f32>,
+}
+
+impl Backward<Flex, 3> for Attention {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        for (node, grad) in ops.parents.into_iter().zip(backward(&ops.state, &grad)) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, grad);
+            }
+        }
+    }
+}
+
+/// Queries and keys of one tile. Its scores (64 × 128 floats, 32 KiB) stay in the first-level cache.
+const QUERY_TILE: usize = 64;
+const KEY_TILE: usize = 128;
+
+/// One piece of parallel work: a sequence and a key/value head, with all query heads of its group.
+struct Task<'a> {
+    segment: &'a Segment,
+    key_value_head: usize,
+}
+
+/// A block of scores: some queries of one head against some keys, both counted within the segment.
+struct Tile {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Inputs {
+    fn tasks(&self) -> impl ParallelIterator<Item = Task<'_>> {
+        let heads = self.heads.key_value;
+        self.segments.0.par_iter().flat_map(move |segment| {
+            (0..heads).into_par_iter().map(move |key_value_head| Task { segment, key_value_head })
+        })
+    }
+
+    fn query_width(&self) -> usize {
+        self.heads.query * self.heads.dim
+    }
+
+    fn key_width(&self) -> usize {
+        self.heads.key_value * self.heads.dim
+    }
+
+    /// `rows` of `x` restricted to one head.
+    fn head_view<'a>(&self, x: &'a FlexTensor, rows: Range<usize>, head: usize) -> View<'a> {
+        let width = shape2(x)[1];
+        let offset = rows.start * width + head * self.heads.dim;
+        View::strided(&elements(x)[offset..], [rows.len(), self.heads.dim], width)
+    }
+
+    /// `scale · q · kᵀ` of a tile into `scores`, row-major.
+    fn scores(&self, task: &Task<'_>, head: usize, tile: &Tile, scores: &mut [f32]) {
+        let q = self.head_view(&self.q, shift(&tile.queries, task.segment.queries.start), head);
+        let k = self.head_view(&self.k, shift(&tile.keys, task.segment.keys.start), task.key_value_head);
+        // SAFETY: `scores` is borrowed mutably and holds queries × keys elements.
+        unsafe {
+            matmul_into(SharedMut::new(scores), 0, tile.keys.len(), Write::Replace, self.scale, q, k.t(), Threads::One);
+        }
+    }
+}
+
+impl Task<'_> {
+    /// How many keys the query at `index` of the segment sees.
+    fn visible(&self, index: usize) -> usize {
+        self.segment.keys.len() - self.segment.queries.len() + index + 1
+    }
+
+    /// The tiles of queries, each with the tiles of keys that at least one of them sees.
+    fn tiles(&self) -> impl Iterator<Item = (Range<usize>, impl Iterator<Item = Tile>)> {
+        tiles(self.segment.queries.len(), QUERY_TILE).map(|queries| {
+            let keys = tiles(self.visible(queries.end - 1), KEY_TILE);
+            let of = queries.clone();
+            (queries, keys.map(move |keys| Tile { queries: of.clone(), keys }))
+        })
+    }
+
+    /// How many keys of the tile the tile's row `row` sees.
+    fn visible_in(&self, tile: &Tile, row: usize) -> usize {
+        self.visible(tile.queries.start + row).saturating_sub(tile.keys.start).min(tile.keys.len())
+    }
+}
+
+fn tiles(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(size).map(move |start| start..(start + size).min(len))
+}
+
+fn shift(range: &Range<usize>, by: usize) -> Range<usize> {
+    range.start + by..range.end + by
+}
+
+fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
+    let heads = inputs.heads;
+    let [rows, width] = shape2(&inputs.q);
+    let mut output = vec![0.0; rows * width];
+    let mut log_sums = vec![0.0; rows * heads.query];
+    let (output_ptr, log_sums_ptr) = (SharedMut::new(&mut output), SharedMut::new(&mut log_sums));
+    inputs.tasks().for_each(|task| {
+        let mut scores = uninit(QUERY_TILE * KEY_TILE);
+        for head in task.key_value_head * heads.group()..(task.key_value_head + 1) * heads.group() {
+            for (queries, key_tiles) in task.tiles() {
+                let first_row = task.segment.queries.start + queries.start;
+                let mut largest = [f32::NEG_INFINITY; QUERY_TILE];
+                let mut sums = [0.0f32; QUERY_TILE];
+                // SAFETY: this task alone owns these rows of this head.
+                let output_row =
+                    |row: usize| unsafe { output_ptr.slice((first_row + row) * width + head * heads.dim, heads.dim) };
+                for tile in key_tiles {
+                    let cols = tile.keys.len();
+                    inputs.scores(&task, head, &tile, &mut scores);
+                    for (row, scores) in scores.chunks_mut(cols).take(queries.len()).enumerate() {
+                        let (seen, unseen) = scores.split_at_mut(task.visible_in(&tile, row));
+                        unseen.fill(0.0);
+                        let new_largest = largest[row].max(simd::max(seen));
+                        if seen.is_empty() {
+                            continue;
+                        }
+                        let correction = (largest[row] - new_largest).exp();
+                        sums[row] = sums[row] * correction + simd::exp_sum(seen, new_largest);
+                        largest[row] = new_largest;
+                        if correction != 1.0 {
+                            simd::scale(output_row(row), correction);
+                        }
+                    }
+                    let weights = View::new(&scores, [queries.len(), cols]);
+                    let keys = shift(&tile.keys, task.segment.keys.start);
+                    let v = inputs.head_view(&inputs.v, keys, task.key_value_head);
+                    let offset = first_row * width + head * heads.dim;
+                    // SAFETY: as for `output_row`.
+                    unsafe {
+                        matmul_into(output_ptr, offset, width, Write::Accumulate, 1.0, weights, v, Threads::One);
+                    }
+                }
+                for row in 0..queries.len() {
+                    simd::scale(output_row(row), 1.0 / sums[row]);
+                    // SAFETY: this task alone owns these rows of this head.
+                    unsafe {
+                        *log_sums_ptr.at((first_row + row) * heads.query + head) = largest[row] + sums[row].ln();
+                    }
+                }
+            }
+        }
+    });
+    (tensor(output, [rows, width]), log_sums)
+}
+
+/// The gradients of q, k and v. With `P` the softmax and `D` each row's `Σ dO·O`:
+/// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`.
+fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
+    let Saved { inputs, output, log_sums } = saved;
+    let heads = inputs.heads;
+    let ([query_rows, width], [key_rows, key_width]) = (shape2(&inputs.q), shape2(&inputs.k));
+    debug_assert_eq!([width, key_width], [inputs.query_width(), inputs.key_width()]);
+    let mut q_grad = vec![0.0; query_rows * width];
+    let mut k_grad = vec![0.0; key_rows * key_width];
+    let mut v_grad = vec![0.0; key_rows * key_width];
+    let [q_ptr, k_ptr, v_ptr] = [&mut q_grad, &mut k_grad, &mut v_grad].map(|grad| SharedMut::new(grad));
+    inputs.tasks().for_each(|task| {
+        let mut weights = uninit(QUERY_TILE * KEY_TILE);
+        let mut score_grads = uninit(QUERY_TILE * KEY_TILE);
+        for head in task.key_value_head * heads.group()..(task.key_value_head + 1) * heads.group() {
+            for (queries, key_tiles) in task.tiles() {
+                let rows = shift(&queries, task.segment.queries.start);
+                let head_row = |x: &FlexTensor, row: usize| {
+                    let start = row * width + head * heads.dim;
+                    start..start + heads.dim.min(elements(x).len() - start)
+                };
+                let mut row_dots = [0.0f32; QUERY_TILE];
+                for (row, dot) in rows.clone().zip(&mut row_dots) {
+                    let range = head_row(output, row);
+                    *dot = simd::dot(&elements(output)[range.clone()], &elements(grad)[range]);
+                }
+                let output_grad = inputs.head_view(grad, rows.clone(), head);
+                for tile in key_tiles {
+                    let (cols, shape) = (tile.keys.len(), [queries.len(), tile.keys.len()]);
+                    let keys = shift(&tile.keys, task.segment.keys.start);
+                    let key_offset = keys.start * key_width + task.key_value_head * heads.dim;
+                    let v = inputs.head_view(&inputs.v, keys.clone(), task.key_value_head);
+                    let k = inputs.head_view(&inputs.k, keys, task.key_value_head);
+                    let q = inputs.head_view(&inputs.q, rows.clone(), head);
+
+                    inputs.scores(&task, head, &tile, &mut weights);
+                    for (row, weights) in weights.chunks_mut(cols).take(queries.len()).enumerate() {
+                        let (seen, unseen) = weights.split_at_mut(task.visible_in(&tile, row));
+                        unseen.fill(0.0);
+                        simd::exp_sum(seen, log_sums[(rows.start + row) * heads.query + head]);
+                    }
+                    let scores_ptr = SharedMut::new(&mut score_grads);
+                    // SAFETY: scratch of this task; and only this task touches this head of these rows of q, and this
+                    // key/value head of these rows of k and v.
+                    unsafe {
+                        let p = View::new(&weights, shape);
+                        matmul_into(
+                            v_ptr,
+                            key_offset,
+                            key_width,
+                            Write::Accumulate,
+                            1.0,
+                            p.t(),
+                            output_grad,
+                            Threads::One,
+                        );
+                        matmul_into(scores_ptr, 0, cols, Write::Replace, 1.0, output_grad, v.t(), Threads::One);
+                    }
+                    let rows_of_both = score_grads.chunks_mut(cols).zip(weights.chunks(cols));
+                    for ((score_grads, weights), dot) in rows_of_both.take(queries.len()).zip(row_dots) {
+                        score_grad_row(weights, dot, score_grads);
+                    }
+                    let score_grads = View::new(&score_grads, shape);
+                    let q_offset = rows.start * width + head * heads.dim;
+                    // SAFETY: as above.
+                    unsafe {
+                        matmul_into(
+                            q_ptr,
+                            q_offset,
+                            width,
+                            Write::Accumulate,
+                            inputs.scale,
+                            score_grads,
+                            k,
+                            Threads::One,
+                        );
+                        let transposed = score_grads.t();
+                        matmul_into(
+                            k_ptr,
+                            key_offset,
+                            key_width,
+                            Write::Accumulate,
+                            inputs.scale,
+                            transposed,
+                            q,
+                            Threads::One,
+                        );
+                    }
+                }
+            }
+        }
+    });
+    [tensor(q_grad, [query_rows, width]), tensor(k_grad, [key_rows, key_width]), tensor(v_grad, [key_rows, key_width])]
+}
+
+simd::simd_fn! {
+    /// `dP ← P ⊙ (dP − D)`.
+    fn score_grad_row(weights: &[f32], dot: f32, score_grads: &mut [f32]) {
+        let _ = FMA;
+        for (grad, &weight) in score_grads.iter_mut().zip(weights) {
+            *grad = weight * (*grad - dot);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, random, track, values};
+
+    type Op = fn(Tensor<2>, Tensor<2>, Tensor<2>, Heads, Arc<Segments>, f32) -> Tensor<2>;
+
+    #[test]
+    fn forward_and_gradients_equal_the_reference() {
+        let cases = [
+            (vec![0, 1], Heads { query: 1, key_value: 1, dim: 1 }),
+            (vec![0, 5, 6, 20], Heads { query: 6, key_value: 2, dim: 8 }),
+            // More than one tile of queries and of keys, cut unevenly.
+            (vec![0, 3, 205], Heads { query: 2, key_value: 1, dim: 16 }),
+        ];
+        crate::simd::testing::at_every_level(|level| {
+            for (starts, heads) in &cases {
+                let rows = *starts.last().unwrap();
+                let segments = Arc::new(Segments::packed(starts));
+                let q = random([rows, heads.query * heads.dim], 1);
+                let k = random([rows, heads.key_value * heads.dim], 2);
+                let v = random([rows, heads.key_value * heads.dim], 3);
+                let upstream = random([rows, heads.query * heads.dim], 4);
+                let run = |op: Op| {
+                    let [q, k, v] = [&q, &k, &v].map(track);
+                    let output = op(q.clone(), k.clone(), v.clone(), *heads, segments.clone(), 0.4);
+                    let grads = (output.clone() * upstream.clone()).sum().backward();
+                    let mut results = vec![output.inner()];
+                    results.extend([q, k, v].map(|leaf| leaf.grad(&grads).unwrap()));
+                    results
+                };
+                for (index, (ours, theirs)) in run(attention).into_iter().zip(run(reference)).enumerate() {
+                    assert_close(ours, theirs, 3e-5, &format!("{level:?} {starts:?} {heads:?} result {index}"));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn queries_with_a_cache_see_what_they_saw_without() {
+        let heads = Heads { query: 4, key_value: 2, dim: 6 };
+        let (q, k, v) = (random([150, 24], 1), random([150, 12], 2), random([150, 12], 3));
+        let whole = attention(q.clone(), k.clone(), v.clone(), heads, Arc::new(Segments::packed(&[0, 150])), 0.3);
+        let last = Arc::new(Segments::cached([(0..3, 0..150)]));
+        let cached = attention(q.narrow(0, 147, 3), k, v, heads, last, 0.3);
+        assert_close(cached, whole.narrow(0, 147, 3), 1e-5, "cached");
+    }
+
+    #[test]
+    fn a_sample_never_sees_its_neighbour() {
+        let heads = Heads { query: 2, key_value: 1, dim: 4 };
+        let segments = Arc::new(Segments::packed(&[0, 4, 9]));
+        let (q, k, v) = (random([9, 8], 1), random([9, 4], 2), random([9, 4], 3));
+        let run = |v: Tensor<2>| values(attention(q.clone(), k.clone(), v, heads, segments.clone(), 0.5));
+        let before = run(v.clone());
+        // Another first sample: the second one's outputs stay the same to the last bit.
+        let other = Tensor::cat(vec![v.clone().narrow(0, 0, 4) * 3.0, v.narrow(0, 4, 5)], 0);
+        let after = run(other);
+        assert_ne!(before[..32], after[..32]);
+        assert_eq!(before[32..], after[32..]);
+    }
+}

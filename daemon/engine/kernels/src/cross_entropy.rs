@@ -1,0 +1,312 @@
+//! The output layer fused with cross-entropy, at target positions only and in chunks: the `[targets, vocabulary]`
+//! logits never exist whole.
+//!
+//! The loss is a sum, so the gradient of the hidden states can be made beside it in the same pass (as in Liger Kernel,
+//! arXiv 2410.10989) and only scaled in the backward.
+
+use std::sync::Arc;
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, AutodiffBackend, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::matmul::{View, Write, matmul};
+use crate::simd;
+
+/// Which rows of the hidden states predict which token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Rows of the hidden states, ascending.
+    pub rows: Vec<usize>,
+    /// The token that the row at the same place must predict.
+    pub tokens: Vec<u32>,
+}
+
+impl Targets {
+    /// How many tokens are predicted.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn check(&self, hidden: [usize; 2], vocabulary: usize) {
+        assert_eq!(self.rows.len(), self.tokens.len());
+        assert!(self.rows.iter().all(|&row| row < hidden[0]), "target rows lie inside the batch");
+        assert!(self.tokens.iter().all(|&token| (token as usize) < vocabulary), "target tokens lie in the vocabulary");
+    }
+}
+
+/// Σ −log softmax(hidden·weightᵀ)[target] over all targets, as a tensor of one element (nats).
+///
+/// `hidden` is `[tokens, features]`, `weight` `[vocabulary, features]`.
+pub fn linear_cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: Arc<Targets>) -> Tensor<1> {
+    targets.check(hidden.dims(), weight.dims()[0]);
+    let (hidden, weight) = (hidden.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::linear_cross_entropy(hidden, weight, targets))
+}
+
+/// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`.
+/// Not differentiable.
+pub fn score_targets(hidden: Tensor<2>, weight: Tensor<2>, targets: Arc<Targets>) -> Tensor<2> {
+    targets.check(hidden.dims(), weight.dims()[0]);
+    let (hidden, weight) = (hidden.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::score_targets(hidden, weight, targets))
+}
+
+/// All logits of a few rows, for sampling: `hidden·weightᵀ`, `[rows, vocabulary]`.
+pub fn linear_logits(hidden: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    crate::linear(hidden, weight, None)
+}
+
+/// The loss by burn's own ops, with whole logits.
+pub fn reference(hidden: Tensor<2>, weight: Tensor<2>, targets: Arc<Targets>) -> Tensor<1> {
+    let device = hidden.device();
+    let ints = |values: Vec<i64>| {
+        let len = values.len();
+        Tensor::<1, Int>::from_data(TensorData::new(values, [len]), &device)
+    };
+    let rows = ints(targets.rows.iter().map(|&row| row as i64).collect());
+    let tokens = ints(targets.tokens.iter().map(|&token| i64::from(token)).collect());
+    let logits = hidden.select(0, rows).matmul(weight.transpose());
+    -burn::tensor::activation::log_softmax(logits, 1).gather(1, tokens.unsqueeze_dim(1)).sum()
+}
+
+#[backend_extension(Flex, Autodiff)]
+pub trait CrossEntropyOp: Backend {
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self>;
+
+    fn score_targets(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, targets: Arc<Targets>) -> FloatTensor<Self>;
+}
+
+impl CrossEntropyOp for Flex {
+    fn linear_cross_entropy(hidden: FlexTensor, weight: FlexTensor, targets: Arc<Targets>) -> FlexTensor {
+        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
+        forward(&hidden, &weight, &targets, Wanted::default()).loss
+    }
+
+    fn score_targets(hidden: FlexTensor, weight: FlexTensor, targets: Arc<Targets>) -> FlexTensor {
+        let (hidden, weight) = (contiguous(hidden), contiguous(weight));
+        let mut scores = uninit(targets.len() * 2);
+        for_each_chunk(&hidden, &weight, &targets, |chunk| {
+            let scores = &mut scores[chunk.first * 2..][..chunk.tokens.len() * 2];
+            let rows = chunk.logits.par_chunks_mut(chunk.vocabulary).zip(chunk.tokens);
+            rows.zip(scores.par_chunks_mut(2)).for_each(|((logits, &token), score)| {
+                let target = logits[token as usize];
+                let largest = simd::max(logits);
+                score[1] = f32::from(target == largest);
+                score[0] = simd::exp_sum(logits, largest).ln() + largest - target;
+            });
+        });
+        tensor(scores, [targets.len(), 2])
+    }
+}
+
+impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
+    fn linear_cross_entropy(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self> {
+        let (hidden_tracked, weight_tracked) = (hidden.is_tracked(), weight.is_tracked());
+        let nodes = [hidden.node(), weight.node()];
+        let (hidden, weight) = (contiguous(hidden.into_primitive()), contiguous(weight.into_primitive()));
+        match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let wanted = Wanted { hidden: hidden_tracked, weight: weight_tracked };
+                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, &targets, wanted);
+                prep.finish(Saved { hidden_grad, weight_grad }, loss)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, &targets, Wanted::default()).loss),
+        }
+    }
+
+    fn score_targets(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, targets: Arc<Targets>) -> FloatTensor<Self> {
+        Self::from_inner(Flex::score_targets(hidden.into_primitive(), weight.into_primitive(), targets))
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropy;
+
+#[derive(Debug, Clone)]
+struct Saved {
+    hidden_grad: Option<FlexTensor>,
+    weight_grad: Option<FlexTensor>,
+}
+
+impl Backward<Flex, 2> for CrossEntropy {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let upstream = elements(&contiguous(grads.consume::<Flex>(&ops.node)))[0];
+        let Saved { hidden_grad, weight_grad } = ops.state;
+        for (node, grad) in ops.parents.into_iter().zip([hidden_grad, weight_grad]) {
+            if let (Some(node), Some(mut grad)) = (node, grad) {
+                grad.storage_mut::<f32>().par_chunks_mut(16 * 1024).for_each(|chunk| simd::scale(chunk, upstream));
+                grads.register::<Flex>(node.id, grad);
+            }
+        }
+    }
+}
+
+/// Which gradients the forward makes beside the loss.
+#[derive(Clone, Copy, Default)]
+struct Wanted {
+    hidden: bool,
+    weight: bool,
+}
+
+struct Forward {
+    loss: FlexTensor,
+    hidden_grad: Option<FlexTensor>,
+    weight_grad: Option<FlexTensor>,
+}
+
+/// The logits of some targets, in row-major order.
+struct Chunk<'a> {
+    /// Index of the first target.
+    first: usize,
+    /// The hidden states of these targets, `[targets, features]`.
+    hidden: View<'a>,
+    logits: &'a mut [f32],
+    tokens: &'a [u32],
+    rows: &'a [usize],
+    vocabulary: usize,
+}
+
+/// Bytes of logits that exist at a time.
+const CHUNK_BYTES: usize = 32 << 20;
+
+/// Calls `each` with the logits of one chunk of targets after the other.
+fn for_each_chunk(hidden: &FlexTensor, weight: &FlexTensor, targets: &Targets, mut each: impl FnMut(Chunk<'_>)) {
+    let [vocabulary, features] = shape2(weight);
+    let weight = View::new(elements(weight), [vocabulary, features]);
+    let size = (CHUNK_BYTES / 4 / vocabulary).clamp(1, targets.len().max(1));
+    let mut logits = uninit(size * vocabulary);
+    let mut gathered = uninit(size * features);
+    for (index, (rows, tokens)) in targets.rows.chunks(size).zip(targets.tokens.chunks(size)).enumerate() {
+        for (row, gathered) in rows.iter().zip(gathered.chunks_mut(features)) {
+            gathered.copy_from_slice(&elements(hidden)[row * features..][..features]);
+        }
+        let hidden = View::new(&gathered, [rows.len(), features]);
+        let logits = &mut logits[..rows.len() * vocabulary];
+        matmul(logits, Write::Replace, 1.0, hidden, weight.t());
+        each(Chunk { first: index * size, hidden, logits, tokens, rows, vocabulary });
+    }
+}
+
+fn forward(hidden: &FlexTensor, weight: &FlexTensor, targets: &Targets, wanted: Wanted) -> Forward {
+    let ([tokens, features], [vocabulary, _]) = (shape2(hidden), shape2(weight));
+    let mut loss = 0.0f64;
+    let mut hidden_grad = wanted.hidden.then(|| vec![0.0; tokens * features]);
+    let mut weight_grad = wanted.weight.then(|| vec![0.0; vocabulary * features]);
+    let mut scratch = Vec::new();
+    for_each_chunk(hidden, weight, targets, |chunk| {
+        // Each row of logits becomes softmax − one-hot, the gradient of its loss.
+        let losses: Vec<f32> = chunk
+            .logits
+            .par_chunks_mut(vocabulary)
+            .zip(chunk.tokens)
+            .map(|(logits, &token)| {
+                let target = logits[token as usize];
+                let largest = simd::max(logits);
+                let sum = simd::exp_sum(logits, largest);
+                if wanted.hidden || wanted.weight {
+                    simd::scale(logits, 1.0 / sum);
+                    logits[token as usize] -= 1.0;
+                }
+                sum.ln() + largest - target
+            })
+            .collect();
+        loss += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        let gradient = View::new(chunk.logits, [chunk.tokens.len(), vocabulary]);
+        if let Some(hidden_grad) = &mut hidden_grad {
+            scratch.resize(chunk.tokens.len() * features, 0.0);
+            let weight = View::new(elements(weight), [vocabulary, features]);
+            matmul(&mut scratch, Write::Replace, 1.0, gradient, weight);
+            for (row, grad) in chunk.rows.iter().zip(scratch.chunks(features)) {
+                hidden_grad[row * features..][..features].copy_from_slice(grad);
+            }
+        }
+        if let Some(weight_grad) = &mut weight_grad {
+            matmul(weight_grad, Write::Accumulate, 1.0, gradient.t(), chunk.hidden);
+        }
+    });
+    Forward {
+        loss: tensor(vec![loss as f32], [1]),
+        hidden_grad: hidden_grad.map(|grad| tensor(grad, [tokens, features])),
+        weight_grad: weight_grad.map(|grad| tensor(grad, [vocabulary, features])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, random, track, values};
+
+    fn targets(rows: &[usize], tokens: &[u32]) -> Arc<Targets> {
+        Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec() })
+    }
+
+    #[test]
+    fn loss_and_gradients_equal_the_reference() {
+        crate::simd::testing::at_every_level(|level| {
+            let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, targets(&[0, 3, 4, 8], &[36, 0, 5, 5]))];
+            for (shape, vocabulary, targets) in cases {
+                let (hidden, weight) = (random(shape, 1), random([vocabulary, shape[1]], 2));
+                let run = |op: fn(Tensor<2>, Tensor<2>, Arc<Targets>) -> Tensor<1>| {
+                    let (hidden, weight) = (track(&hidden), track(&weight));
+                    let loss = op(hidden.clone(), weight.clone(), targets.clone());
+                    let grads = (loss.clone() * 0.25).backward();
+                    (loss.inner(), hidden.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
+                };
+                let (ours, theirs) = (run(linear_cross_entropy), run(reference));
+                let what = format!("{level:?} {shape:?} {vocabulary}");
+                assert_close(ours.0, theirs.0, 1e-5, &what);
+                assert_close(ours.1, theirs.1, 1e-5, &what);
+                assert_close(ours.2, theirs.2, 1e-5, &what);
+            }
+        });
+    }
+
+    #[test]
+    fn several_chunks_make_the_same_as_one() {
+        // 9 million logits: two chunks of at most 32 MiB.
+        let (hidden, weight) = (track(&random([30, 4], 1)), random([300_000, 4], 2));
+        let targets = Arc::new(Targets { rows: (0..30).collect(), tokens: (0..30).map(|i| i * 9_999).collect() });
+        let ours = linear_cross_entropy(hidden.clone(), weight.clone(), targets.clone());
+        let theirs = reference(hidden.clone(), weight, targets);
+        let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());
+        assert_close(ours.inner(), theirs.inner(), 1e-5, "loss");
+        assert_close(hidden.grad(&our_grads).unwrap(), hidden.grad(&their_grads).unwrap(), 1e-5, "gradient");
+    }
+
+    #[test]
+    fn scores_add_up_to_the_loss_and_know_the_winner() {
+        let (hidden, weight) = (random([6, 8], 1), random([11, 8], 2));
+        let logits = values(hidden.clone().matmul(weight.clone().transpose()));
+        let best: Vec<u32> = logits
+            .chunks(11)
+            .map(|row| (0..11u32).max_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize])).unwrap())
+            .collect();
+        let tokens = [best[0], (best[1] + 1) % 11, best[5]];
+        let targets = targets(&[0, 1, 5], &tokens);
+        let scores = values(score_targets(hidden.clone(), weight.clone(), targets.clone()));
+        assert_eq!([scores[1], scores[3], scores[5]], [1.0, 0.0, 1.0]);
+        let loss = values(reference(hidden, weight, targets))[0];
+        assert!((scores[0] + scores[2] + scores[4] - loss).abs() < 1e-4);
+    }
+}
