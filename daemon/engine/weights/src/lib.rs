@@ -1,7 +1,13 @@
 //! Weights on disk, seen as one Hugging Face checkpoint whatever the file format.
 //!
-//! [`gguf`] reads llama.cpp's format, [`safetensors`] reads and writes Hugging Face's. Everything is memory-mapped and
-//! tensors are decoded to `f32` straight into the caller's memory; nothing here knows a tensor library.
+//! [`gguf`] reads llama.cpp's format, [`safetensors`] reads and writes Hugging Face's; [`Checkpoint`] shows either as
+//! `config.json` keys and tensors by Hugging Face names. Everything is memory-mapped and tensors are decoded to `f32`
+//! straight into the caller's memory; nothing here knows a tensor library.
 
+mod checkpoint;
 pub mod gguf;
 mod mapped;
+pub mod safetensors;
+
+pub use checkpoint::Checkpoint;
+pub(crate) use checkpoint::missing_tensor;

@@ -2,7 +2,10 @@
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
+pub(crate) mod architecture;
+mod dequantize;
 mod header;
+mod llama;
 mod metadata;
 mod reader;
 mod tensor_type;
@@ -16,6 +19,7 @@ use std::{
 use justtrain_worker_api::Problem;
 use memmap2::Mmap;
 
+pub use dequantize::dequantize;
 pub use metadata::{Array, Metadata, Value};
 pub use tensor_type::TensorType;
 

@@ -1,0 +1,117 @@
+//! A GGUF file seen as a Hugging Face checkpoint: one file an architecture, listed in [`find`].
+
+use justtrain_worker_api::{Problem, ProblemCode};
+use serde_json::Value;
+
+use super::{Gguf, Metadata, llama::Llama};
+
+/// What differs from one `general.architecture` to the next. To add one: a file beside `llama.rs` and a line in `ALL`.
+pub(crate) trait Architecture: Sync {
+    /// The value of `general.architecture`.
+    fn name(&self) -> &'static str;
+
+    /// The keys of Hugging Face's `config.json`.
+    fn config(&self, metadata: &Metadata, vocab_size: usize, tied: bool) -> Result<Value, Problem>;
+
+    /// None for a tensor that Hugging Face has no weight for.
+    fn hugging_face_name(&self, gguf_name: &str) -> Option<String>;
+
+    fn row_order(&self, hugging_face_name: &str, config: &Value) -> RowOrder;
+}
+
+/// How a stored matrix's rows must be moved to be in Hugging Face's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowOrder {
+    AsStored,
+    /// Row `2i + h` of a head is row `i` of its half `h`.
+    InterleavedHalves {
+        heads: usize,
+    },
+}
+
+const ALL: &[&dyn Architecture] = &[&Llama];
+
+pub(crate) fn find(gguf: &Gguf) -> Result<&'static dyn Architecture, Problem> {
+    let name = gguf.metadata().require_str("general.architecture").map_err(|p| p.file(gguf.path().display()))?;
+    ALL.iter().copied().find(|architecture| architecture.name() == name).ok_or_else(|| {
+        let known: Vec<_> = ALL.iter().map(|architecture| architecture.name()).collect();
+        Problem::error(
+            ProblemCode::UnknownArchitecture,
+            "this model's architecture is not supported",
+            "暂不支持该模型的架构",
+        )
+        .file(gguf.path().display())
+        .key("general.architecture")
+        .found(name)
+        .expected(known.join(", "))
+        .fix("choose a model of a supported architecture", "请选择受支持架构的模型")
+    })
+}
+
+/// Names that all llama-like decoders share.
+pub(super) fn common_name(gguf_name: &str) -> Option<String> {
+    let whole = match gguf_name {
+        "token_embd.weight" => Some("model.embed_tokens.weight"),
+        "output_norm.weight" => Some("model.norm.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(name) = whole {
+        return Some(name.to_owned());
+    }
+    let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
+    let (module, kind) = part.rsplit_once('.')?;
+    let module = match module {
+        "attn_norm" => "input_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "ffn_norm" => "post_attention_layernorm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        _ => return None,
+    };
+    layer.parse::<u32>().ok()?;
+    Some(format!("model.layers.{layer}.{module}.{kind}"))
+}
+
+impl RowOrder {
+    /// Moves rows of `cols` elements into Hugging Face's order.
+    pub(crate) fn restore(self, elements: &mut [f32], cols: usize) {
+        let Self::InterleavedHalves { heads } = self else { return };
+        let head_len = elements.len() / heads;
+        let half = head_len / cols / 2;
+        let mut restored = vec![0.0; head_len];
+        for head in elements.chunks_mut(head_len) {
+            for (stored, row) in head.chunks(cols).enumerate() {
+                let destination = (stored % 2) * half + stored / 2;
+                restored[destination * cols..][..cols].copy_from_slice(row);
+            }
+            head.copy_from_slice(&restored);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_rows_go_back_to_their_halves() {
+        // Two heads of four rows; llama.cpp stores 0 2 1 3 of each.
+        let mut rows: Vec<f32> = [0, 2, 1, 3, 10, 12, 11, 13].iter().flat_map(|&r| [r as f32; 3]).collect();
+        RowOrder::InterleavedHalves { heads: 2 }.restore(&mut rows, 3);
+        let expected: Vec<f32> = [0, 1, 2, 3, 10, 11, 12, 13].iter().flat_map(|&r| [r as f32; 3]).collect();
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn names_are_mapped_and_strangers_left_out() {
+        assert_eq!(common_name("blk.7.ffn_down.weight").as_deref(), Some("model.layers.7.mlp.down_proj.weight"));
+        assert_eq!(common_name("blk.0.attn_q.bias").as_deref(), Some("model.layers.0.self_attn.q_proj.bias"));
+        assert_eq!(common_name("rope_freqs.weight"), None);
+        assert_eq!(common_name("blk.x.attn_q.weight"), None);
+    }
+}

@@ -1,0 +1,123 @@
+//! One safetensors file, memory-mapped.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use justtrain_worker_api::{Problem, ProblemCode};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+
+use crate::mapped;
+
+/// An open file whose header has been checked against the file's length.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    bytes: Mmap,
+    tensors: HashMap<String, Info>,
+    metadata: HashMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Info {
+    shape: Vec<usize>,
+    dtype: Dtype,
+    range: std::ops::Range<usize>,
+}
+
+impl SafetensorsFile {
+    /// Fails with `FileNotFound`, `FileEmpty`, `FileTruncated` or `FileFormat`.
+    pub fn open(path: &Path) -> Result<Self, Problem> {
+        let bytes = mapped::map(path)?;
+        let header_end = header_end(path, &bytes)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes[..]).map_err(|error| not_safetensors(path, error))?;
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let range = header_end + info.data_offsets.0..header_end + info.data_offsets.1;
+                (name, Info { shape: info.shape.clone(), dtype: info.dtype, range })
+            })
+            .collect();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), bytes, tensors, metadata })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The free-text part of the header.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// The tensor as it is stored.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.tensors.get(name).map(|info| &self.bytes[info.range.clone()])
+    }
+
+    /// Decodes F32, F16 or BF16; `UnknownTensorType` for others, `ShapeMismatch` where there is no such tensor.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, Problem> {
+        let info = self.tensors.get(name).ok_or_else(|| crate::missing_tensor(&self.path, name))?;
+        let bytes = &self.bytes[info.range.clone()];
+        match info.dtype {
+            Dtype::F32 => Ok(decode(bytes, f32::from_le_bytes)),
+            Dtype::F16 => Ok(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
+            Dtype::BF16 => Ok(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+            other => Err(Problem::error(
+                ProblemCode::UnknownTensorType,
+                format!("tensor {name} is stored in a type that cannot be read"),
+                format!("张量 {name} 的存储类型无法读取"),
+            )
+            .file(self.path.display())
+            .found(format!("{other:?}"))
+            .expected("F32, F16 or BF16")),
+        }
+    }
+}
+
+fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    let (numbers, _) = bytes.as_chunks();
+    numbers.par_iter().with_min_len(16 * 1024).map(|&bytes| number(bytes)).collect()
+}
+
+/// Where the header ends, by its own length field; the file must reach as far as its last tensor does.
+fn header_end(path: &Path, bytes: &[u8]) -> Result<usize, Problem> {
+    let len = bytes.len() as u64;
+    let Some(first) = bytes.first_chunk::<8>() else { return Err(mapped::truncated(path, len, 8)) };
+    let end = u64::from_le_bytes(*first).saturating_add(8);
+    if bytes.get(8) != Some(&b'{') {
+        return Err(not_safetensors(path, "its header is not JSON"));
+    }
+    if end > len {
+        return Err(mapped::truncated(path, len, end));
+    }
+    let header: serde_json::Value =
+        serde_json::from_slice(&bytes[8..end as usize]).map_err(|error| not_safetensors(path, error))?;
+    let last = header.as_object().into_iter().flatten().filter_map(|(_, tensor)| tensor["data_offsets"][1].as_u64());
+    let needed = end.saturating_add(last.max().unwrap_or(0));
+    if needed > len {
+        return Err(mapped::truncated(path, len, needed));
+    }
+    Ok(end as usize)
+}
+
+fn not_safetensors(path: &Path, why: impl std::fmt::Display) -> Problem {
+    Problem::error(ProblemCode::FileFormat, "this is not a safetensors file", "这不是 safetensors 文件")
+        .file(path.display())
+        .found(why)
+        .expected("a length of 8 bytes, a JSON header, then the tensors")
+        .fix("download the file again", "请重新下载该文件")
+}
