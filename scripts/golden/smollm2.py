@@ -31,9 +31,9 @@ from safetensors.torch import save_file
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests/fixtures/smollm2"
 RANK, ALPHA = 8, 16
-BOUND_A, BOUND_B = 0.04, 0.01
+BOUND_A, BOUND_B = 0.04, 0.03
 SCHEDULE = Schedule(steps=20, warmup_steps=3, learning_rate=2e-4)
-TOP = 32
+TOP = 16
 NEW_TOKENS = 32
 SMALLEST_MARGIN = 0.02
 WHOLE_GRADIENTS = [
@@ -52,8 +52,9 @@ PROMPTS = {
         {"role": "user", "content": "And 🦊?"},
     ],
     "code": [{"role": "user", "content": CODE}],
+    "plants": [{"role": "user", "content": "How do plants make food?"}],
 }
-GENERATED = ["en", "code", "emoji"]
+GENERATED = ["en", "zh", "plants"]
 ROWS = [
     ("Which number is larger: 3.8 or 3.12?", "Compare 3.80 with 3.12: the first decimal is 8 against 1, so 3.8 is larger."),
     ("比较 -7.05 和 -7.5，哪个更大？", "-7.5 离零更远，所以 -7.05 更大。"),
@@ -132,13 +133,19 @@ def training_row(tokenizer, prompt: str, answer: str) -> Sequence:
 
 
 def greedy(model, ids: list[int]) -> list[int]:
-    """Stops after the end-of-turn token. Near-ties are refused: rounding would decide them."""
-    answer: list[int] = []
-    while len(answer) < NEW_TOKENS and (not answer or answer[-1] != model.config.eos_token_id):
-        best = logits_of(model, ids + answer)[-1].topk(2)
-        assert best.values[0] - best.values[1] > SMALLEST_MARGIN, f"a near-tie after {len(answer)} tokens"
-        answer.append(best.indices[0].item())
-    return answer
+    """Ends with the end-of-turn token or after `NEW_TOKENS`. Near-ties are refused: rounding would decide them."""
+    output = model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    for index, logits in enumerate(output.logits):
+        best, second = logits[0].topk(2).values.tolist()
+        assert best - second > SMALLEST_MARGIN, f"a near-tie after {index} tokens"
+    return output.sequences[0, len(ids) :].tolist()
 
 
 def adapter_top(model, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
