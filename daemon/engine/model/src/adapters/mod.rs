@@ -1,0 +1,7 @@
+//! Adapters: small trainable weights beside frozen ones. One file each.
+
+mod lora;
+mod peft;
+
+pub use lora::{LoraConfig, LoraTargets, attach_lora, trainable_parameters};
+pub use peft::{load_peft, save_peft};

@@ -1,0 +1,60 @@
+//! `llama`: SmolLM2, Llama 2, TinyLlama.
+
+use justtrain_kernels::Heads;
+use justtrain_worker_api::{Problem, ProblemCode};
+use serde_json::Value;
+
+use super::{ConfigReader, Family};
+use crate::DecoderConfig;
+
+pub(super) struct Llama;
+
+impl Family for Llama {
+    fn model_type(&self) -> &'static str {
+        "llama"
+    }
+
+    fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
+        for key in ["attention_bias", "mlp_bias"] {
+            if config.values[key] == Value::Bool(true) {
+                return Err(config.wrong(ProblemCode::InvalidValue, key, &config.values[key], "false"));
+            }
+        }
+        let hidden_size = config.size("hidden_size")?;
+        let query = config.size("num_attention_heads")?;
+        let heads = Heads {
+            query,
+            key_value: config.size("num_key_value_heads").unwrap_or(query),
+            dim: config.size("head_dim").unwrap_or(hidden_size / query),
+        };
+        if heads.query % heads.key_value != 0 || heads.dim % 2 != 0 {
+            let found = &config.values["num_key_value_heads"];
+            let expected = "a divisor of num_attention_heads, and an even head_dim";
+            return Err(config.wrong(ProblemCode::InvalidValue, "num_key_value_heads", found, expected));
+        }
+        Ok(DecoderConfig {
+            hidden_size,
+            intermediate_size: config.size("intermediate_size")?,
+            layers: config.size("num_hidden_layers")?,
+            heads,
+            rms_norm_eps: config.number("rms_norm_eps")? as f32,
+            inverse_frequencies: DecoderConfig::default_frequencies(heads.dim, rope_theta(config)?),
+            vocab_size: config.size("vocab_size")?,
+            tied_embeddings: config.values["tie_word_embeddings"].as_bool().unwrap_or(false),
+            max_positions: config.size("max_position_embeddings")?,
+        })
+    }
+}
+
+/// transformers 5 keeps rotary settings in `rope_parameters`, earlier ones in `rope_theta` and `rope_scaling`.
+fn rope_theta(config: &ConfigReader<'_>) -> Result<f64, Problem> {
+    for key in ["rope_parameters", "rope_scaling"] {
+        let settings = &config.values[key];
+        let kind = settings.get("rope_type").or_else(|| settings.get("type"));
+        if let Some(kind) = kind.filter(|kind| kind.as_str() != Some("default")) {
+            return Err(config.wrong(ProblemCode::InvalidValue, &format!("{key}.rope_type"), kind, "\"default\""));
+        }
+    }
+    let nested = config.values["rope_parameters"]["rope_theta"].as_f64();
+    Ok(nested.or(config.values["rope_theta"].as_f64()).unwrap_or(10_000.0))
+}

@@ -1,0 +1,101 @@
+//! Answers token by token: several prompts at a time, each with its own place in the key/value cache.
+
+mod kv_cache;
+mod sampler;
+
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use justtrain_kernels::Segments;
+use justtrain_worker_api::{GenerateOptions, GenerationEnd};
+
+pub use kv_cache::KvCache;
+pub(crate) use kv_cache::LayerCache;
+use sampler::Sampler;
+
+use crate::{Decoder, Input, Mode};
+
+/// One finished answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Without the token that ended it.
+    pub ids: Vec<u32>,
+    pub end: GenerationEnd,
+}
+
+/// Answers `prompts` (token ids, none empty), all at once. `on_token` sees each token of each prompt by index as it
+/// is made and says whether that answer goes on.
+///
+/// `decoder` tracks no gradients ([`Decoder::without_gradients`]). A prompt that fills the model's context is
+/// answered with nothing and [`GenerationEnd::Length`].
+pub fn generate(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    stop_ids: &[u32],
+    mode: Mode,
+    mut on_token: impl FnMut(usize, u32) -> bool,
+) -> Vec<Answer> {
+    let limit = decoder.config().max_positions;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let capacity = (longest + options.max_new_tokens as usize).min(limit);
+    let mut answers: Vec<Answer> =
+        prompts.iter().map(|_| Answer { ids: Vec::new(), end: GenerationEnd::Length }).collect();
+    let mut active: Vec<usize> = (0..prompts.len()).filter(|&slot| prompts[slot].len() < limit).collect();
+    if options.max_new_tokens == 0 || active.is_empty() {
+        return answers;
+    }
+
+    let mut samplers: Vec<Sampler> = (0..prompts.len()).map(|slot| Sampler::new(options, slot as u64)).collect();
+    let mut cache = KvCache::new(decoder, prompts.len(), capacity);
+    // The first pass reads whole prompts, each later one a token of every answer that goes on.
+    let mut pending: Vec<Vec<u32>> = active.iter().map(|&slot| prompts[slot].clone()).collect();
+    loop {
+        let logits = next_logits(decoder, &mut cache, &active, &pending, mode);
+        let mut going_on = Vec::new();
+        pending.clear();
+        for (&slot, logits) in active.iter().zip(logits.chunks(decoder.config().vocab_size)) {
+            let id = samplers[slot].pick(logits);
+            let answer = &mut answers[slot];
+            if stop_ids.contains(&id) {
+                answer.end = GenerationEnd::Stop;
+                continue;
+            }
+            answer.ids.push(id);
+            if !on_token(slot, id) {
+                answer.end = GenerationEnd::Cancelled;
+                continue;
+            }
+            let used = prompts[slot].len() + answer.ids.len();
+            if answer.ids.len() < options.max_new_tokens as usize && used < limit {
+                going_on.push(slot);
+                pending.push(vec![id]);
+            }
+        }
+        active = going_on;
+        if active.is_empty() {
+            return answers;
+        }
+    }
+}
+
+/// Runs the pending tokens of each active slot and returns the logits after the last of each, row by row.
+fn next_logits(decoder: &Decoder, cache: &mut KvCache, active: &[usize], pending: &[Vec<u32>], mode: Mode) -> Vec<f32> {
+    let mut positions = Vec::new();
+    let mut pairs = Vec::new();
+    let mut last_rows = Vec::new();
+    for (&slot, ids) in active.iter().zip(pending) {
+        let start = positions.len();
+        let keys = cache.reserve(slot, ids.len());
+        let seen = keys.len() - ids.len();
+        positions.extend((seen..keys.len()).map(|position| position as u32));
+        pairs.push((start..positions.len(), keys));
+        last_rows.push(positions.len() as i64 - 1);
+    }
+    let segments = Arc::new(Segments::cached(pairs));
+    let input = Input { ids: pending.concat(), positions, segments };
+    let hidden = decoder.hidden_states(&input, Some(cache), mode);
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(last_rows, [active.len()]), &hidden.device());
+    let logits = decoder.logits(hidden.select(0, rows));
+    logits.into_data().try_into_vec().expect("logits are f32")
+}

@@ -1,0 +1,53 @@
+//! A linear layer of the decoder: the one place where adapters meet weights.
+
+use burn::tensor::Tensor;
+use justtrain_kernels::{Dropout, Factors, linear};
+
+use crate::Mode;
+
+/// A weight by its Hugging Face name, and the adapter on it.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    /// Such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// `[outputs, inputs]`.
+    pub weight: Tensor<2>,
+    pub lora: Option<Lora>,
+}
+
+/// A low-rank adapter: `scale · x·Aᵀ·Bᵀ` is added to the layer's output.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// `[rank, inputs]`.
+    pub a: Tensor<2>,
+    /// `[outputs, rank]`.
+    pub b: Tensor<2>,
+    /// `lora_alpha / rank`.
+    pub scale: f32,
+    /// Share of the adapter's inputs set to 0 while training.
+    pub dropout: f32,
+    /// Makes this layer's dropout differ from every other's.
+    pub index: u64,
+}
+
+impl Projection {
+    /// `x` is `[tokens, inputs]`; the result `[tokens, outputs]`.
+    pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
+        let adapter = self.lora.as_ref().filter(|_| mode.adapter).map(|lora| Factors {
+            a: lora.a.clone(),
+            b: lora.b.clone(),
+            scale: lora.scale,
+            dropout: mode.dropout_seed.filter(|_| lora.dropout > 0.0).map(|seed| Dropout {
+                probability: lora.dropout,
+                // An odd constant keeps seeds of neighbouring layers far apart.
+                seed: seed.wrapping_add((lora.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
+            }),
+        });
+        linear(x, self.weight.clone(), adapter)
+    }
+
+    /// `[outputs, inputs]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+}

@@ -1,0 +1,407 @@
+//! The recipe: one YAML file that says what to train, on what, and how.
+//!
+//! Key names are LLaMA-Factory's; Axolotl's and TRL's names for the same things are read too. The JSON Schema that is
+//! derived from [`Recipe`] is the single source of names, types, ranges, defaults and aliases: [`check`] walks a file
+//! along it, and `docs/reference/recipe.schema.json` is a copy. A new key is one field here, and one line in [`rules`]
+//! where it does not go together with another key.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `yaml.rs` | YAML text to values with line and column |
+//! | `check.rs` | names, types and ranges, from the schema |
+//! | `peers.rs` | keys and values that other tools know and this version does not |
+//! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
+//! | `resolve.rs` | values that depend on other keys or on the data |
+
+mod check;
+mod peers;
+mod resolve;
+mod rules;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use resolve::LoraTarget;
+
+/// One fine-tuning job. Only `model_name_or_path` and `dataset` must be written; everything else has a default.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The base model: the name of a pulled model such as `HuggingFaceTB/SmolLM2-135M-Instruct`, a Hugging Face folder, or a GGUF file.
+    #[schemars(length(min = 1), extend("x-aliases" = ["base_model"]))]
+    pub model_name_or_path: String,
+
+    /// What the model learns from: `sft` is supervised fine-tuning on prompts and answers.
+    #[serde(default)]
+    pub stage: Stage,
+
+    /// Which weights are trained: `lora` trains a low-rank pair beside each linear layer.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["adapter"]))]
+    pub finetuning_type: FinetuningType,
+
+    /// Rank of the LoRA matrices.
+    #[serde(default = "default::lora_rank")]
+    #[schemars(range(min = 1, max = 1024), extend("x-aliases" = ["lora_r"]))]
+    pub lora_rank: usize,
+
+    /// LoRA's update is scaled by `lora_alpha / lora_rank`. Default: twice `lora_rank`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    lora_alpha: Option<f64>,
+
+    /// Probability that an input of a LoRA matrix is zeroed while training.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub lora_dropout: f64,
+
+    /// Linear layers that get a LoRA pair: `all`, or names as a list or separated by commas, such as `q_proj,v_proj`.
+    #[serde(default = "default::all")]
+    #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
+    lora_target: OneOrMany,
+
+    /// Data file or files (JSON or JSONL), starting from the recipe's folder.
+    #[schemars(length(min = 1))]
+    dataset: OneOrMany,
+
+    /// How the rows are written; `auto` looks at them.
+    #[serde(default)]
+    pub dataset_format: DatasetFormat,
+
+    /// How a conversation becomes text; `auto` is the template that the model brings.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["chat_template"]))]
+    pub template: Template,
+
+    /// Longest row in tokens; what is beyond is cut off.
+    #[serde(default = "default::cutoff_len")]
+    #[schemars(range(min = 2, max = 1048576), extend("x-aliases" = ["sequence_len", "max_length", "max_seq_length"]))]
+    pub cutoff_len: usize,
+
+    /// Fill each row of a batch with several samples, up to `cutoff_len`. No sample sees another.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["neat_packing", "sample_packing"]))]
+    pub packing: bool,
+
+    /// Count the prompt's tokens for the loss as well.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["train_on_inputs"]))]
+    pub train_on_prompt: bool,
+
+    /// Count only the last answer of a conversation for the loss.
+    #[serde(default)]
+    pub mask_history: bool,
+
+    /// Rows held out for validation: a share below 1, or a number of rows from 1. 0 holds out none.
+    #[serde(default = "default::val_size")]
+    #[schemars(range(min = 0), extend("x-aliases" = ["val_set_size"]))]
+    val_size: f64,
+
+    /// Validate after every so many steps, and at the end. Default: `save_steps`.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    eval_steps: Option<u64>,
+
+    /// Highest learning rate of the schedule.
+    #[serde(default = "default::learning_rate")]
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub learning_rate: f64,
+
+    /// Shape of the learning rate after the warm-up.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["lr_scheduler"]))]
+    pub lr_scheduler_type: SchedulerType,
+
+    /// Warm-up: a number of steps from 1, or a share of all steps below 1.
+    #[serde(default = "default::warmup_steps")]
+    #[schemars(range(min = 0))]
+    warmup_steps: f64,
+
+    /// Warm-up as a share of all steps; written in place of `warmup_steps`.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    warmup_ratio: Option<f64>,
+
+    /// Passes over the training rows; may be a fraction.
+    #[serde(default = "default::num_train_epochs")]
+    #[schemars(range(max = 10000), extend("exclusiveMinimum" = 0, "x-aliases" = ["num_epochs"]))]
+    num_train_epochs: f64,
+
+    /// Stop after this many steps, whatever `num_train_epochs` says. -1: no such limit.
+    #[serde(default = "default::max_steps")]
+    #[schemars(range(min = -1, max = 1000000000))]
+    max_steps: i64,
+
+    /// Rows that are computed at once.
+    #[serde(default = "default::one")]
+    #[schemars(range(min = 1, max = 65536), extend("x-aliases" = ["micro_batch_size"]))]
+    pub per_device_train_batch_size: usize,
+
+    /// Batches whose gradients are added up before one step.
+    #[serde(default = "default::gradient_accumulation_steps")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub gradient_accumulation_steps: usize,
+
+    /// The optimiser.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["optimizer"]))]
+    pub optim: Optimizer,
+
+    /// AdamW: decay of the gradients' running mean.
+    #[serde(default = "default::adam_beta1")]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub adam_beta1: f64,
+
+    /// AdamW: decay of the squared gradients' running mean.
+    #[serde(default = "default::adam_beta2")]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub adam_beta2: f64,
+
+    /// AdamW: added to the denominator.
+    #[serde(default = "default::adam_epsilon")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub adam_epsilon: f64,
+
+    /// Decoupled weight decay: each step takes `learning_rate * weight_decay` of a trained weight away.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1))]
+    pub weight_decay: f64,
+
+    /// The global norm that gradients are scaled down to. 0: no clipping.
+    #[serde(default = "default::max_grad_norm")]
+    #[schemars(range(min = 0))]
+    pub max_grad_norm: f64,
+
+    /// Number format of the computation; `auto` takes what the device does best.
+    #[serde(default)]
+    pub precision: Precision,
+
+    /// Start of every random choice: the split, the order of rows, the weights of A, dropout.
+    #[serde(default = "default::seed")]
+    #[schemars(range(min = 0))]
+    pub seed: u64,
+
+    /// Save a checkpoint after every so many steps, and at the end.
+    #[serde(default = "default::save_steps")]
+    #[schemars(range(min = 1))]
+    pub save_steps: u64,
+
+    /// Checkpoints that are kept; older ones are deleted.
+    #[serde(default = "default::save_total_limit")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub save_total_limit: usize,
+
+    /// Show the loss after every so many steps.
+    #[serde(default = "default::logging_steps")]
+    #[schemars(range(min = 1))]
+    pub logging_steps: u64,
+
+    /// Where to train; `auto` takes the fastest device there is.
+    #[serde(default)]
+    pub device: Device,
+
+    /// Where relative paths start.
+    #[serde(skip)]
+    base_dir: PathBuf,
+
+    /// What is allowed and yet hardly meant.
+    #[serde(skip)]
+    warnings: Vec<Problem>,
+}
+
+impl Recipe {
+    /// Read and check a recipe. On failure every problem that was found, in the order of the file.
+    pub fn parse(source: &RecipeSource) -> Result<Self, Vec<Problem>> {
+        Self::parse_text(source).map_err(|mut problems| {
+            problems.sort_by_key(|problem| (problem.line.unwrap_or(u64::MAX), problem.column));
+            problems.into_iter().map(|problem| problem.file(&source.file)).collect()
+        })
+    }
+
+    fn parse_text(source: &RecipeSource) -> Result<Self, Vec<Problem>> {
+        let root = yaml::parse(&source.text).map_err(|problem| vec![problem])?;
+        let (written, mut problems) = check::check(&root, &Self::schema());
+        let mut recipe: Self = serde_json::from_value(written.complete()).map_err(|error| {
+            let message = format!("the checked recipe could not be read: {error}");
+            vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
+        })?;
+        let (broken, warnings) = rules::check(&recipe, &written);
+        problems.extend(broken);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        recipe.base_dir.clone_from(&source.base_dir);
+        recipe.warnings = warnings.into_iter().map(|warning| warning.file(&source.file)).collect();
+        Ok(recipe)
+    }
+
+    /// The recipe's JSON Schema, draft 2020-12. `x-aliases` are other tools' names for the same key.
+    pub fn schema() -> Value {
+        let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+        settings.into_generator().into_root_schema_for::<Self>().to_value()
+    }
+
+    /// What the daemon must know before a job can start.
+    pub fn summary(&self) -> RecipeSummary {
+        RecipeSummary {
+            model: self.model_name_or_path.clone(),
+            data: self.dataset_files(),
+            device: self.device.into(),
+            finetuning_type: self.finetuning_type.name().to_owned(),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    #[default]
+    Sft,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FinetuningType {
+    #[default]
+    Lora,
+}
+
+impl FinetuningType {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DatasetFormat {
+    #[default]
+    Auto,
+    Alpaca,
+    Sharegpt,
+    /// OpenAI's `messages`.
+    Messages,
+    /// `prompt` and `completion`.
+    PromptCompletion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Template {
+    #[default]
+    Auto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerType {
+    /// Half a cosine, down to 0.
+    #[default]
+    Cosine,
+    /// A straight line, down to 0.
+    Linear,
+    Constant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimizer {
+    #[default]
+    Adamw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    #[default]
+    Auto,
+    Fp32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    #[default]
+    Auto,
+    Cpu,
+}
+
+/// A text, or a list of texts.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Defaults that are not the type's own.
+mod default {
+    use super::OneOrMany;
+
+    pub(super) fn lora_rank() -> usize {
+        16
+    }
+    pub(super) fn all() -> OneOrMany {
+        OneOrMany::One("all".to_owned())
+    }
+    pub(super) fn cutoff_len() -> usize {
+        2048
+    }
+    pub(super) fn val_size() -> f64 {
+        0.1
+    }
+    pub(super) fn learning_rate() -> f64 {
+        1e-4
+    }
+    pub(super) fn warmup_steps() -> f64 {
+        0.03
+    }
+    pub(super) fn num_train_epochs() -> f64 {
+        3.0
+    }
+    pub(super) fn max_steps() -> i64 {
+        -1
+    }
+    pub(super) fn one() -> usize {
+        1
+    }
+    pub(super) fn gradient_accumulation_steps() -> usize {
+        8
+    }
+    pub(super) fn adam_beta1() -> f64 {
+        0.9
+    }
+    pub(super) fn adam_beta2() -> f64 {
+        0.999
+    }
+    pub(super) fn adam_epsilon() -> f64 {
+        1e-8
+    }
+    pub(super) fn max_grad_norm() -> f64 {
+        1.0
+    }
+    pub(super) fn seed() -> u64 {
+        42
+    }
+    pub(super) fn save_steps() -> u64 {
+        500
+    }
+    pub(super) fn save_total_limit() -> usize {
+        3
+    }
+    pub(super) fn logging_steps() -> u64 {
+        10
+    }
+}

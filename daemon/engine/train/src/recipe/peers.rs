@@ -1,0 +1,96 @@
+//! Keys and values that other tools know and this version does not: a person who brings a recipe along gets the reason,
+//! not a guess at a misspelling.
+
+use justtrain_worker_api::{Problem, ProblemCode};
+
+/// Methods that a later version brings.
+const LATER_KEYS: &[&str] = &[
+    "additional_target",
+    "bf16",
+    "deepspeed",
+    "double_quantization",
+    "early_stopping_patience",
+    "eval_dataset",
+    "fp16",
+    "freeze_trainable_layers",
+    "fsdp",
+    "gradient_checkpointing",
+    "init_lora_weights",
+    "interleave_probs",
+    "label_smoothing_factor",
+    "load_in_4bit",
+    "load_in_8bit",
+    "lora_modules_to_save",
+    "loraplus_lr_ratio",
+    "lr_scheduler_kwargs",
+    "max_samples",
+    "mix_strategy",
+    "modules_to_save",
+    "neftune_noise_alpha",
+    "peft_use_dora",
+    "peft_use_rslora",
+    "pissa_init",
+    "quantization_bit",
+    "quantization_type",
+    "report_to",
+    "tf32",
+    "use_badam",
+    "use_dora",
+    "use_galore",
+    "use_rslora",
+];
+
+/// What JustTrain decides itself, so that there is nothing to write.
+const DECIDED_KEYS: &[&str] = &[
+    "attn_implementation",
+    "dataloader_num_workers",
+    "dataset_dir",
+    "ddp_timeout",
+    "do_eval",
+    "do_predict",
+    "do_train",
+    "eval_strategy",
+    "evaluation_strategy",
+    "flash_attention",
+    "flash_attn",
+    "output_dir",
+    "overwrite_cache",
+    "overwrite_output_dir",
+    "per_device_eval_batch_size",
+    "plot_loss",
+    "preprocessing_num_workers",
+    "resume_from_checkpoint",
+    "save_only_model",
+    "save_strategy",
+    "trust_remote_code",
+];
+
+const LATER_VALUES: &[(&str, &[&str])] = &[
+    ("device", &["cuda", "gpu", "mps", "rocm", "vulkan"]),
+    ("finetuning_type", &["freeze", "full", "qlora"]),
+    ("lr_scheduler_type", &["constant_with_warmup", "cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "polynomial", "reduce_lr_on_plateau", "warmup_stable_decay"]),
+    ("optim", &["adafactor", "adamw_8bit", "adamw_bnb_8bit", "lion", "muon", "paged_adamw_8bit", "sgd"]),
+    ("precision", &["bf16", "fp16"]),
+    ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
+];
+
+/// Why `key` is refused, where another tool has it.
+pub(super) fn known_elsewhere(key: &str) -> Option<Problem> {
+    if LATER_KEYS.contains(&key) {
+        return Some(
+            Problem::error(ProblemCode::UnknownKey, "not in this version yet", "当前版本尚不支持")
+                .key(key)
+                .fix("remove this line", "删除这一行"),
+        );
+    }
+    DECIDED_KEYS.contains(&key).then(|| {
+        Problem::error(ProblemCode::UnknownKey, "JustTrain decides this itself", "这一项由 JustTrain 自行决定")
+            .key(key)
+            .fix("remove this line", "删除这一行")
+    })
+}
+
+/// Whether a later version will take this value.
+pub(super) fn comes_later(key: &str, value: &str) -> bool {
+    LATER_VALUES.iter().any(|(of, values)| *of == key && values.contains(&value))
+}

@@ -1,0 +1,94 @@
+//! Values that depend on other keys or on the data: each is computed here and nowhere else.
+
+use std::path::PathBuf;
+
+use justtrain_worker_api::{DevicePick, FormatName};
+
+use super::{DatasetFormat, Device, OneOrMany, Recipe};
+
+/// Linear layers that get a LoRA pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoraTarget {
+    All,
+    /// Last parts of module names, such as `q_proj`.
+    Named(Vec<String>),
+}
+
+impl Recipe {
+    /// LoRA's update is scaled by `lora_alpha / lora_rank`.
+    pub fn lora_alpha(&self) -> f64 {
+        self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64)
+    }
+
+    pub fn lora_target(&self) -> LoraTarget {
+        let names = self.lora_target.names();
+        if names == ["all"] { LoraTarget::All } else { LoraTarget::Named(names) }
+    }
+
+    /// Paths of the data files, starting from the recipe's folder.
+    pub fn dataset_files(&self) -> Vec<PathBuf> {
+        let files = match &self.dataset {
+            OneOrMany::One(file) => std::slice::from_ref(file),
+            OneOrMany::Many(files) => files,
+        };
+        files.iter().map(|file| self.base_dir.join(file)).collect()
+    }
+
+    /// How many of `rows` are held out. A share is rounded up, as scikit-learn does; at least one row stays for training.
+    pub fn validation_rows(&self, rows: usize) -> usize {
+        let held_out = if self.val_size < 1.0 { (self.val_size * rows as f64).ceil() } else { self.val_size };
+        (held_out as usize).min(rows.saturating_sub(1))
+    }
+
+    /// Steps between two validations while training; None where nothing is held out.
+    pub fn eval_steps(&self) -> Option<u64> {
+        (self.val_size > 0.0).then(|| self.eval_steps.unwrap_or(self.save_steps))
+    }
+
+    /// Optimiser steps of the whole run, at least one.
+    pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+        match u64::try_from(self.max_steps) {
+            Ok(max_steps) => max_steps,
+            Err(_) => ((self.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1),
+        }
+    }
+
+    /// Steps before the learning rate is at its highest. A share is rounded up, as transformers does.
+    pub fn warmup_steps(&self, total_steps: u64) -> u64 {
+        let warmup = self.warmup_ratio.unwrap_or(self.warmup_steps);
+        let steps = if warmup < 1.0 { (warmup * total_steps as f64).ceil() } else { warmup };
+        (steps as u64).min(total_steps)
+    }
+}
+
+impl OneOrMany {
+    /// Items of a list, or parts between commas.
+    pub(super) fn names(&self) -> Vec<String> {
+        match self {
+            Self::One(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+            Self::Many(names) => names.clone(),
+        }
+    }
+}
+
+impl DatasetFormat {
+    /// None: look at the rows.
+    pub fn name(self) -> Option<FormatName> {
+        match self {
+            Self::Auto => None,
+            Self::Alpaca => Some(FormatName::Alpaca),
+            Self::Sharegpt => Some(FormatName::Sharegpt),
+            Self::Messages => Some(FormatName::Messages),
+            Self::PromptCompletion => Some(FormatName::PromptCompletion),
+        }
+    }
+}
+
+impl From<Device> for DevicePick {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What the schema cannot say: keys that do not go together, and numbers that mean two things.
+
+use justtrain_worker_api::{Problem, ProblemCode};
+
+use super::check::Written;
+use super::{LoraTarget, OneOrMany, Recipe};
+
+/// The linear layers of a decoder, by the last part of their names.
+const LINEAR_LAYERS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
+/// reported once.
+pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Problem>) {
+    let errors = [
+        share_or_count("val_size", recipe.val_size),
+        share_or_count("warmup_steps", recipe.warmup_steps),
+        max_steps(recipe),
+        one_warmup(written),
+        validation_rhythm(recipe, written),
+        prompt_and_history(recipe),
+        dataset_names(recipe),
+    ];
+    let errors = errors.into_iter().flatten().chain(lora_target(recipe));
+    let warnings = [long_warmup(recipe), epochs_unused(recipe, written)];
+    (place(errors, written), place(warnings.into_iter().flatten(), written))
+}
+
+/// Adds line and column; drops what is about a key that is not there or is reported already.
+fn place(problems: impl IntoIterator<Item = Problem>, written: &Written) -> Vec<Problem> {
+    let place = |problem: Problem| {
+        let mark = written.mark(problem.key.as_deref()?)?;
+        Some(problem.at(mark.line, mark.column))
+    };
+    problems.into_iter().filter_map(place).collect()
+}
+
+fn invalid(key: &str, en: &str, zh: &str) -> Problem {
+    Problem::error(ProblemCode::InvalidValue, en, zh).key(key)
+}
+
+fn share_or_count(key: &str, value: f64) -> Option<Problem> {
+    (value > 1.0 && value.fract() != 0.0).then(|| {
+        invalid(key, "from 1 on this is a count, which has no fraction", "大于等于 1 时表示个数，不能有小数")
+            .found(value)
+            .expected("number < 1 | integer ≥ 1")
+            .fix("write a share below 1 or a whole number", "写小于 1 的比例，或一个整数")
+    })
+}
+
+fn max_steps(recipe: &Recipe) -> Option<Problem> {
+    (recipe.max_steps == 0).then(|| {
+        invalid("max_steps", "no step at all would be trained", "一步也不会训练")
+            .found(0)
+            .expected("-1 | integer ≥ 1")
+            .fix("write -1 for no limit, or a number of steps", "不限步数请写 -1，否则写步数")
+    })
+}
+
+fn one_warmup(written: &Written) -> Option<Problem> {
+    written.mark("warmup_steps").map(|_| {
+        invalid("warmup_ratio", "warmup_steps is there as well, and only one of the two can hold", "已经写了 warmup_steps，两者只能写一个")
+            .fix("keep one of the two lines", "只保留其中一行")
+    })
+}
+
+fn validation_rhythm(recipe: &Recipe, written: &Written) -> Option<Problem> {
+    // The default of `val_size` is not 0, so a 0 is written; a written `val_size` that does not fit is reported already.
+    let nothing_held_out = written.mark("val_size").is_some() && recipe.val_size == 0.0;
+    (nothing_held_out && recipe.eval_steps.is_some()).then(|| {
+        invalid("eval_steps", "with val_size 0 there are no rows to validate on", "val_size 为 0，没有可用于验证的数据")
+            .fix("remove eval_steps, or give val_size a share such as 0.1", "删除 eval_steps，或给 val_size 一个比例，例如 0.1")
+    })
+}
+
+fn prompt_and_history(recipe: &Recipe) -> Option<Problem> {
+    (recipe.train_on_prompt && recipe.mask_history).then(|| {
+        invalid("mask_history", "mask_history leaves earlier turns out of the loss, train_on_prompt counts them", "mask_history 不计历史轮次的损失，而 train_on_prompt 要计入")
+            .fix("switch one of the two off", "关闭其中一项")
+    })
+}
+
+fn dataset_names(recipe: &Recipe) -> Option<Problem> {
+    let blank = match &recipe.dataset {
+        OneOrMany::One(file) => file.trim().is_empty(),
+        OneOrMany::Many(files) => files.is_empty() || files.iter().any(|file| file.trim().is_empty()),
+    };
+    blank.then(|| {
+        invalid("dataset", "a file name is empty", "文件名为空").fix("name a JSON or JSONL file", "写上一个 JSON 或 JSONL 文件")
+    })
+}
+
+fn lora_target(recipe: &Recipe) -> Vec<Problem> {
+    let LoraTarget::Named(names) = recipe.lora_target() else { return Vec::new() };
+    let unknown = names.iter().filter(|name| !LINEAR_LAYERS.contains(&name.as_str()));
+    let mut problems: Vec<_> = unknown
+        .map(|name| {
+            invalid("lora_target", "there is no such linear layer", "没有这样的线性层")
+                .found(format!("\"{name}\""))
+                .expected(format!("all | {}", LINEAR_LAYERS.join(" | ")))
+                .fix("write all, or names from this list", "写 all，或写列表中的名字")
+        })
+        .collect();
+    if names.is_empty() {
+        problems.push(
+            invalid("lora_target", "an empty list would train nothing", "空列表表示什么也不训练")
+                .fix("write all, or name linear layers", "写 all，或写出线性层的名字"),
+        );
+    }
+    problems
+}
+
+fn long_warmup(recipe: &Recipe) -> Option<Problem> {
+    let limit = recipe.max_steps as f64;
+    (limit > 0.0 && recipe.warmup_ratio.is_none() && recipe.warmup_steps >= limit).then(|| {
+        Problem::warning(
+            ProblemCode::InvalidValue,
+            "the learning rate is still rising at the last step",
+            "直到最后一步学习率仍在预热上升",
+        )
+        .key("warmup_steps")
+        .found(recipe.warmup_steps)
+        .expected(format!("< max_steps {limit}"))
+    })
+}
+
+fn epochs_unused(recipe: &Recipe, written: &Written) -> Option<Problem> {
+    (recipe.max_steps > 0 && written.mark("max_steps").is_some()).then(|| {
+        Problem::warning(ProblemCode::InvalidValue, "max_steps decides; num_train_epochs is not used", "以 max_steps 为准，num_train_epochs 不起作用")
+            .key("num_train_epochs")
+            .fix("remove one of the two lines", "删除其中一行")
+    })
+}
