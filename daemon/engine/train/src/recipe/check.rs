@@ -44,22 +44,29 @@ pub(super) fn check(root: &Node, schema: &Value) -> (Written, Vec<Problem>) {
         Content::Mapping(items) => {
             for [key, value] in items.as_chunks::<2>().0 {
                 if let Err(problem) = check_entry(key, value, schema, &mut written) {
-                    problems.push(problem);
+                    problems.push(*problem);
                 }
             }
         }
         Content::Scalar(Value::Null) => {
             let empty = Problem::error(ProblemCode::FileEmpty, "the recipe is empty", "配方是空的");
-            problems.push(empty.fix("write at least model_name_or_path and dataset", "至少写上 model_name_or_path 和 dataset"));
+            problems.push(
+                empty.fix("write at least model_name_or_path and dataset", "至少写上 model_name_or_path 和 dataset"),
+            );
             return (written, problems);
         }
         content => {
-            let problem = Problem::error(ProblemCode::WrongType, "a recipe is a list of \"key: value\" lines", "配方应由“键: 值”组成");
+            let problem = Problem::error(
+                ProblemCode::WrongType,
+                "a recipe is a list of \"key: value\" lines",
+                "配方应由“键: 值”组成",
+            );
             problems.push(
-                problem.at(root.mark.line, root.mark.column).found(describe(content)).expected("key: value").fix(
-                    "put a space after the colon, and one key on each line",
-                    "冒号后加一个空格，每行一个键",
-                ),
+                problem
+                    .at(root.mark.line, root.mark.column)
+                    .found(describe(content))
+                    .expected("key: value")
+                    .fix("put a space after the colon, and one key on each line", "冒号后加一个空格，每行一个键"),
             );
             return (written, problems);
         }
@@ -68,14 +75,14 @@ pub(super) fn check(root: &Node, schema: &Value) -> (Written, Vec<Problem>) {
     (written, problems)
 }
 
-fn check_entry(key: &Node, value: &Node, schema: &Value, written: &mut Written) -> Result<(), Problem> {
+fn check_entry(key: &Node, value: &Node, schema: &Value, written: &mut Written) -> Result<(), Box<Problem>> {
     let Content::Scalar(name) = &key.content else {
         let problem = Problem::error(ProblemCode::WrongType, "a key is a plain word", "键必须是一个单词");
-        return Err(problem.at(key.mark.line, key.mark.column).found(describe(&key.content)));
+        return Err(problem.at(key.mark.line, key.mark.column).found(describe(&key.content)).into());
     };
     let name = plain(name);
     let Some((own_name, property)) = property(schema, &name) else {
-        return Err(unknown_key(&name, schema).at(key.mark.line, key.mark.column));
+        return Err(unknown_key(&name, schema).at(key.mark.line, key.mark.column).into());
     };
     if let Some(first) = written.marks.get(own_name) {
         let problem = Problem::error(
@@ -83,7 +90,11 @@ fn check_entry(key: &Node, value: &Node, schema: &Value, written: &mut Written) 
             format!("given twice; {own_name} is already on line {}", first.line),
             format!("重复：第 {} 行已有 {own_name}", first.line),
         );
-        return Err(problem.key(name).at(key.mark.line, key.mark.column).fix("keep one of the two lines", "只保留其中一行"));
+        return Err(problem
+            .key(name)
+            .at(key.mark.line, key.mark.column)
+            .fix("keep one of the two lines", "只保留其中一行")
+            .into());
     }
     written.marks.insert(own_name.to_owned(), value.mark);
     match fit(value, property) {
@@ -91,13 +102,14 @@ fn check_entry(key: &Node, value: &Node, schema: &Value, written: &mut Written) 
             written.values.insert(own_name.to_owned(), fitted);
             Ok(())
         }
-        Err(misfit) => Err(misfit.problem(own_name, &name, value, property)),
+        Err(misfit) => Err(misfit.problem(own_name, &name, value, property).into()),
     }
 }
 
 /// A property by its own name or by another tool's.
 fn property<'a>(schema: &'a Value, name: &str) -> Option<(&'a str, &'a Value)> {
-    let found = properties(schema).find(|(own, property)| *own == name || aliases(property).any(|alias| alias == name))?;
+    let found =
+        properties(schema).find(|(own, property)| *own == name || aliases(property).any(|alias| alias == name))?;
     Some((found.0.as_str(), found.1))
 }
 
@@ -112,7 +124,13 @@ fn aliases(property: &Value) -> impl Iterator<Item = &str> {
 fn missing_keys(schema: &Value, written: &Written) -> Vec<Problem> {
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let missing = required.filter(|key| !written.marks.contains_key(*key));
-    let example = |key| if key == "dataset" { "dataset: my_data.json" } else { "model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct" };
+    let example = |key| {
+        if key == "dataset" {
+            "dataset: my_data.json"
+        } else {
+            "model_name_or_path: HuggingFaceTB/SmolLM2-135M-Instruct"
+        }
+    };
     missing
         .map(|key| {
             Problem::error(ProblemCode::MissingKey, "must be there and is not", "缺少必填项")
@@ -134,7 +152,10 @@ fn unknown_key(name: &str, schema: &Value) -> Problem {
         Some(nearest) if similarity(nearest) >= SIMILAR => {
             problem.expected(nearest).fix(format!("write \"{nearest}\""), format!("改为“{nearest}”"))
         }
-        _ => problem.fix("remove this line; \"justtrain recipe schema\" lists all keys", "删除这一行；“justtrain recipe schema”会列出所有键"),
+        _ => problem.fix(
+            "remove this line; \"justtrain recipe schema\" lists all keys",
+            "删除这一行；“justtrain recipe schema”会列出所有键",
+        ),
     }
 }
 
@@ -156,7 +177,11 @@ impl Misfit {
             }
             Self::Range => Problem::error(ProblemCode::InvalidValue, "the value is not allowed", "值不在允许的范围内"),
         };
-        let problem = problem.key(name).at(value.mark.line, value.mark.column).found(describe(&value.content)).expected(expected(property));
+        let problem = problem
+            .key(name)
+            .at(value.mark.line, value.mark.column)
+            .found(describe(&value.content))
+            .expected(expected(property));
         if let Some(text) = text
             && let Ok(unquoted) = serde_json::from_str::<Value>(text)
             && fit_value(&unquoted, property).is_ok()
@@ -213,9 +238,10 @@ fn fit_value(value: &Value, schema: &Value) -> Result<Value, Misfit> {
 
 fn fit_type(value: &Value, kind: &str, schema: &Value) -> Option<Result<Value, Misfit>> {
     match (kind, value) {
-        ("null", Value::Null) | ("boolean", Value::Bool(_)) | ("string", Value::String(_)) | ("number", Value::Number(_)) => {
-            Some(Ok(value.clone()))
-        }
+        ("null", Value::Null)
+        | ("boolean", Value::Bool(_))
+        | ("string", Value::String(_))
+        | ("number", Value::Number(_)) => Some(Ok(value.clone())),
         ("integer", Value::Number(number)) if number.is_i64() || number.is_u64() => Some(Ok(value.clone())),
         // JSON Schema counts 3.0 as an integer, serde does not.
         ("integer", Value::Number(number)) => {

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use resolve::LoraTarget;
@@ -228,7 +228,7 @@ impl Recipe {
     }
 
     fn parse_text(source: &RecipeSource) -> Result<Self, Vec<Problem>> {
-        let root = yaml::parse(&source.text).map_err(|problem| vec![problem])?;
+        let root = yaml::parse(&source.text).map_err(|problem| vec![*problem])?;
         let (written, mut problems) = check::check(&root, &Self::schema());
         let mut recipe: Self = serde_json::from_value(written.complete()).map_err(|error| {
             let message = format!("the checked recipe could not be read: {error}");
@@ -262,14 +262,14 @@ impl Recipe {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     #[default]
     Sft,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinetuningType {
     #[default]
@@ -284,7 +284,7 @@ impl FinetuningType {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DatasetFormat {
     #[default]
@@ -297,14 +297,14 @@ pub enum DatasetFormat {
     PromptCompletion,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Template {
     #[default]
     Auto,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
     /// Half a cosine, down to 0.
@@ -315,14 +315,14 @@ pub enum SchedulerType {
     Constant,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Optimizer {
     #[default]
     Adamw,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     #[default]
@@ -330,7 +330,7 @@ pub enum Precision {
     Fp32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Device {
     #[default]
@@ -339,7 +339,7 @@ pub enum Device {
 }
 
 /// A text, or a list of texts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 enum OneOrMany {
     One(String),

@@ -68,7 +68,18 @@ const DECIDED_KEYS: &[&str] = &[
 const LATER_VALUES: &[(&str, &[&str])] = &[
     ("device", &["cuda", "gpu", "mps", "rocm", "vulkan"]),
     ("finetuning_type", &["freeze", "full", "qlora"]),
-    ("lr_scheduler_type", &["constant_with_warmup", "cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "polynomial", "reduce_lr_on_plateau", "warmup_stable_decay"]),
+    (
+        "lr_scheduler_type",
+        &[
+            "constant_with_warmup",
+            "cosine_with_min_lr",
+            "cosine_with_restarts",
+            "inverse_sqrt",
+            "polynomial",
+            "reduce_lr_on_plateau",
+            "warmup_stable_decay",
+        ],
+    ),
     ("optim", &["adafactor", "adamw_8bit", "adamw_bnb_8bit", "lion", "muon", "paged_adamw_8bit", "sgd"]),
     ("precision", &["bf16", "fp16"]),
     ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),

@@ -58,8 +58,12 @@ fn max_steps(recipe: &Recipe) -> Option<Problem> {
 
 fn one_warmup(written: &Written) -> Option<Problem> {
     written.mark("warmup_steps").map(|_| {
-        invalid("warmup_ratio", "warmup_steps is there as well, and only one of the two can hold", "已经写了 warmup_steps，两者只能写一个")
-            .fix("keep one of the two lines", "只保留其中一行")
+        invalid(
+            "warmup_ratio",
+            "warmup_steps is there as well, and only one of the two can hold",
+            "已经写了 warmup_steps，两者只能写一个",
+        )
+        .fix("keep one of the two lines", "只保留其中一行")
     })
 }
 
@@ -68,14 +72,21 @@ fn validation_rhythm(recipe: &Recipe, written: &Written) -> Option<Problem> {
     let nothing_held_out = written.mark("val_size").is_some() && recipe.val_size == 0.0;
     (nothing_held_out && recipe.eval_steps.is_some()).then(|| {
         invalid("eval_steps", "with val_size 0 there are no rows to validate on", "val_size 为 0，没有可用于验证的数据")
-            .fix("remove eval_steps, or give val_size a share such as 0.1", "删除 eval_steps，或给 val_size 一个比例，例如 0.1")
+            .fix(
+                "remove eval_steps, or give val_size a share such as 0.1",
+                "删除 eval_steps，或给 val_size 一个比例，例如 0.1",
+            )
     })
 }
 
 fn prompt_and_history(recipe: &Recipe) -> Option<Problem> {
     (recipe.train_on_prompt && recipe.mask_history).then(|| {
-        invalid("mask_history", "mask_history leaves earlier turns out of the loss, train_on_prompt counts them", "mask_history 不计历史轮次的损失，而 train_on_prompt 要计入")
-            .fix("switch one of the two off", "关闭其中一项")
+        invalid(
+            "mask_history",
+            "mask_history leaves earlier turns out of the loss, train_on_prompt counts them",
+            "mask_history 不计历史轮次的损失，而 train_on_prompt 要计入",
+        )
+        .fix("switch one of the two off", "关闭其中一项")
     })
 }
 
@@ -85,7 +96,8 @@ fn dataset_names(recipe: &Recipe) -> Option<Problem> {
         OneOrMany::Many(files) => files.is_empty() || files.iter().any(|file| file.trim().is_empty()),
     };
     blank.then(|| {
-        invalid("dataset", "a file name is empty", "文件名为空").fix("name a JSON or JSONL file", "写上一个 JSON 或 JSONL 文件")
+        invalid("dataset", "a file name is empty", "文件名为空")
+            .fix("name a JSON or JSONL file", "写上一个 JSON 或 JSONL 文件")
     })
 }
 
@@ -125,8 +137,12 @@ fn long_warmup(recipe: &Recipe) -> Option<Problem> {
 
 fn epochs_unused(recipe: &Recipe, written: &Written) -> Option<Problem> {
     (recipe.max_steps > 0 && written.mark("max_steps").is_some()).then(|| {
-        Problem::warning(ProblemCode::InvalidValue, "max_steps decides; num_train_epochs is not used", "以 max_steps 为准，num_train_epochs 不起作用")
-            .key("num_train_epochs")
-            .fix("remove one of the two lines", "删除其中一行")
+        Problem::warning(
+            ProblemCode::InvalidValue,
+            "max_steps decides; num_train_epochs is not used",
+            "以 max_steps 为准，num_train_epochs 不起作用",
+        )
+        .key("num_train_epochs")
+        .fix("remove one of the two lines", "删除其中一行")
     })
 }

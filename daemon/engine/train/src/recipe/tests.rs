@@ -1,0 +1,254 @@
+//! Recipes as people write them, and what they are told.
+
+use std::path::{Path, PathBuf};
+
+use justtrain_worker_api::{DevicePick, FormatName, Problem, ProblemCode, RecipeSource};
+use serde_json::Value;
+
+use super::{LoraTarget, Recipe, SchedulerType};
+
+const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
+
+fn source(text: &str) -> RecipeSource {
+    RecipeSource { text: text.to_owned(), file: "r.yaml".to_owned(), base_dir: PathBuf::from("/data") }
+}
+
+fn read(text: &str) -> Recipe {
+    Recipe::parse(&source(text)).unwrap_or_else(|problems| panic!("{}", lines(&problems)))
+}
+
+fn read_with(more: &str) -> Recipe {
+    read(&format!("{SHORTEST}{more}"))
+}
+
+fn problems(text: &str) -> Vec<Problem> {
+    Recipe::parse(&source(text)).expect_err("the recipe is wrong and was accepted")
+}
+
+fn problems_with(more: &str) -> Vec<Problem> {
+    problems(&format!("{SHORTEST}{more}"))
+}
+
+fn only_problem_with(more: &str) -> Problem {
+    let mut problems = problems_with(more);
+    assert_eq!(problems.len(), 1, "{}", lines(&problems));
+    problems.remove(0)
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("{problem}\n")).collect()
+}
+
+#[test]
+fn every_default_is_filled_in() {
+    let recipe = read(SHORTEST);
+    assert_eq!((recipe.lora_rank, recipe.lora_alpha()), (16, 32.0));
+    assert_eq!(recipe.lora_target(), LoraTarget::All);
+    assert_eq!((recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps), (1, 8));
+    assert_eq!(recipe.lr_scheduler_type, SchedulerType::Cosine);
+    assert_eq!(recipe.dataset_files(), [Path::new("/data/d.json")]);
+    assert_eq!((recipe.validation_rows(95), recipe.eval_steps()), (10, Some(500)));
+    assert_eq!((recipe.total_steps(7), recipe.warmup_steps(21)), (21, 1));
+    let summary = recipe.summary();
+    assert_eq!((summary.model.as_str(), summary.device), ("m", DevicePick::Auto));
+    assert_eq!((summary.finetuning_type.as_str(), summary.warnings.len()), ("lora", 0));
+}
+
+#[test]
+fn written_values_replace_defaults() {
+    let recipe = read(
+        "# comment\nmodel_name_or_path: \"m\"\ndataset: [a.jsonl, /b.json]\ndataset_format: prompt_completion\n\
+         lora_rank: 8\nlora_alpha: 4\nlora_target: q_proj, v_proj\nval_size: 30\neval_steps: 5\nlearning_rate: 2e-4\n\
+         warmup_ratio: 0.5\nmax_steps: 9\nsave_steps: 3.0\npacking: True\ndevice: cpu\n",
+    );
+    assert_eq!(recipe.dataset_files(), [Path::new("/data/a.jsonl"), Path::new("/b.json")]);
+    assert_eq!(recipe.dataset_format.name(), Some(FormatName::PromptCompletion));
+    assert_eq!((recipe.lora_alpha(), recipe.learning_rate), (4.0, 2e-4));
+    assert_eq!(recipe.lora_target(), LoraTarget::Named(vec!["q_proj".to_owned(), "v_proj".to_owned()]));
+    assert_eq!((recipe.validation_rows(1000), recipe.validation_rows(10)), (30, 9));
+    assert_eq!((recipe.eval_steps(), recipe.save_steps, recipe.packing), (Some(5), 3, true));
+    assert_eq!((recipe.total_steps(1000), recipe.warmup_steps(9)), (9, 5));
+}
+
+#[test]
+fn names_of_other_tools_are_read() {
+    let recipe = read(
+        "base_model: m\ndataset: d.json\nadapter: lora\nlora_r: 4\nlora_target_modules: [k_proj]\nsequence_len: 64\n\
+         sample_packing: true\ntrain_on_inputs: true\nval_set_size: 0\nlr_scheduler: linear\nnum_epochs: 0.5\nmicro_batch_size: 2\n",
+    );
+    assert_eq!((recipe.lora_rank, recipe.cutoff_len, recipe.per_device_train_batch_size), (4, 64, 2));
+    assert_eq!(recipe.lora_target(), LoraTarget::Named(vec!["k_proj".to_owned()]));
+    assert!(recipe.packing && recipe.train_on_prompt);
+    assert_eq!((recipe.validation_rows(9), recipe.eval_steps(), recipe.total_steps(3)), (0, None, 2));
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_place() {
+    let found = problems(
+        "model_name_or_path: m\nlern_rate: 1e-4\nlora_rank: sixteen\nlora_dropout: 1\nlr_scheduler_type: cosin\n\
+         use_dora: true\noutput_dir: out\nlora_r: 8\neval_steps: 10\nval_size: 0\nmax_steps: 0\n",
+    );
+    let seen: Vec<_> = found.iter().map(|p| (p.code, p.line, p.column, p.key.as_deref().unwrap_or(""))).collect();
+    use ProblemCode::{InvalidValue, MissingKey, UnknownKey, WrongType};
+    assert_eq!(
+        seen,
+        [
+            (UnknownKey, Some(2), Some(1), "lern_rate"),
+            (WrongType, Some(3), Some(12), "lora_rank"),
+            (InvalidValue, Some(4), Some(15), "lora_dropout"),
+            (InvalidValue, Some(5), Some(20), "lr_scheduler_type"),
+            (UnknownKey, Some(6), Some(1), "use_dora"),
+            (UnknownKey, Some(7), Some(1), "output_dir"),
+            (InvalidValue, Some(8), Some(1), "lora_r"),
+            (InvalidValue, Some(9), Some(13), "eval_steps"),
+            (InvalidValue, Some(11), Some(12), "max_steps"),
+            (MissingKey, None, None, "dataset"),
+        ],
+        "{}",
+        lines(&found)
+    );
+    assert!(
+        found.iter().all(|p| p.file.as_deref() == Some("r.yaml") && !p.fix.zh.is_empty() && !p.message.zh.is_empty())
+    );
+}
+
+#[test]
+fn a_misspelt_key_gets_the_nearest_name() {
+    for (written, nearest) in [
+        ("learning-rate", "learning_rate"),
+        ("Lora_Rank", "lora_rank"),
+        ("lora_rnak", "lora_rank"),
+        ("num_epoch", "num_epochs"),
+        ("batch_size", ""),
+    ] {
+        let problem = only_problem_with(&format!("{written}: 1"));
+        assert_eq!(problem.expected.as_deref().unwrap_or(""), nearest, "{problem}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_told_what_was_expected() {
+    for (written, found, expected, fix) in [
+        ("lora_rank: \"8\"", "\"8\"", "integer ≥ 1, ≤ 1024", "remove the quotes"),
+        ("lora_rank: 8.5", "8.5", "integer ≥ 1, ≤ 1024", "the default is 16"),
+        ("packing: yes", "\"yes\"", "true | false", "the default is false"),
+        ("cutoff_len:", "nothing", "integer ≥ 2, ≤ 1048576", "the default is 2048"),
+        ("learning_rate: .inf", "\".inf\"", "number > 0, ≤ 1", "the default is 0.0001"),
+        ("seed: -1", "-1", "integer ≥ 0", "the default is 42"),
+        (
+            "dataset_format: csv",
+            "\"csv\"",
+            "auto | alpaca | sharegpt | messages | prompt_completion",
+            "the default is auto",
+        ),
+        ("lora_target: {a: 1}", "{…}", "string | [string, …]", "the default is all"),
+        (
+            "lora_target: [q_proj, c_attn]",
+            "\"c_attn\"",
+            "all | q_proj | k_proj | v_proj | o_proj | gate_proj | up_proj | down_proj",
+            "names from this list",
+        ),
+        ("warmup_steps: 2.5", "2.5", "number < 1 | integer ≥ 1", "a whole number"),
+    ] {
+        let problem = only_problem_with(written);
+        assert_eq!(problem.found.as_deref(), Some(found), "{problem}");
+        assert_eq!(problem.expected.as_deref(), Some(expected), "{problem}");
+        assert!(problem.fix.en.contains(fix), "{problem}");
+    }
+}
+
+#[test]
+fn what_comes_later_is_said_so() {
+    for written in ["quantization_bit: 4", "stage: dpo", "finetuning_type: full", "precision: bf16", "device: cuda"] {
+        let problem = only_problem_with(written);
+        assert_eq!(problem.message.en, "not in this version yet", "{problem}");
+    }
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused() {
+    for (written, key) in [
+        ("warmup_steps: 5\nwarmup_ratio: 0.1", "warmup_ratio"),
+        ("train_on_prompt: true\nmask_history: true", "mask_history"),
+        ("val_size: 0\neval_steps: 5", "eval_steps"),
+        ("lora_target: []", "lora_target"),
+    ] {
+        let problem = only_problem_with(written);
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
+    }
+}
+
+#[test]
+fn what_is_hardly_meant_is_a_warning() {
+    let warnings = read_with("max_steps: 5\nwarmup_steps: 5\nnum_train_epochs: 2\n").summary().warnings;
+    let seen: Vec<_> = warnings.iter().map(|p| (p.key.as_deref(), p.line, p.file.as_deref())).collect();
+    assert_eq!(
+        seen,
+        [(Some("warmup_steps"), Some(4), Some("r.yaml")), (Some("num_train_epochs"), Some(5), Some("r.yaml"))]
+    );
+}
+
+#[test]
+fn what_is_not_yaml_has_a_line_and_a_way_out() {
+    let colon = problems("model_name_or_path: m\ndataset：d.json\nseed: 1\n").remove(0);
+    assert_eq!((colon.code, colon.found.as_deref()), (ProblemCode::Syntax, Some("：")), "{colon}");
+    let quote = problems("model_name_or_path: \"m\ndataset: d.json\n").remove(0);
+    assert!(quote.code == ProblemCode::Syntax && quote.line.is_some() && quote.column.is_some(), "{quote}");
+    let alias = problems("model_name_or_path: &m x\ndataset: *m\n").remove(0);
+    assert_eq!((alias.line, alias.column), (Some(2), Some(10)), "{alias}");
+    assert_eq!(problems("").remove(0).code, ProblemCode::FileEmpty);
+    assert_eq!(problems("# nothing\n").remove(0).code, ProblemCode::FileEmpty);
+    assert_eq!(problems("just words").remove(0).code, ProblemCode::WrongType);
+    assert_eq!(problems(&"[".repeat(100_000)).remove(0).code, ProblemCode::Syntax);
+    assert_eq!(problems(&format!("{SHORTEST}---\na: 1\n")).remove(0).line, Some(3));
+}
+
+/// The checker and the summary in `docs` trust the schema; this is all of JSON Schema that they read.
+#[test]
+fn the_schema_uses_only_what_the_checker_reads() {
+    const READ: [&str; 17] = [
+        "type",
+        "enum",
+        "const",
+        "oneOf",
+        "anyOf",
+        "items",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "minLength",
+        "minItems",
+        "default",
+        "description",
+        "x-aliases",
+        "format",
+        "title",
+    ];
+    fn visit(schema: &Value) {
+        for (name, value) in schema.as_object().into_iter().flatten() {
+            assert!(READ.contains(&name.as_str()), "the checker does not read {name}");
+            match name.as_str() {
+                "oneOf" | "anyOf" => value.as_array().into_iter().flatten().for_each(visit),
+                "items" => visit(value),
+                _ => {}
+            }
+        }
+    }
+    let schema = Recipe::schema();
+    let properties = schema["properties"].as_object().expect("properties");
+    assert!(properties.values().all(|property| property["description"].is_string()));
+    properties.values().for_each(visit);
+}
+
+/// Run with `JUSTTRAIN_UPDATE_DOCS=1` to write the file anew.
+#[test]
+fn the_published_schema_is_this_one() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs/reference/recipe.schema.json");
+    let ours = serde_json::to_string_pretty(&Recipe::schema()).expect("schema as text") + "\n";
+    if std::env::var_os("JUSTTRAIN_UPDATE_DOCS").is_some() {
+        std::fs::write(&file, &ours).expect("write the schema");
+    }
+    let published = std::fs::read_to_string(&file).expect("docs/reference/recipe.schema.json");
+    assert!(published == ours, "run this test with JUSTTRAIN_UPDATE_DOCS=1");
+}

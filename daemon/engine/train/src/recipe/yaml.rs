@@ -2,6 +2,8 @@
 //!
 //! Built on parser events and not on a ready document, because a document forgets the first of two equal keys.
 
+use std::borrow::Cow;
+
 use justtrain_worker_api::{Problem, ProblemCode};
 use saphyr::Scalar;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError};
@@ -43,7 +45,7 @@ pub(super) enum Content {
 }
 
 /// The only document in `text`; a text without one gives null.
-pub(super) fn parse(text: &str) -> Result<Node, Problem> {
+pub(super) fn parse(text: &str) -> Result<Node, Box<Problem>> {
     let mut parser = Parser::new_from_str(text.trim_start_matches('\u{feff}'));
     let mut open: Vec<Node> = Vec::new();
     let mut root = None;
@@ -66,16 +68,18 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
             },
             Event::Alias(_) => {
                 return Err(at(mark, "anchors and aliases are not read in a recipe", "配方不支持锚点与引用")
-                    .fix("write the value out", "直接写出这个值"));
+                    .fix("write the value out", "直接写出这个值")
+                    .into());
             }
             Event::DocumentStart(_) if root.is_some() => {
                 return Err(at(mark, "a recipe is one YAML document", "一个配方只能有一个 YAML 文档")
-                    .fix("remove this \"---\" and what follows", "删除这个 \"---\" 及其后的内容"));
+                    .fix("remove this \"---\" and what follows", "删除这个 \"---\" 及其后的内容")
+                    .into());
             }
             _ => continue,
         };
         if open.len() > MAX_DEPTH {
-            return Err(at(mark, "nested too deeply", "嵌套过深"));
+            return Err(at(mark, "nested too deeply", "嵌套过深").into());
         }
         match open.last_mut() {
             Some(Node { content: Content::Sequence(items) | Content::Mapping(items), .. }) => items.push(node),
@@ -86,7 +90,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
 }
 
 /// YAML 1.2's core schema; infinities and NaN, which no key takes, stay text.
-fn scalar(text: std::borrow::Cow<'_, str>, style: ScalarStyle) -> Value {
+fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     if style != ScalarStyle::Plain {
         return Value::from(text);
     }
