@@ -9,10 +9,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 
-def load_model(file: str) -> PreTrainedModel:
+def load_model(file: str, attention: str = "eager") -> PreTrainedModel:
     path = Path(file)
     return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
+        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation=attention
     ).eval()
 
 

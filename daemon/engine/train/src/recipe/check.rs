@@ -117,7 +117,7 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema["properties"].as_object().into_iter().flatten()
 }
 
-fn aliases(property: &Value) -> impl Iterator<Item = &str> {
+pub(super) fn aliases(property: &Value) -> impl Iterator<Item = &str> {
     property["x-aliases"].as_array().into_iter().flatten().filter_map(Value::as_str)
 }
 
@@ -301,7 +301,7 @@ fn plain(value: &Value) -> String {
 }
 
 /// In notation that needs no translation: `integer ≥ 1, ≤ 1024`, `cosine | linear`.
-fn expected(schema: &Value) -> String {
+pub(super) fn expected(schema: &Value) -> String {
     if let Some(alternatives) = schema["anyOf"].as_array() {
         return alternatives.iter().map(expected).collect::<Vec<_>>().join(" | ");
     }

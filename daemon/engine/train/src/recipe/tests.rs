@@ -241,14 +241,59 @@ fn the_schema_uses_only_what_the_checker_reads() {
     properties.values().for_each(visit);
 }
 
-/// Run with `JUSTTRAIN_UPDATE_DOCS=1` to write the file anew.
 #[test]
-fn the_published_schema_is_this_one() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs/reference/recipe.schema.json");
-    let ours = serde_json::to_string_pretty(&Recipe::schema()).expect("schema as text") + "\n";
-    if std::env::var_os("JUSTTRAIN_UPDATE_DOCS").is_some() {
-        std::fs::write(&file, &ours).expect("write the schema");
+fn the_bundled_recipes_are_valid() {
+    for file in std::fs::read_dir(repository().join("bundle/recipes")).expect("bundle/recipes") {
+        let file = file.expect("an entry").path();
+        read(&std::fs::read_to_string(&file).expect("a recipe"));
     }
-    let published = std::fs::read_to_string(&file).expect("docs/reference/recipe.schema.json");
-    assert!(published == ours, "run this test with JUSTTRAIN_UPDATE_DOCS=1");
+}
+
+/// Run with `JUSTTRAIN_UPDATE_DOCS=1` to write the two files anew.
+#[test]
+fn the_published_reference_is_this_one() {
+    let schema = Recipe::schema();
+    let json = serde_json::to_string_pretty(&schema).expect("schema as text") + "\n";
+    for (name, ours) in [("recipe.schema.json", json), ("recipe.md", reference(&schema))] {
+        let file = repository().join("docs/reference").join(name);
+        if std::env::var_os("JUSTTRAIN_UPDATE_DOCS").is_some() {
+            std::fs::write(&file, &ours).expect("write the reference");
+        }
+        let published = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(published == ours, "run this test with JUSTTRAIN_UPDATE_DOCS=1 to bring {name} up to date");
+    }
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..")
+}
+
+/// The schema as a page.
+fn reference(schema: &Value) -> String {
+    let required: Vec<_> = schema["required"].as_array().into_iter().flatten().collect();
+    let rows = schema["properties"].as_object().into_iter().flatten().map(|(name, property)| {
+        let default = match &property["default"] {
+            _ if required.iter().any(|key| *key == name) => "**required**".to_owned(),
+            Value::Null => String::new(),
+            default => format!("`{}`", default.as_str().map_or_else(|| default.to_string(), str::to_owned)),
+        };
+        let aliases: Vec<_> = super::check::aliases(property).map(|alias| format!("`{alias}`")).collect();
+        let allowed = super::check::expected(property).replace('|', "\\|");
+        let meaning = property["description"].as_str().unwrap_or_default();
+        format!("| `{name}` | {meaning} | {allowed} | {default} | {} |\n", aliases.join(", "))
+    });
+    let intro = "# Recipe keys\n\n\
+        A recipe is one YAML file. Names are LLaMA-Factory's; the names in the last column, which other tools use, are read as well.\n\
+        Any other key is refused. This page and [recipe.schema.json](recipe.schema.json), a JSON Schema that editors can complete and check\n\
+        with, are made from the program; `justtrain recipe schema` prints the schema of the version that is installed.\n\n\
+        | key | meaning | values | default | also read as |\n|---|---|---|---|---|\n";
+    let outro = "\n## Together\n\n\
+        - `warmup_steps` and `warmup_ratio` exclude each other.\n\
+        - `eval_steps` needs a `val_size` above 0.\n\
+        - `mask_history` and `train_on_prompt` exclude each other.\n\
+        - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
+        - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\
+        One step learns from `per_device_train_batch_size` × `gradient_accumulation_steps` rows. Its loss is the mean over all answer tokens of\n\
+        these rows, so it does not matter how they are split into batches.\n";
+    intro.to_owned() + &rows.collect::<String>() + outro
 }
