@@ -1,1 +1,23 @@
+//! Text to token ids with a loss mask. Burn-free: everything here is plain Rust on vectors.
+//!
+//! A data file becomes [`formats::Conversation`]s, a chat template and a tokenizer make [`Sample`]s of them, and
+//! [`packing`] lays those out as padding-free batches.
 
+pub mod chat_template;
+mod check;
+mod encode;
+pub mod formats;
+pub mod generators;
+pub mod packing;
+mod preview;
+mod split;
+pub mod tokenizer;
+
+pub use chat_template::ChatTemplate;
+pub use check::check;
+pub use encode::{EncodeOptions, Encoder, Sample};
+pub use formats::{Conversation, Loaded, read_conversations};
+pub use packing::{Batch, Sampler, SamplerState};
+pub use preview::preview;
+pub use split::split;
+pub use tokenizer::Tokenizer;

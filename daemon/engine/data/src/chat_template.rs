@@ -1,0 +1,93 @@
+//! Chat templates as Hugging Face writes them (Jinja), rendered with what transformers gives them
+//! (`utils/chat_template_utils.py`).
+
+use std::fs;
+
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{Problem, ProblemCode, Turn};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, context};
+use serde_json::Value;
+
+use crate::Tokenizer;
+
+/// What a model without a template of its own is trained and asked with.
+const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
+                      '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}\
+                      {% endif %}";
+
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos_token: String,
+    eos_token: String,
+}
+
+impl ChatTemplate {
+    /// The model's own template: a GGUF's `tokenizer.chat_template`, or a folder's `chat_template.jinja` or
+    /// `tokenizer_config.json`. A model without one gets ChatML and a warning.
+    pub fn open(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<(Self, Option<Problem>), Problem> {
+        let own = match (checkpoint.gguf(), checkpoint.folder()) {
+            (Some(gguf), _) => gguf.metadata().get_str("tokenizer.chat_template").map(str::to_owned),
+            (None, Some(folder)) => fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(|| {
+                let text = fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
+                serde_json::from_str::<Value>(&text).ok()?["chat_template"].as_str().map(str::to_owned)
+            }),
+            (None, None) => None,
+        };
+        let warning = own.is_none().then(|| {
+            Problem::warning(
+                ProblemCode::ChatTemplate,
+                "the model has no chat template; ChatML is used",
+                "模型没有对话模板，将使用 ChatML",
+            )
+            .file(checkpoint.path().display())
+        });
+        let template = Self::new(own.as_deref().unwrap_or(CHATML), tokenizer)
+            .map_err(|problem| problem.file(checkpoint.path().display()))?;
+        Ok((template, warning))
+    }
+
+    pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, Problem> {
+        let mut environment = Environment::new();
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template_owned("chat", source.to_owned()).map_err(failed)?;
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            bos_token: tokenizer.bos_token().unwrap_or_default().to_owned(),
+            eos_token: tokenizer.eos_token().unwrap_or_default().to_owned(),
+        })
+    }
+
+    /// The Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The conversation as the model sees it; with `add_generation_prompt` it ends where the assistant begins.
+    pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, Problem> {
+        let template = self.environment.get_template("chat").map_err(failed)?;
+        let messages: Vec<minijinja::Value> =
+            turns.iter().map(|turn| context! { role => &turn.role, content => &turn.content }).collect();
+        let context = context! {
+            messages,
+            add_generation_prompt,
+            bos_token => &self.bos_token,
+            eos_token => &self.eos_token,
+        };
+        template.render(context).map_err(failed)
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn failed(error: minijinja::Error) -> Problem {
+    Problem::error(ProblemCode::ChatTemplate, "the chat template fails", "对话模板出错")
+        .found(format!("{error:#}").lines().next().unwrap_or_default())
+        .fix("check the roles of the conversation, or the model's template", "请检查对话的角色，或模型的模板")
+}

@@ -1,0 +1,306 @@
+//! Data formats: rows of JSON to conversations. One file a format; a new one is a file and a line in `ALL`.
+//!
+//! A file is a JSON array, or one JSON object a line (JSONL); which of the two, and which format, is read from the
+//! content and not from the name.
+
+mod alpaca;
+mod file;
+mod messages;
+mod prompt_completion;
+mod sharegpt;
+
+use justtrain_worker_api::{DataFile, FormatName, Problem, ProblemCode, Turn};
+use serde_json::{Map, Value};
+
+pub type Row = Map<String, Value>;
+
+/// A row as it was understood. The last turn is the assistant's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversation {
+    pub turns: Vec<Turn>,
+    /// 1-based row in its file.
+    pub row: u64,
+}
+
+/// A data file, read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    pub format: FormatName,
+    /// Rows in the file, usable or not.
+    pub rows: u64,
+    pub conversations: Vec<Conversation>,
+    /// What is wrong with the other rows.
+    pub problems: Vec<Problem>,
+}
+
+trait Format: Sync {
+    fn name(&self) -> FormatName;
+
+    /// Keys of which a row of this format has all of at least one list.
+    fn signature(&self) -> &'static [&'static [&'static str]];
+
+    /// The row's turns. The caller adds file and row to a problem, and checks the turns' order.
+    fn turns(&self, row: &Row) -> Result<Vec<Turn>, Problem>;
+}
+
+const ALL: &[&dyn Format] =
+    &[&messages::Messages, &sharegpt::ShareGpt, &alpaca::Alpaca, &prompt_completion::PromptCompletion];
+
+/// Reads every row. `Err` where the file as a whole cannot be used; problems of single rows are in [`Loaded`].
+pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
+    let shown = data.path.display().to_string();
+    let rows = file::read_rows(&data.path)?;
+    let format = match data.format {
+        Some(name) => *ALL.iter().find(|format| format.name() == name).expect("every name has its format"),
+        None => sniff(&rows).ok_or_else(|| unknown_format(&shown, &rows))?,
+    };
+    let mut loaded =
+        Loaded { format: format.name(), rows: rows.len() as u64, conversations: Vec::new(), problems: Vec::new() };
+    for (row_number, row) in (1u64..).zip(rows) {
+        let turns = match row {
+            Value::Object(row) => format.turns(&row).and_then(check_turns),
+            other => Err(wrong_type("", &other, "an object with the keys of the format")),
+        };
+        match turns {
+            Ok(turns) => loaded.conversations.push(Conversation { turns, row: row_number }),
+            Err(problem) => loaded.problems.push(problem.file(&shown).row(row_number)),
+        }
+    }
+    Ok(loaded)
+}
+
+/// The format that most of the first rows fit.
+fn sniff(rows: &[Value]) -> Option<&'static dyn Format> {
+    let fits = |format: &dyn Format| {
+        let objects = rows.iter().take(20).filter_map(Value::as_object);
+        objects
+            .filter(|row| format.signature().iter().any(|keys| keys.iter().all(|&key| row.contains_key(key))))
+            .count()
+    };
+    let best = ALL.iter().copied().rev().max_by_key(|format| fits(*format))?;
+    (fits(best) > 0).then_some(best)
+}
+
+fn unknown_format(file: &str, rows: &[Value]) -> Problem {
+    let keys = match &rows[0] {
+        Value::Object(row) => row.keys().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(", "),
+        other => kind(other).to_owned(),
+    };
+    Problem::error(ProblemCode::UnknownFormat, "the rows fit none of the data formats", "数据行不符合任何已知格式")
+        .file(file)
+        .row(1)
+        .found(if keys.is_empty() { "no keys".to_owned() } else { keys })
+        .expected(
+            "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\") or \
+             prompt_completion (\"prompt\", \"completion\")",
+        )
+        .fix("rename the keys of your rows to one of these formats", "请把数据的键改为以上格式之一")
+}
+
+/// Roles must make a conversation that ends with an answer.
+fn check_turns(turns: Vec<Turn>) -> Result<Vec<Turn>, Problem> {
+    let bad = |found: String, expected: &str| {
+        Problem::error(
+            ProblemCode::BadConversation,
+            "the turns of this row make no conversation",
+            "该行的轮次不构成对话",
+        )
+        .found(found)
+        .expected(expected)
+        .fix(
+            "put the turns in order: system, then user and assistant in turn",
+            "请按 system、user、assistant 的顺序排列轮次",
+        )
+    };
+    let spoken = turns.iter().skip(usize::from(turns.first().is_some_and(|turn| turn.role == "system")));
+    for (turn, expected) in spoken.zip(["user", "assistant"].into_iter().cycle()) {
+        if turn.role != expected {
+            return Err(bad(format!("a turn of {}", turn.role), &format!("a turn of {expected}")));
+        }
+    }
+    let Some(answer) = turns.last().filter(|turn| turn.role == "assistant") else {
+        return Err(no_answer("").found("a conversation without an assistant's turn at its end"));
+    };
+    if answer.content.trim().is_empty() {
+        return Err(no_answer("").found("an empty answer"));
+    }
+    Ok(turns)
+}
+
+fn turn(role: &str, content: impl Into<String>) -> Turn {
+    Turn { role: role.to_owned(), content: content.into() }
+}
+
+fn no_answer(key: &str) -> Problem {
+    let problem =
+        Problem::error(ProblemCode::NoAnswer, "this row has no answer to learn from", "该行没有可供学习的回答")
+            .expected("a text that is not empty")
+            .fix("fill in the answer, or delete the row", "请补上回答，或删除该行");
+    if key.is_empty() { problem } else { problem.key(key) }
+}
+
+/// The text under a key; None where the key is missing or null.
+fn optional_text<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, Problem> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong_type(key, other, "a text")),
+    }
+}
+
+fn required_text<'a>(row: &'a Row, key: &str) -> Result<&'a str, Problem> {
+    optional_text(row, key)?.ok_or_else(|| missing(row, key))
+}
+
+/// The text of the answer.
+fn answer<'a>(row: &'a Row, key: &str) -> Result<&'a str, Problem> {
+    match optional_text(row, key)? {
+        None => Err(no_answer(key).found("no such key")),
+        Some(text) if text.trim().is_empty() => Err(no_answer(key).found("an empty text")),
+        Some(text) => Ok(text),
+    }
+}
+
+fn required_list<'a>(row: &'a Row, key: &str) -> Result<&'a [Value], Problem> {
+    match row.get(key) {
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => Err(wrong_type(key, other, "a list")),
+        None => Err(missing(row, key)),
+    }
+}
+
+fn missing(row: &Row, key: &str) -> Problem {
+    let keys: Vec<String> = row.keys().map(|key| format!("\"{key}\"")).collect();
+    Problem::error(ProblemCode::MissingKey, "this row lacks a key", "该行缺少一个键")
+        .key(key)
+        .found(if keys.is_empty() { "no keys".to_owned() } else { keys.join(", ") })
+        .expected(format!("\"{key}\""))
+        .fix("add the key, or delete the row", "请补上该键，或删除该行")
+}
+
+fn wrong_type(key: &str, found: &Value, expected: &str) -> Problem {
+    let problem = Problem::error(ProblemCode::WrongType, "a value has the wrong type", "值的类型不对")
+        .found(kind(found))
+        .expected(expected)
+        .fix("correct the value", "请更正该值");
+    if key.is_empty() { problem } else { problem.key(key) }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<Loaded, Problem> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        read_conversations(&DataFile { path: file.path().to_owned(), format: None })
+    }
+
+    fn turns(text: &str) -> Vec<(String, String)> {
+        let loaded = read(text).unwrap();
+        assert_eq!(loaded.problems, []);
+        loaded.conversations[0].turns.iter().map(|turn| (turn.role.clone(), turn.content.clone())).collect()
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected.iter().map(|&(role, content)| (role.to_owned(), content.to_owned())).collect()
+    }
+
+    #[test]
+    fn each_format_is_recognised_and_read() {
+        let alpaca =
+            r#"[{"instruction":"Add.","input":"1+1","output":"2","system":"Be brief.","history":[["hi","hello"]]}]"#;
+        let expected = [
+            ("system", "Be brief."),
+            ("user", "hi"),
+            ("assistant", "hello"),
+            ("user", "Add.\n1+1"),
+            ("assistant", "2"),
+        ];
+        assert_eq!(turns(alpaca), pairs(&expected));
+        let sharegpt =
+            r#"{"conversations":[{"from":"human","value":"hi"},{"from":"gpt","value":"hello"}],"system":"S"}"#;
+        assert_eq!(turns(sharegpt), pairs(&[("system", "S"), ("user", "hi"), ("assistant", "hello")]));
+        let messages = "{\"messages\":[{\"role\":\"user\",\"content\":\"你好\"},{\"role\":\"assistant\",\"content\":\"您好\"}]}\n\n";
+        assert_eq!(turns(messages), pairs(&[("user", "你好"), ("assistant", "您好")]));
+        let completion = r#"[{"prompt":"hi","completion":"hello"}]"#;
+        assert_eq!(turns(completion), pairs(&[("user", "hi"), ("assistant", "hello")]));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_problem() {
+        assert_eq!(read("\u{feff}[{\"prompt\":\"a\",\"completion\":\"b\"}]").unwrap().conversations.len(), 1);
+    }
+
+    #[test]
+    fn broken_json_is_placed_by_line_and_column() {
+        let problem = read("[\n  {\"prompt\": \"a\",\n   \"completion\" \"b\"}\n]").unwrap_err();
+        assert_eq!((problem.code, problem.line, problem.column), (ProblemCode::Syntax, Some(3), Some(17)));
+        let problem = read("{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"a\" \"b\"}\n").unwrap_err();
+        assert_eq!((problem.code, problem.line, problem.row), (ProblemCode::Syntax, Some(2), Some(2)));
+    }
+
+    #[test]
+    fn every_bad_row_is_reported_and_the_good_ones_are_kept() {
+        let loaded = read(
+            r#"[{"instruction":"a","output":"b"},
+                {"instruction":"a"},
+                {"instruction":"a","output":"  "},
+                {"instruction":7,"output":"b"},
+                {"output":"b"},
+                5]"#,
+        )
+        .unwrap();
+        assert_eq!((loaded.rows, loaded.conversations.len()), (6, 1));
+        let found: Vec<_> =
+            loaded.problems.iter().map(|p| (p.code, p.row.unwrap(), p.key.as_deref().unwrap_or(""))).collect();
+        let expected = [
+            (ProblemCode::NoAnswer, 2, "output"),
+            (ProblemCode::NoAnswer, 3, "output"),
+            (ProblemCode::WrongType, 4, "instruction"),
+            (ProblemCode::MissingKey, 5, "instruction"),
+            (ProblemCode::WrongType, 6, ""),
+        ];
+        assert_eq!(found, expected);
+        assert!(loaded.problems.iter().all(|p| !p.message.zh.is_empty() && !p.fix.en.is_empty() && p.file.is_some()));
+    }
+
+    #[test]
+    fn turns_out_of_order_are_no_conversation() {
+        let loaded = read(
+            r#"[{"messages":[{"role":"assistant","content":"x"}]},
+                {"messages":[{"role":"user","content":"x"}]},
+                {"messages":[{"role":"wizard","content":"x"}]},
+                {"messages":[]}]"#,
+        )
+        .unwrap();
+        let codes: Vec<_> = loaded.problems.iter().map(|problem| problem.code).collect();
+        let bad = ProblemCode::BadConversation;
+        assert_eq!(codes, [bad, ProblemCode::NoAnswer, bad, ProblemCode::NoAnswer]);
+    }
+
+    #[test]
+    fn files_that_hold_no_rows_say_so() {
+        assert_eq!(read("").unwrap_err().code, ProblemCode::FileEmpty);
+        assert_eq!(read(" [ ] ").unwrap_err().code, ProblemCode::FileEmpty);
+        assert_eq!(read("hello").unwrap_err().code, ProblemCode::Syntax);
+        let problem = read(r#"[{"question":"a","answer":"b"}]"#).unwrap_err();
+        assert_eq!(problem.code, ProblemCode::UnknownFormat);
+        assert_eq!(problem.found.as_deref(), Some("\"question\", \"answer\""));
+        let missing = read_conversations(&DataFile { path: "/nowhere/x.json".into(), format: None }).unwrap_err();
+        assert_eq!(missing.code, ProblemCode::FileNotFound);
+    }
+}

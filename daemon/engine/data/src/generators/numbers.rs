@@ -1,0 +1,272 @@
+//! Which of two numbers is larger: pairs that a small model gets wrong (9.11 and 9.9), with a mechanical analysis.
+//!
+//! The answer is a function of the question alone: first the sign, then the integer parts, then the decimal parts
+//! written with the same number of digits. So a held-out answer can be right word for word.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fmt;
+
+use justtrain_worker_api::DataLanguage;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::Row;
+
+/// A decimal number as it is written: 3.10 is not 3.1, though they are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Number {
+    negative: bool,
+    integer: u64,
+    decimals: String,
+}
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sign, dot) = (if self.negative { "-" } else { "" }, if self.decimals.is_empty() { "" } else { "." });
+        write!(f, "{sign}{}{dot}{}", self.integer, self.decimals)
+    }
+}
+
+impl Number {
+    /// The decimals with zeros up to `digits`.
+    fn padded(&self, digits: usize) -> String {
+        format!("{:0<digits$}", self.decimals)
+    }
+
+    fn compare(&self, other: &Self) -> Ordering {
+        let digits = self.decimals.len().max(other.decimals.len());
+        let key = |number: &Self| (number.integer, number.padded(digits));
+        match (self.negative, other.negative) {
+            (false, true) => Ordering::Greater,
+            (true, false) => Ordering::Less,
+            (false, false) => key(self).cmp(&key(other)),
+            (true, true) => key(other).cmp(&key(self)),
+        }
+    }
+}
+
+pub(super) fn rows(count: usize, seed: u64, language: DataLanguage) -> Vec<Row> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut seen = HashSet::new();
+    let mut rows = Vec::with_capacity(count);
+    while rows.len() < count {
+        let (a, b) = pair(&mut rng);
+        if !seen.insert((a.clone(), b.clone())) {
+            continue;
+        }
+        let larger = rng.random_bool(0.5);
+        let question = questions(language, larger).choose(&mut rng).expect("there are questions");
+        let instruction = question.replace("{a}", &a.to_string()).replace("{b}", &b.to_string());
+        rows.push(Row { instruction, input: String::new(), output: answer(language, &a, &b, larger) });
+    }
+    rows
+}
+
+/// Mostly pairs with the same integer part and decimals of different lengths: the trap.
+fn pair(rng: &mut ChaCha8Rng) -> (Number, Number) {
+    let negative = rng.random_bool(0.08);
+    let number = |integer, decimals: String| Number { negative, integer, decimals };
+    let limit = *[10u64, 100, 1000, 10_000].choose(rng).expect("there are ranges");
+    let integer = rng.random_range(0..limit);
+    let (a, b) = match rng.random_range(0..100) {
+        0..40 => {
+            let digits = rng.random_range(1..=3);
+            let other = rng.random_range(1..=3);
+            (number(integer, decimals(rng, digits)), number(integer, decimals(rng, other)))
+        }
+        40..55 => {
+            // Equal up to the last digit.
+            let mut first = decimals(rng, 2);
+            let last = rng.random_range(0..=9u32);
+            let mut second = first.clone();
+            first.push_str(&last.to_string());
+            second.push_str(&((last + rng.random_range(1..=9)) % 10).to_string());
+            (number(integer, first), number(integer, second))
+        }
+        55..60 => {
+            // Equal in value, written differently.
+            let digits = rng.random_range(1..=2);
+            let first = decimals(rng, digits);
+            (number(integer, first.clone()), number(integer, first + "0"))
+        }
+        60..80 => {
+            let near = rng.random_range(1..=limit.min(20));
+            (number(integer, String::new()), number(integer + near, String::new()))
+        }
+        _ => {
+            let (digits, other) = (rng.random_range(0..=2), rng.random_range(0..=2));
+            let far = rng.random_range(1..=limit);
+            (number(integer, decimals(rng, digits)), number(integer + far, decimals(rng, other)))
+        }
+    };
+    let (mut a, b) = if rng.random_bool(0.5) { (a, b) } else { (b, a) };
+    let zero = |number: &Number| number.integer == 0 && number.decimals.chars().all(|digit| digit == '0');
+    if rng.random_bool(0.05) && !zero(&a) {
+        a.negative = !a.negative;
+    }
+    // There is no minus zero.
+    let positive = |mut number: Number| {
+        number.negative &= !zero(&number);
+        number
+    };
+    (positive(a), positive(b))
+}
+
+fn decimals(rng: &mut ChaCha8Rng, digits: usize) -> String {
+    (0..digits).map(|_| char::from(b'0' + rng.random_range(0..10u8))).collect()
+}
+
+fn questions(language: DataLanguage, larger: bool) -> &'static [&'static str] {
+    match (language, larger) {
+        (DataLanguage::En, true) => &[
+            "Which is larger, {a} or {b}?",
+            "Which number is greater: {a} or {b}?",
+            "Compare {a} and {b}. Which one is bigger?",
+            "Is {a} or {b} the larger number?",
+            "Find the larger of {a} and {b}.",
+            "Between {a} and {b}, which is the greater value?",
+            "Tell me the bigger number: {a}, {b}.",
+            "What is the maximum of {a} and {b}?",
+        ],
+        (DataLanguage::En, false) => &[
+            "Which is smaller, {a} or {b}?",
+            "Which number is less: {a} or {b}?",
+            "Compare {a} and {b}. Which one is smaller?",
+            "Is {a} or {b} the smaller number?",
+            "Find the smaller of {a} and {b}.",
+            "Between {a} and {b}, which is the lesser value?",
+            "Tell me the smaller number: {a}, {b}.",
+            "What is the minimum of {a} and {b}?",
+        ],
+        (DataLanguage::Zh, true) => &[
+            "{a} 和 {b} 哪个更大？",
+            "{a} 与 {b} 相比，哪个数大？",
+            "比较 {a} 和 {b}，哪一个更大？",
+            "请找出 {a} 和 {b} 中较大的数。",
+            "在 {a} 和 {b} 之间，较大的是哪个？",
+            "{a}、{b}，请说出大的那个数。",
+            "{a} 和 {b} 的最大值是多少？",
+        ],
+        (DataLanguage::Zh, false) => &[
+            "{a} 和 {b} 哪个更小？",
+            "{a} 与 {b} 相比，哪个数小？",
+            "比较 {a} 和 {b}，哪一个更小？",
+            "请找出 {a} 和 {b} 中较小的数。",
+            "在 {a} 和 {b} 之间，较小的是哪个？",
+            "{a}、{b}，请说出小的那个数。",
+            "{a} 和 {b} 的最小值是多少？",
+        ],
+    }
+}
+
+fn answer(language: DataLanguage, a: &Number, b: &Number, larger: bool) -> String {
+    let order = a.compare(b);
+    let picked = match (order, larger) {
+        (Ordering::Equal, _) => None,
+        (Ordering::Greater, true) | (Ordering::Less, false) => Some(a),
+        (Ordering::Less, true) | (Ordering::Greater, false) => Some(b),
+    };
+    let picked = picked.map(ToString::to_string);
+    let analysis = analysis(language, a, b, order);
+    match language {
+        DataLanguage::En => format!("{analysis}\nAnswer: {}", picked.as_deref().unwrap_or("equal")),
+        DataLanguage::Zh => format!("{analysis}\n答案：{}", picked.as_deref().unwrap_or("相等")),
+    }
+}
+
+fn analysis(language: DataLanguage, a: &Number, b: &Number, order: Ordering) -> String {
+    let zh = language == DataLanguage::Zh;
+    let so = format!("{a} {} {b}", sign(order));
+    if a.negative != b.negative {
+        return if zh { format!("符号不同，所以 {so}。") } else { format!("The signs differ, so {so}.") };
+    }
+    let prefix = match (a.negative, zh) {
+        (false, _) => "",
+        (true, true) => "两个都是负数，去掉负号比较。",
+        (true, false) => "Both are negative, so compare without the sign. ",
+    };
+    let integers = a.integer.cmp(&b.integer);
+    if integers != Ordering::Equal {
+        let compared = format!("{} {} {}", a.integer, sign(integers), b.integer);
+        return if zh {
+            format!("{prefix}整数部分：{compared}，所以 {so}。")
+        } else {
+            format!("{prefix}Integer parts: {compared}, so {so}.")
+        };
+    }
+    let same = format!("{} = {}", a.integer, b.integer);
+    let digits = a.decimals.len().max(b.decimals.len());
+    let (left, right) = (a.padded(digits), b.padded(digits));
+    let compared = format!("{left} {} {right}", sign(left.cmp(&right)));
+    if zh {
+        format!("{prefix}整数部分：{same}。小数部分：{compared}，所以 {so}。")
+    } else {
+        format!("{prefix}Integer parts: {same}. Decimal parts: {compared}, so {so}.")
+    }
+}
+
+fn sign(order: Ordering) -> char {
+    match order {
+        Ordering::Less => '<',
+        Ordering::Equal => '=',
+        Ordering::Greater => '>',
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(text: &str) -> Number {
+        let (negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (integer, decimals) = text.split_once('.').unwrap_or((text, ""));
+        Number { negative, integer: integer.parse().unwrap(), decimals: decimals.to_owned() }
+    }
+
+    #[test]
+    fn the_trap_is_explained() {
+        let text = answer(DataLanguage::En, &number("9.11"), &number("9.9"), true);
+        assert_eq!(text, "Integer parts: 9 = 9. Decimal parts: 11 < 90, so 9.11 < 9.9.\nAnswer: 9.9");
+        let text = answer(DataLanguage::Zh, &number("-2.5"), &number("-2.50"), false);
+        let expected =
+            "两个都是负数，去掉负号比较。整数部分：2 = 2。小数部分：50 = 50，所以 -2.5 = -2.50。\n答案：相等";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn comparison_agrees_with_arithmetic() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut seen = [0; 3];
+        for _ in 0..5000 {
+            let (a, b) = pair(&mut rng);
+            let thousandths = |n: &Number| {
+                let size = n.integer as i64 * 1000 + n.padded(3).parse::<i64>().unwrap();
+                if n.negative { -size } else { size }
+            };
+            let expected = thousandths(&a).cmp(&thousandths(&b));
+            assert_eq!(a.compare(&b), expected, "{a} {b}");
+            assert_ne!(a.to_string(), "-0");
+            seen[expected as i8 as usize + 1 & 3] += 1;
+        }
+        assert!(seen.iter().all(|&count| count > 100), "every outcome is there: {seen:?}");
+    }
+
+    #[test]
+    fn a_set_is_reproducible_without_repeats_and_has_the_trap() {
+        let set = rows(2000, 7, DataLanguage::En);
+        assert_eq!(set, rows(2000, 7, DataLanguage::En));
+        assert_ne!(set, rows(2000, 8, DataLanguage::En));
+        let questions: HashSet<_> = set.iter().map(|row| &row.instruction).collect();
+        assert_eq!(questions.len(), 2000);
+        // The longer decimals belong to the smaller number.
+        let trap = set.iter().filter(|row| {
+            let numbers: Vec<&str> = row.output.rsplit("so ").next().unwrap().split([' ', '\n']).collect();
+            let (a, b) = (number(numbers[0]), number(numbers[2].trim_end_matches('.')));
+            let (short, long) = if a.decimals.len() < b.decimals.len() { (&a, &b) } else { (&b, &a) };
+            short.decimals.len() < long.decimals.len() && short.compare(long) == Ordering::Greater
+        });
+        assert!(trap.count() > 200);
+    }
+}

@@ -1,0 +1,96 @@
+//! Text to token ids and back: a GGUF's own vocabulary, or a Hugging Face folder's `tokenizer.json`.
+
+mod folder;
+mod gguf;
+mod save;
+mod stream;
+
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{Problem, ProblemCode};
+
+pub use stream::TextStream;
+
+/// Texts of tokens that end an answer in the models we know, beside the end-of-sequence token.
+const END_OF_TURN: &[&str] = &["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>"];
+
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: SpecialTokens,
+}
+
+/// The tokens that a model's files give a role.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct SpecialTokens {
+    bos: Option<String>,
+    eos: Option<String>,
+    pad: Option<String>,
+    unknown: Option<String>,
+}
+
+/// Ids of a text, each with the bytes of the text that it stands for.
+pub struct Encoding {
+    pub ids: Vec<u32>,
+    pub offsets: Vec<(usize, usize)>,
+}
+
+impl Tokenizer {
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self, Problem> {
+        let result = match (checkpoint.gguf(), checkpoint.folder()) {
+            (Some(gguf), _) => gguf::open(gguf.metadata()),
+            (None, Some(folder)) => folder::open(folder),
+            (None, None) => Err(broken("the model brings no tokenizer")),
+        };
+        result.map_err(|problem| match problem.file {
+            Some(_) => problem,
+            None => problem.file(checkpoint.path().display()),
+        })
+    }
+
+    /// Adds no tokens of its own: what a chat template renders already has them all.
+    pub fn encode(&self, text: &str) -> Result<Encoding, Problem> {
+        let encoding = self.inner.encode(text, false).map_err(broken)?;
+        Ok(Encoding { ids: encoding.get_ids().to_vec(), offsets: encoding.get_offsets().to_vec() })
+    }
+
+    /// The text of the ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Problem> {
+        self.inner.decode(ids, true).map_err(broken)
+    }
+
+    /// The text of the ids, special tokens included.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, Problem> {
+        self.inner.decode(ids, false).map_err(broken)
+    }
+
+    /// The text of one token, special ones included; part of a character shows as U+FFFD.
+    pub fn token_text(&self, id: u32) -> String {
+        self.inner.decode(&[id], false).unwrap_or_default()
+    }
+
+    pub fn bos_token(&self) -> Option<&str> {
+        self.special.bos.as_deref()
+    }
+
+    pub fn eos_token(&self) -> Option<&str> {
+        self.special.eos.as_deref()
+    }
+
+    /// Tokens at which an answer is complete.
+    pub fn stop_ids(&self) -> Vec<u32> {
+        let names = self.special.eos.as_deref().into_iter().chain(END_OF_TURN.iter().copied());
+        let mut ids: Vec<u32> = names.filter_map(|name| self.inner.token_to_id(name)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+fn broken(why: impl std::fmt::Display) -> Problem {
+    Problem::error(ProblemCode::Tokenizer, "the model's tokenizer cannot be used", "模型的分词器无法使用")
+        .found(why)
+        .fix("download the model again, or choose another one", "请重新下载模型，或选择其他模型")
+}
