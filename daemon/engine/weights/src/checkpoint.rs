@@ -11,6 +11,9 @@ use crate::gguf::{Gguf, architecture};
 use crate::mapped;
 use crate::safetensors::SafetensorsFile;
 
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
 /// A GGUF file or a Hugging Face folder.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -39,7 +42,8 @@ impl Checkpoint {
         if !path.is_dir() {
             return Self::open_gguf(path);
         }
-        if path.join("config.json").is_file() {
+        // Some folders carry the original model's config.json beside a GGUF.
+        if path.join("config.json").is_file() && (path.join(INDEX).is_file() || path.join(SINGLE).is_file()) {
             return Self::open_folder(path);
         }
         let ggufs: Vec<PathBuf> = fs::read_dir(path)
@@ -49,40 +53,40 @@ impl Checkpoint {
             .collect();
         match ggufs.as_slice() {
             [gguf] => Self::open_gguf(gguf),
+            [] if path.join("config.json").is_file() => Err(Problem::error(
+                ProblemCode::FileNotFound,
+                "this folder has a configuration and no weights",
+                "该文件夹中有配置，但没有权重",
+            )
+            .file(path.display())
+            .found("config.json alone")
+            .expected(format!("{SINGLE}, or {INDEX} with its shards"))
+            .fix("download the model again", "请重新下载模型")),
             _ => Err(Problem::error(ProblemCode::FileFormat, "this folder holds no model", "该文件夹中没有模型")
                 .file(path.display())
-                .found(format!("{} GGUF files and no config.json", ggufs.len()))
-                .expected("config.json with *.safetensors, or exactly one .gguf file")
+                .found(format!("{} GGUF files and no safetensors", ggufs.len()))
+                .expected(format!("config.json with {SINGLE}, or exactly one .gguf file"))
                 .fix("name the .gguf file itself", "请直接指定 .gguf 文件")),
         }
     }
 
     fn open_gguf(path: &Path) -> Result<Self, Problem> {
         let gguf = Gguf::open(path)?;
+        refuse_split(&gguf)?;
         let architecture = architecture::find(&gguf)?;
         let names: BTreeMap<String, String> = gguf
             .tensors()
             .iter()
             .filter_map(|tensor| Some((architecture.hugging_face_name(&tensor.name)?, tensor.name.clone())))
             .collect();
-        let embeddings = gguf.tensor("token_embd.weight").ok_or_else(|| missing_tensor(path, "token_embd.weight"))?;
-        let tied = !names.contains_key("lm_head.weight");
-        let vocab_size = embeddings.shape.first().copied().unwrap_or(0);
-        let config =
-            architecture.config(gguf.metadata(), vocab_size, tied).map_err(|problem| problem.file(path.display()))?;
+        let config = architecture.config(&gguf).map_err(|problem| problem.file(path.display()))?;
         Ok(Self { config, source: Source::Gguf { gguf: Box::new(gguf), names } })
     }
 
     fn open_folder(folder: &Path) -> Result<Self, Problem> {
         let config = read_json(&folder.join("config.json"))?;
-        let index = folder.join("model.safetensors.index.json");
-        let file_names: BTreeSet<String> = if index.is_file() {
-            let map = read_json(&index)?;
-            let shards = map["weight_map"].as_object().into_iter().flatten();
-            shards.filter_map(|(_, file)| file.as_str().map(str::to_owned)).collect()
-        } else {
-            BTreeSet::from(["model.safetensors".to_owned()])
-        };
+        let index = folder.join(INDEX);
+        let file_names = if index.is_file() { shard_names(&index)? } else { BTreeSet::from([SINGLE.to_owned()]) };
         let files =
             file_names.iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect::<Result<Vec<_>, _>>()?;
         let names = files
@@ -153,13 +157,61 @@ impl Checkpoint {
             Source::Folder { files, names, .. } => files[names[name]].read_f32(name),
             Source::Gguf { gguf, names } => {
                 let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
+                let order = architecture::find(gguf)?.row_order(name, &self.config);
+                let rows = expected.first().copied().unwrap_or(1);
+                if !order.fits(rows) {
+                    return Err(Problem::error(
+                        ProblemCode::ShapeMismatch,
+                        format!("the rows of tensor {name} are not whole attention heads"),
+                        format!("张量 {name} 的行数不是注意力头数的整数倍"),
+                    )
+                    .file(gguf.path().display())
+                    .found(format!("{rows} rows"))
+                    .expected(format!("{order:?}"))
+                    .fix("download the model again", "请重新下载模型"));
+                }
                 let mut elements = vec![0.0; expected.iter().product()];
                 crate::gguf::dequantize(tensor.tensor_type, gguf.bytes(tensor), &mut elements);
-                let order = architecture::find(gguf)?.row_order(name, &self.config);
-                order.restore(&mut elements, expected.last().copied().unwrap_or(1));
+                order.restore(&mut elements, rows);
                 Ok(elements)
             }
         }
+    }
+}
+
+/// The files that an index names. They lie beside it: a name with a folder in it is refused.
+fn shard_names(index: &Path) -> Result<BTreeSet<String>, Problem> {
+    let refused = |found: &Value| {
+        Problem::error(ProblemCode::FileFormat, "this is not an index of safetensors", "这不是 safetensors 索引")
+            .file(index.display())
+            .key("weight_map")
+            .found(found)
+            .expected("the name of a file beside the index for every tensor")
+            .fix("download the model again", "请重新下载模型")
+    };
+    let json = read_json(index)?;
+    let map =
+        json["weight_map"].as_object().filter(|map| !map.is_empty()).ok_or_else(|| refused(&json["weight_map"]))?;
+    map.values()
+        .map(|file| {
+            let name = file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|last| last == *name));
+            name.map(str::to_owned).ok_or_else(|| refused(file))
+        })
+        .collect()
+}
+
+/// One part of a model that llama.cpp has split holds neither all tensors nor, but for the first, the metadata.
+fn refuse_split(gguf: &Gguf) -> Result<(), Problem> {
+    match gguf.metadata().get_u32("split.count") {
+        Some(parts) if parts > 1 => {
+            Err(Problem::error(ProblemCode::FileFormat, "this is one part of a split model", "这只是拆分模型的一部分")
+                .file(gguf.path().display())
+                .key("split.count")
+                .found(parts)
+                .expected("a model in one file")
+                .fix("join the parts with llama-gguf-split --merge", "请用 llama-gguf-split --merge 合并各部分"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -187,6 +239,8 @@ pub(crate) fn missing_tensor(path: &Path, name: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
@@ -194,7 +248,7 @@ mod tests {
     }
 
     /// A tiny llama written by llama.cpp's converter rules, beside the Hugging Face folder it was made from
-    /// (`scripts/golden/gguf_model.py`).
+    /// (`scripts/golden/gguf_blocks.py`).
     #[test]
     fn a_gguf_and_its_folder_are_the_same_checkpoint() {
         let (gguf, folder) =
@@ -247,27 +301,89 @@ mod tests {
     }
 
     #[test]
-    fn no_cut_and_no_changed_byte_of_a_gguf_panics() {
+    fn an_index_reaches_only_files_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        for (index, named) in [
+            (r#"{"weight_map": {"a": "../other/model.safetensors"}}"#, "../other"),
+            (r#"{"weight_map": {"a": 3}}"#, "3"),
+            (r#"{"weights": {}}"#, "null"),
+        ] {
+            fs::write(folder.path().join(INDEX), index).unwrap();
+            let problem = Checkpoint::open(folder.path()).unwrap_err();
+            assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::FileFormat, Some("weight_map")));
+            assert!(problem.found.unwrap().contains(named), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_folder_may_hold_a_gguf() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(Checkpoint::open(folder.path()).unwrap_err().code, ProblemCode::FileFormat);
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let problem = Checkpoint::open(folder.path()).unwrap_err();
+        assert_eq!(problem.code, ProblemCode::FileNotFound);
+        assert!(problem.expected.unwrap().contains(SINGLE));
+        fs::copy(fixture("tiny.gguf"), folder.path().join("model.gguf")).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert!(checkpoint.gguf().is_some());
+        assert_eq!(checkpoint.config()["model_type"], "llama");
+    }
+
+    /// Head counts that cannot be: the file opens and its tensors are refused.
+    #[test]
+    fn rows_that_are_no_whole_heads_are_refused() {
+        let mut bytes = fs::read(fixture("tiny.gguf")).unwrap();
+        let key = b"llama.attention.head_count";
+        let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.gguf");
-        let whole = fs::read(fixture("tiny.gguf")).unwrap();
-        for len in (1..whole.len()).step_by(97) {
-            fs::write(&path, &whole[..len]).unwrap();
-            let problem = Checkpoint::open(&path).unwrap_err();
-            assert!(
-                matches!(problem.code, ProblemCode::FileTruncated | ProblemCode::FileFormat),
-                "{len} bytes: {problem}"
-            );
+        for heads in [0u32, 5, u32::MAX] {
+            bytes[at..at + 4].copy_from_slice(&heads.to_le_bytes());
+            fs::write(&path, &bytes).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let problem = checkpoint.read_f32("model.layers.0.self_attn.q_proj.weight", &[16, 16]).unwrap_err();
+            assert_eq!(problem.code, ProblemCode::ShapeMismatch);
+            assert!(problem.message.en.contains("q_proj"));
         }
-        let header = 2000.min(whole.len());
-        for at in (0..header).step_by(3) {
-            for byte in [0x00, 0x7f, 0xff] {
-                let mut changed = whole.clone();
-                changed[at] = byte;
-                fs::write(&path, changed).unwrap();
-                // Some changes are harmless; none may panic or take more memory than the file.
-                let _ = Checkpoint::open(&path);
+    }
+
+    /// Opens `bytes` as a GGUF and decodes whatever it claims to hold.
+    fn read_all(bytes: &[u8]) -> Result<(), Problem> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gguf");
+        fs::write(&path, bytes).unwrap();
+        let checkpoint = Checkpoint::open(&path)?;
+        for name in checkpoint.names() {
+            checkpoint.read_f32(name, checkpoint.shape(name).unwrap())?;
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn every_cut_of_a_gguf_is_noticed(cut in 1..10_240usize) {
+            let whole = fs::read(fixture("tiny.gguf")).unwrap();
+            let problem = read_all(&whole[..whole.len() - cut.min(whole.len() - 1)]).unwrap_err();
+            prop_assert!(matches!(problem.code, ProblemCode::FileTruncated | ProblemCode::FileFormat), "{}", problem);
+        }
+
+        /// Some changes are harmless; none may panic or take more memory than the file justifies.
+        #[test]
+        fn no_changed_header_panics(changes in prop::collection::vec((0..2000usize, any::<u8>()), 1..8)) {
+            let mut bytes = fs::read(fixture("tiny.gguf")).unwrap();
+            for (at, byte) in changes {
+                bytes[at] = byte;
             }
+            let _ = read_all(&bytes);
+        }
+
+        /// As above with eight bytes at once, which makes lengths, counts and offsets huge.
+        #[test]
+        fn no_huge_length_panics(at in 0..2000usize, length in any::<u64>(), shift in 0..64u32) {
+            let mut bytes = fs::read(fixture("tiny.gguf")).unwrap();
+            bytes[at..at + 8].copy_from_slice(&(length >> shift).to_le_bytes());
+            let _ = read_all(&bytes);
         }
     }
 }

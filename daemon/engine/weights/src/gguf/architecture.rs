@@ -3,15 +3,15 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use super::{Gguf, Metadata, llama::Llama};
+use super::{Gguf, llama::Llama};
 
 /// What differs from one `general.architecture` to the next. To add one: a file beside `llama.rs` and a line in `ALL`.
 pub(crate) trait Architecture: Sync {
     /// The value of `general.architecture`.
     fn name(&self) -> &'static str;
 
-    /// The keys of Hugging Face's `config.json`.
-    fn config(&self, metadata: &Metadata, vocab_size: usize, tied: bool) -> Result<Value, Problem>;
+    /// The keys of Hugging Face's `config.json`. The caller names the file where this fails.
+    fn config(&self, gguf: &Gguf) -> Result<Value, Problem>;
 
     /// None for a tensor that Hugging Face has no weight for.
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String>;
@@ -78,11 +78,24 @@ pub(super) fn common_name(gguf_name: &str) -> Option<String> {
 }
 
 impl RowOrder {
-    /// Moves rows of `cols` elements into Hugging Face's order.
-    pub(crate) fn restore(self, elements: &mut [f32], cols: usize) {
+    /// Whether this many rows are whole heads of two equal halves.
+    pub(crate) fn fits(self, rows: usize) -> bool {
+        match self {
+            Self::AsStored => true,
+            Self::InterleavedHalves { heads } => {
+                rows > 0 && heads.checked_mul(2).is_some_and(|halves| halves > 0 && rows.is_multiple_of(halves))
+            }
+        }
+    }
+
+    /// Moves `rows` rows, for which it [`fits`](Self::fits), into Hugging Face's order.
+    pub(crate) fn restore(self, elements: &mut [f32], rows: usize) {
         let Self::InterleavedHalves { heads } = self else { return };
-        let head_len = elements.len() / heads;
-        let half = head_len / cols / 2;
+        if elements.is_empty() {
+            return;
+        }
+        let (head_len, cols) = (elements.len() / heads, elements.len() / rows);
+        let half = rows / heads / 2;
         let mut restored = vec![0.0; head_len];
         for head in elements.chunks_mut(head_len) {
             for (stored, row) in head.chunks(cols).enumerate() {
@@ -102,9 +115,16 @@ mod tests {
     fn interleaved_rows_go_back_to_their_halves() {
         // Two heads of four rows; llama.cpp stores 0 2 1 3 of each.
         let mut rows: Vec<f32> = [0, 2, 1, 3, 10, 12, 11, 13].iter().flat_map(|&r| [r as f32; 3]).collect();
-        RowOrder::InterleavedHalves { heads: 2 }.restore(&mut rows, 3);
+        RowOrder::InterleavedHalves { heads: 2 }.restore(&mut rows, 8);
         let expected: Vec<f32> = [0, 1, 2, 3, 10, 11, 12, 13].iter().flat_map(|&r| [r as f32; 3]).collect();
         assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn rows_that_are_no_whole_heads_do_not_fit() {
+        let fits = |heads, rows| RowOrder::InterleavedHalves { heads }.fits(rows);
+        assert!(fits(2, 8));
+        assert!(!fits(0, 8) && !fits(3, 8) && !fits(8, 8) && !fits(2, 0) && !fits(usize::MAX, 8));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
 use justtrain_worker_api::{Problem, ProblemCode};
@@ -60,26 +60,16 @@ pub fn write(
 ) -> Result<u64, Problem> {
     let header = header(entries, metadata);
     let total = header.len() as u64 + entries.iter().map(|entry| entry.bytes() as u64).sum::<u64>();
-    let partial = path.with_extension("partial");
-    let result = (|| {
-        let failed = |error| cannot_write(path, total, error);
-        let mut file = BufWriter::new(File::create(&partial).map_err(failed)?);
+    let failed = |error| cannot_write(path, total, &error);
+    replace(path, total, |file| {
         file.write_all(&header).map_err(failed)?;
-        for entry in entries {
+        entries.iter().try_for_each(|entry| {
             let numbers = read(entry)?;
             assert_eq!(numbers.len(), entry.shape.iter().product::<usize>(), "{}", entry.name);
-            write_numbers(&mut file, entry.dtype, &numbers).map_err(failed)?;
-        }
-        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-        file.sync_all().map_err(failed)?;
-        fs::rename(&partial, path).map_err(failed)?;
-        sync_folder(path).map_err(failed)
-    })();
-    if result.is_err() {
-        // The error that matters is the one at hand.
-        let _ = fs::remove_file(&partial);
-    }
-    result.map(|()| total)
+            write_numbers(file, entry.dtype, &numbers).map_err(failed)
+        })
+    })?;
+    Ok(total)
 }
 
 /// Writes `model.safetensors` into `folder`, or, above `shard_bytes`, shards and their index as transformers names
@@ -104,9 +94,33 @@ pub fn write_folder(
     }
     let size: usize = entries.iter().map(Entry::bytes).sum();
     let index = json!({ "metadata": { "total_size": size }, "weight_map": weight_map });
-    let path: PathBuf = folder.join("model.safetensors.index.json");
-    fs::write(&path, format!("{index:#}\n")).map_err(|error| cannot_write(&path, 0, error))?;
+    let (path, text) = (folder.join("model.safetensors.index.json"), format!("{index:#}\n"));
+    let size = text.len() as u64;
+    replace(&path, size, |file| file.write_all(text.as_bytes()).map_err(|error| cannot_write(&path, size, &error)))?;
     Ok(total)
+}
+
+/// Puts a new file of `size` bytes at `path`, or leaves what is there.
+fn replace(
+    path: &Path,
+    size: u64,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let partial = path.with_added_extension("partial");
+    let failed = |error| cannot_write(path, size, &error);
+    let result = (|| {
+        let mut file = BufWriter::new(File::create(&partial).map_err(failed)?);
+        fill(&mut file)?;
+        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+        file.sync_all().map_err(failed)?;
+        fs::rename(&partial, path).map_err(failed)?;
+        sync_folder(path).map_err(failed)
+    })();
+    if result.is_err() {
+        // The error that matters is the one at hand.
+        let _ = fs::remove_file(&partial);
+    }
+    result
 }
 
 /// Runs of entries of at most `limit` bytes, at least one entry each.
@@ -159,15 +173,20 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-fn cannot_write(path: &Path, bytes: u64, error: io::Error) -> Problem {
-    Problem::error(
-        ProblemCode::DiskFull,
-        format!("the file cannot be written: {error}"),
-        format!("无法写入文件：{error}"),
-    )
-    .file(path.display())
-    .expected(format!("room for {bytes} bytes"))
-    .fix("free some disk space, or write to another folder", "请释放磁盘空间，或写入其他文件夹")
+fn cannot_write(path: &Path, bytes: u64, error: &io::Error) -> Problem {
+    let problem = if error.kind() == io::ErrorKind::StorageFull {
+        Problem::error(ProblemCode::DiskFull, "the disk is full", "磁盘已满")
+    } else {
+        Problem::error(
+            ProblemCode::DiskFull,
+            format!("the file cannot be written: {error}"),
+            format!("无法写入文件：{error}"),
+        )
+    };
+    problem
+        .file(path.display())
+        .expected(format!("room for {bytes} bytes"))
+        .fix("free some disk space, or write to another folder", "请释放磁盘空间，或写入其他文件夹")
 }
 
 #[cfg(test)]
@@ -228,6 +247,22 @@ mod tests {
                 "{len} bytes: {problem}"
             );
         }
+    }
+
+    /// `/dev/full` refuses every byte as a full disk does.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_named_with_the_room_it_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        fs::write(&path, "before").unwrap();
+        std::os::unix::fs::symlink("/dev/full", folder.path().join("x.safetensors.partial")).unwrap();
+        let problem = write(&path, &entries(), &BTreeMap::new(), numbers).unwrap_err();
+        assert_eq!((problem.code, problem.message.en.as_str()), (ProblemCode::DiskFull, "the disk is full"));
+        assert!(problem.file.unwrap().ends_with("x.safetensors"));
+        fs::remove_file(&path).unwrap();
+        let size = write(&path, &entries(), &BTreeMap::new(), numbers).unwrap();
+        assert_eq!(problem.expected.unwrap(), format!("room for {size} bytes"));
     }
 
     #[test]
