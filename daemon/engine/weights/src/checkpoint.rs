@@ -167,7 +167,7 @@ impl Checkpoint {
                     )
                     .file(gguf.path().display())
                     .found(format!("{rows} rows"))
-                    .expected(format!("{order:?}"))
+                    .expected(format!("a multiple of {}, twice the number of heads", order.divisor()))
                     .fix("download the model again", "请重新下载模型"));
                 }
                 let mut elements = vec![0.0; expected.iter().product()];

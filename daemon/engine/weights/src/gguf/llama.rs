@@ -115,3 +115,92 @@ fn rope_scaling(gguf: &Gguf) -> Value {
 fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::Checkpoint;
+
+    /// A GGUF of version 3 with the metadata a llama must have, plus `numbers` (u32) and `tensors` (f32).
+    fn open(numbers: &[(&str, u32)], tensors: &[(&str, &[u64], &[f32])]) -> Result<Checkpoint, Problem> {
+        let text = |file: &mut Vec<u8>, text: &str| {
+            file.extend((text.len() as u64).to_le_bytes());
+            file.extend(text.as_bytes());
+        };
+        let needed = [
+            ("llama.embedding_length", 4),
+            ("llama.feed_forward_length", 4),
+            ("llama.block_count", 1),
+            ("llama.attention.head_count", 1),
+            ("llama.context_length", 8),
+        ];
+        let numbers: Vec<_> = needed.iter().chain(numbers).collect();
+        let mut file = b"GGUF".to_vec();
+        file.extend(3u32.to_le_bytes());
+        file.extend((tensors.len() as u64 + 1).to_le_bytes());
+        file.extend((numbers.len() as u64 + 2).to_le_bytes());
+        text(&mut file, "general.architecture");
+        file.extend(8u32.to_le_bytes());
+        text(&mut file, "llama");
+        text(&mut file, "llama.attention.layer_norm_rms_epsilon");
+        file.extend(6u32.to_le_bytes());
+        file.extend(1e-5f32.to_le_bytes());
+        for (key, number) in numbers {
+            text(&mut file, key);
+            file.extend(4u32.to_le_bytes());
+            file.extend(number.to_le_bytes());
+        }
+        let embeddings = ("token_embd.weight", [4u64, 2].as_slice(), [0.5f32; 8].as_slice());
+        let mut data = Vec::new();
+        for (name, dims, values) in std::iter::once(&embeddings).chain(tensors) {
+            text(&mut file, name);
+            file.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+            file.extend(0u32.to_le_bytes());
+            file.extend((data.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| data.extend(value.to_le_bytes()));
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(data);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gguf");
+        fs::write(&path, file).unwrap();
+        Checkpoint::open(&path)
+    }
+
+    #[test]
+    fn absent_keys_have_llamas_defaults() {
+        let checkpoint = open(&[], &[]).unwrap();
+        let config = checkpoint.config();
+        assert_eq!((&config["num_key_value_heads"], &config["head_dim"]), (&json!(1), &json!(4)));
+        assert_eq!((&config["rope_theta"], &config["rope_scaling"]), (&json!(10_000.0), &Value::Null));
+        assert_eq!((&config["rms_norm_eps"], &config["vocab_size"]), (&json!(0.00001), &json!(2)));
+        assert_eq!((&config["tie_word_embeddings"], &config["attention_bias"]), (&json!(true), &json!(false)));
+    }
+
+    #[test]
+    fn scaled_positions_are_told() {
+        let checkpoint = open(&[], &[("rope_freqs.weight", &[2], &[1.0, 32.0])]).unwrap();
+        let scaling = &checkpoint.config()["rope_scaling"];
+        assert_eq!((&scaling["rope_type"], &scaling["factor"]), (&json!("llama3"), &json!(32.0)));
+    }
+
+    #[test]
+    fn a_query_bias_is_told_and_put_in_order() {
+        let checkpoint = open(&[], &[("blk.0.attn_q.bias", &[4], &[0.0, 2.0, 1.0, 3.0])]).unwrap();
+        assert_eq!(checkpoint.config()["attention_bias"], json!(true));
+        let bias = checkpoint.read_f32("model.layers.0.self_attn.q_proj.bias", &[4]).unwrap();
+        assert_eq!(bias, [0.0, 1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn experts_and_parts_are_refused() {
+        let problem = open(&[("llama.expert_count", 8)], &[]).unwrap_err();
+        assert_eq!((problem.code, problem.found.as_deref()), (ProblemCode::UnknownArchitecture, Some("8")));
+        let problem = open(&[("split.count", 3)], &[]).unwrap_err();
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::FileFormat, Some("split.count")));
+    }
+}

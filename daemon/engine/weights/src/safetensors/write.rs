@@ -260,7 +260,7 @@ mod tests {
         let problem = write(&path, &entries(), &BTreeMap::new(), numbers).unwrap_err();
         assert_eq!((problem.code, problem.message.en.as_str()), (ProblemCode::DiskFull, "the disk is full"));
         assert!(problem.file.unwrap().ends_with("x.safetensors"));
-        fs::remove_file(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "before");
         let size = write(&path, &entries(), &BTreeMap::new(), numbers).unwrap();
         assert_eq!(problem.expected.unwrap(), format!("room for {size} bytes"));
     }
