@@ -121,3 +121,49 @@ fn not_safetensors(path: &Path, why: impl std::fmt::Display) -> Problem {
         .expected("a length of 8 bytes, a JSON header, then the tensors")
         .fix("download the file again", "请重新下载该文件")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fixture() -> Vec<u8> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny/model.safetensors");
+        fs::read(path).unwrap()
+    }
+
+    /// Opens `bytes` and decodes whatever they claim to hold.
+    fn read_all(bytes: &[u8]) -> Result<(), Problem> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        fs::write(&path, bytes).unwrap();
+        let file = SafetensorsFile::open(&path)?;
+        file.names().try_for_each(|name| file.read_f32(name).map(drop))
+    }
+
+    #[test]
+    fn what_is_not_safetensors_is_named() {
+        assert_eq!(read_all(b"").unwrap_err().code, ProblemCode::FileEmpty);
+        assert_eq!(read_all(b"hello, world").unwrap_err().code, ProblemCode::FileFormat);
+        let header = br#"{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}  "#;
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &[0; 8]].concat();
+        let problem = read_all(&file).unwrap_err();
+        assert_eq!((problem.code, problem.found.as_deref()), (ProblemCode::UnknownTensorType, Some("I64")));
+    }
+
+    proptest! {
+        /// Digits become other digits: offsets and shapes that do not belong together. Some changes are harmless; none
+        /// may panic.
+        #[test]
+        fn no_changed_header_panics(changes in prop::collection::vec((0..1000usize, any::<u8>(), b'0'..=b'9'), 1..8)) {
+            let mut bytes = fixture();
+            for (at, byte, digit) in changes {
+                bytes[at] = if bytes[at].is_ascii_digit() { digit } else { byte };
+            }
+            let _ = read_all(&bytes);
+        }
+    }
+}
