@@ -95,6 +95,11 @@ impl Sampler {
         self.plan[self.state.batch - 1].clone()
     }
 
+    /// The batch taken last was the epoch's last.
+    pub fn epoch_is_done(&self) -> bool {
+        self.state.batch == self.plan.len()
+    }
+
     /// Epochs done, as a fraction.
     pub fn progress(&self) -> f64 {
         self.state.epoch as f64 + self.state.batch as f64 / self.plan.len() as f64

@@ -1,1 +1,17 @@
+//! Training: the recipe, the loop, and what it is made of.
+//!
+//! [`run::train`] reads on a page: load, prepare the data, start or resume, step by step, save. Everything that a person
+//! may see leaves as an [`justtrain_worker_api::Event`].
 
+pub mod checkpoint;
+pub mod evaluate;
+mod events;
+mod memory;
+pub mod optim;
+mod prepare;
+pub mod recipe;
+pub mod run;
+mod trainer;
+
+pub use events::{EventSink, StopToken};
+pub use prepare::open_encoder;

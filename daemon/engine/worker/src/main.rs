@@ -1,1 +1,57 @@
-fn main() {}
+//! `justtrain-worker`: one process for one piece of work.
+//!
+//! It reads a [`Command`] as one JSON line from standard input and writes [`Message`]s, one JSON line each, to standard
+//! output; nothing else is ever printed there. It opens no socket.
+
+mod commands;
+mod pipe;
+
+use std::io::BufRead;
+use std::process::ExitCode;
+
+use justtrain_worker_api::{Command, Failure, FailureReason, Message, Problem, ProblemCode};
+
+use pipe::Pipe;
+
+/// Keeps freed pages for the next step instead of giving them back: tensors of the same sizes come again and again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("--version") {
+        let version = format!("justtrain-worker {}\n", env!("CARGO_PKG_VERSION"));
+        return match std::io::Write::write_all(&mut std::io::stdout(), version.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let pipe = Pipe::default();
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line);
+    let result = match read.map_err(|error| error.to_string()).and_then(|_| parse(&line)) {
+        Ok(command) => commands::run(command, &pipe),
+        Err(reason) => Err(internal(reason)),
+    };
+    match result {
+        Ok(outcome) => {
+            pipe.send(&Message::Outcome(outcome));
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            pipe.send(&Message::Failed(failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(line: &str) -> Result<Command, String> {
+    serde_json::from_str(line).map_err(|error| error.to_string())
+}
+
+fn internal(reason: String) -> Failure {
+    let problem = Problem::error(ProblemCode::Internal, "the worker was given no valid command", "工作进程没有收到有效的命令")
+        .found(reason)
+        .expected("one command as a JSON line on standard input")
+        .fix("the worker is started by the daemon: use `justtrain`", "工作进程由守护进程启动：请使用 `justtrain`");
+    Failure { reason: FailureReason::Internal, problems: vec![problem] }
+}

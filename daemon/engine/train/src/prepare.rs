@@ -1,0 +1,74 @@
+//! From a recipe to samples: tokenizer, data files, held-out rows.
+
+use justtrain_data::{ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split};
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
+
+use crate::EventSink;
+use crate::recipe::Recipe;
+
+/// Problems that a failure lists.
+const LISTED: usize = 100;
+
+/// A model's tokenizer and template, with a warning where it has no template of its own.
+pub fn open_encoder(checkpoint: &Checkpoint) -> Result<(Encoder, Option<Problem>), Problem> {
+    let tokenizer = Tokenizer::open(checkpoint)?;
+    let (template, warning) = ChatTemplate::open(checkpoint, &tokenizer)?;
+    Ok((Encoder { tokenizer, template }, warning))
+}
+
+/// The recipe's rows: those to train on, and those held out. Refused when any row has a problem, so that nothing is
+/// left out behind a person's back.
+pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conversation>), Failure> {
+    let (mut rows, mut problems) = (Vec::new(), Vec::new());
+    for path in recipe.dataset_files() {
+        match read_conversations(&DataFile { path, format: recipe.dataset_format.name() }) {
+            Ok(loaded) => {
+                rows.extend(loaded.conversations);
+                problems.extend(loaded.problems);
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        problems.truncate(LISTED);
+        return Err(Failure { reason: FailureReason::DataInvalid, problems });
+    }
+    let held_out = recipe.validation_rows(rows.len());
+    Ok(split(rows, held_out, recipe.seed))
+}
+
+/// Tokenises rows. Those whose answer `cutoff_len` cuts away are warned about and left out; none left is a failure.
+pub(crate) fn encode_rows(
+    encoder: &Encoder,
+    recipe: &Recipe,
+    rows: &[Conversation],
+    events: &mut dyn EventSink,
+) -> Result<Vec<Sample>, Failure> {
+    let options = EncodeOptions {
+        cutoff_len: recipe.cutoff_len,
+        train_on_prompt: recipe.train_on_prompt,
+        mask_history: recipe.mask_history,
+    };
+    let (mut samples, mut cut) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (done, row) in rows.iter().enumerate() {
+        match encoder.encode(row, &options) {
+            Ok(sample) => samples.push(sample),
+            Err(problem) if problem.code == ProblemCode::AnswerCut => cut.push(problem),
+            Err(problem) => return Err(Failure { reason: FailureReason::DataInvalid, problems: vec![problem] }),
+        }
+        if (done + 1) % 1000 == 0 {
+            events.emit(Event::Progress { done: done as u64 + 1, total: rows.len() as u64 });
+        }
+    }
+    cut.truncate(LISTED);
+    if samples.is_empty() && !rows.is_empty() {
+        let problems = cut
+            .into_iter()
+            .map(|problem| Problem { severity: justtrain_worker_api::Severity::Error, ..problem })
+            .collect();
+        return Err(Failure { reason: FailureReason::DataInvalid, problems });
+    }
+    cut.iter().for_each(|problem| events.warn(problem));
+    Ok(samples)
+}

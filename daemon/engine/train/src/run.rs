@@ -1,0 +1,202 @@
+//! A training run from recipe to adapter.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
+use justtrain_model::Decoder;
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, trainable_parameters};
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource};
+use sha2::{Digest, Sha256};
+
+use crate::checkpoint::{Checkpoints, RunState, hex, save_final_adapter};
+use crate::evaluate::loss_on;
+use crate::optim::{AdamW, Schedule};
+use crate::prepare::{encode_rows, open_encoder, read_rows};
+use crate::recipe::{LoraTarget, Recipe};
+use crate::trainer::{Settings, Trainer};
+use crate::{EventSink, StopToken, memory};
+
+/// Trains into `run_dir`; with `resume`, goes on from its newest whole checkpoint, with the very losses of a run that
+/// was never interrupted.
+pub fn train(
+    source: &RecipeSource,
+    model: &ModelFiles,
+    run_dir: &Path,
+    resume: bool,
+    events: &mut dyn EventSink,
+    stop: &StopToken,
+) -> Result<Outcome, Failure> {
+    let recipe = Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+
+    events.phase(Phase::LoadingModel);
+    let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
+    let (encoder, warning) = open_encoder(&checkpoint).map_err(model_invalid)?;
+    warning.iter().for_each(|warning| events.warn(warning));
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex().autodiff()).map_err(model_invalid)?;
+    drop(checkpoint);
+    let lora = lora_config(&recipe);
+    attach_lora(&mut decoder, &lora, recipe.seed)
+        .map_err(|problem| Failure { reason: FailureReason::RecipeInvalid, problems: vec![problem] })?;
+
+    events.phase(Phase::Tokenizing);
+    let (train, validation) = samples(&recipe, &encoder, events)?;
+    let fingerprint = fingerprint(source, &train);
+    let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
+    let restored = match resume {
+        true => checkpoints.restore_newest(&mut decoder, &fingerprint, |p| events.warn(p)).map_err(disk_or_model)?,
+        false => None,
+    };
+    let pack_len = recipe.packing.then_some(recipe.cutoff_len);
+    let mut sampler = Sampler::new(&train, recipe.per_device_train_batch_size, pack_len, recipe.seed);
+    let settings = settings(&recipe, &sampler);
+    let (state, moments) = restored.unwrap_or_else(|| (new_state(fingerprint), Vec::new()));
+    sampler.restore(state.sampler);
+    let mut trainer = Trainer { decoder, moments, state, samples: &train, sampler, settings };
+    trainer.track_parameters();
+
+    let total_steps = trainer.settings.schedule.total_steps;
+    events.emit(Event::Started {
+        first_step: trainer.state.step,
+        total_steps,
+        epochs: total_steps as f64 * recipe.gradient_accumulation_steps as f64
+            / trainer.sampler.batches_per_epoch() as f64,
+        train_rows: train.len() as u64,
+        validation_rows: validation.len() as u64,
+        trainable_parameters: trainable_parameters(&trainer.decoder),
+        total_parameters: trainer.decoder.parameters(),
+        device: "cpu".to_owned(),
+    });
+    events.phase(Phase::Training);
+    let save = |trainer: &Trainer<'_>, events: &mut dyn EventSink| {
+        let (decoder, moments, state) = (&trainer.decoder, &trainer.moments, &trainer.state);
+        let path = checkpoints.save(decoder, &lora, &model.name, moments, state).map_err(disk_full)?;
+        events.emit(Event::Checkpoint { step: state.step, path });
+        Ok::<_, Failure>(())
+    };
+    let mut validation_loss = None;
+    while !trainer.done() {
+        if stop.requested() {
+            save(&trainer, events)?;
+            let adapter = save_final_adapter(run_dir, &trainer.decoder, &lora, &model.name).map_err(disk_full)?;
+            return Ok(outcome(&trainer.state, adapter, None, true));
+        }
+        let event = trainer.step()?;
+        events.emit(event);
+        let step = trainer.state.step;
+        if step.is_multiple_of(recipe.save_steps) || trainer.done() {
+            save(&trainer, events)?;
+        }
+        let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
+        if due && !validation.is_empty() {
+            let accuracy = loss_on(&trainer.decoder.without_gradients(), &validation, true);
+            validation_loss = Some(accuracy.loss);
+            events.emit(Event::Evaluation {
+                step,
+                loss: accuracy.loss,
+                perplexity: accuracy.loss.exp(),
+                token_accuracy: accuracy.token_accuracy,
+            });
+        }
+    }
+    events.phase(Phase::Saving);
+    let adapter = save_final_adapter(run_dir, &trainer.decoder, &lora, &model.name).map_err(disk_full)?;
+    Ok(outcome(&trainer.state, adapter, validation_loss, false))
+}
+
+fn samples(
+    recipe: &Recipe,
+    encoder: &Encoder,
+    events: &mut dyn EventSink,
+) -> Result<(Vec<Sample>, Vec<Sample>), Failure> {
+    let (train, validation) = read_rows(recipe)?;
+    Ok((encode_rows(encoder, recipe, &train, events)?, encode_rows(encoder, recipe, &validation, events)?))
+}
+
+fn lora_config(recipe: &Recipe) -> LoraConfig {
+    LoraConfig {
+        rank: recipe.lora_rank,
+        alpha: recipe.lora_alpha() as f32,
+        dropout: recipe.lora_dropout as f32,
+        targets: match recipe.lora_target() {
+            LoraTarget::All => LoraTargets::All,
+            LoraTarget::Named(names) => LoraTargets::Named(names),
+        },
+    }
+}
+
+fn settings(recipe: &Recipe, sampler: &Sampler) -> Settings {
+    let steps_per_epoch = sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64;
+    let total_steps = recipe.total_steps(steps_per_epoch);
+    Settings {
+        optimizer: AdamW {
+            beta1: recipe.adam_beta1,
+            beta2: recipe.adam_beta2,
+            epsilon: recipe.adam_epsilon,
+            weight_decay: recipe.weight_decay,
+        },
+        schedule: Schedule {
+            kind: recipe.lr_scheduler_type,
+            learning_rate: recipe.learning_rate,
+            warmup_steps: recipe.warmup_steps(total_steps),
+            total_steps,
+        },
+        max_grad_norm: recipe.max_grad_norm,
+        accumulation: recipe.gradient_accumulation_steps,
+        seed: recipe.seed,
+    }
+}
+
+fn new_state(fingerprint: String) -> RunState {
+    RunState {
+        step: 0,
+        sampler: SamplerState::default(),
+        first_loss: 0.0,
+        last_loss: 0.0,
+        tokens: 0,
+        seconds: 0.0,
+        fingerprint,
+    }
+}
+
+/// Changes with the recipe's text and with every token of the data.
+fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(source.text.as_bytes());
+    for sample in samples {
+        hash.update((sample.ids.len() as u64).to_le_bytes());
+        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    hex(&hash.finalize())
+}
+
+fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
+    Outcome::Trained {
+        stopped,
+        steps: state.step,
+        first_loss: state.first_loss,
+        last_loss: state.last_loss,
+        validation_loss,
+        tokens_per_second: if state.seconds > 0.0 { state.tokens as f64 / state.seconds } else { 0.0 },
+        peak_memory_bytes: memory::peak_bytes(),
+        seconds: state.seconds,
+        adapter,
+    }
+}
+
+fn model_invalid(problem: Problem) -> Failure {
+    Failure { reason: FailureReason::ModelInvalid, problems: vec![problem] }
+}
+
+fn disk_full(problem: Problem) -> Failure {
+    Failure { reason: FailureReason::DiskFull, problems: vec![problem] }
+}
+
+/// A checkpoint that does not fit, or a disk that failed.
+fn disk_or_model(problem: Problem) -> Failure {
+    match problem.code {
+        justtrain_worker_api::ProblemCode::DiskFull => disk_full(problem),
+        _ => model_invalid(problem),
+    }
+}

@@ -1,0 +1,196 @@
+//! Whole runs on a tiny model: resume equals uninterrupted to the last bit, packing and accumulation change nothing,
+//! bad input is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use justtrain_train::run::train;
+use justtrain_train::{EventSink, StopToken};
+use justtrain_worker_api::{Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource};
+
+/// A folder with the tiny model, a tokenizer for it, data and a place for runs.
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self(tempfile::tempdir().unwrap());
+        let model = desk.path("model");
+        fs::create_dir(&model).unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama");
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(fixture.join(file), model.join(file)).unwrap();
+        }
+        fs::write(model.join("tokenizer.json"), byte_tokenizer()).unwrap();
+        let config = r#"{"eos_token":"<2>","chat_template":"{% for m in messages %}{{ m.role[0] + m.content + '<2>' }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"}"#;
+        fs::write(model.join("tokenizer_config.json"), config).unwrap();
+        let rows: Vec<String> = (0..24)
+            .map(|i| format!(r#"{{"prompt":"{}+{}","completion":"is {}{}"}}"#, i, i * 3 % 7, i + i * 3 % 7, "!".repeat(i % 5)))
+            .collect();
+        fs::write(desk.path("data.jsonl"), rows.join("\n")).unwrap();
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn recipe(&self, extra: &str) -> RecipeSource {
+        let text = format!(
+            "model_name_or_path: tiny\ndataset: data.jsonl\nval_size: 4\ncutoff_len: 48\nlora_rank: 4\nlora_dropout: 0.1\n\
+             learning_rate: 0.01\nnum_train_epochs: 2\nsave_steps: 3\nper_device_train_batch_size: 2\n\
+             gradient_accumulation_steps: 2\n{extra}"
+        );
+        RecipeSource { text, file: "recipe.yaml".into(), base_dir: self.0.path().to_owned() }
+    }
+
+    fn run(&self, recipe: &RecipeSource, run: &str, resume: bool, sink: &mut dyn EventSink, stop: &StopToken) -> Result<Outcome, Failure> {
+        let model = ModelFiles { name: "tiny".into(), path: self.path("model"), adapter: None };
+        train(recipe, &model, &self.path(run), resume, sink, stop)
+    }
+
+    fn losses(&self, recipe: &RecipeSource, run: &str) -> Vec<f64> {
+        let mut events = Vec::new();
+        self.run(recipe, run, false, &mut events, &StopToken::default()).unwrap();
+        losses(&events)
+    }
+}
+
+fn losses(events: &[Event]) -> Vec<f64> {
+    let loss = |event: &Event| if let Event::Step { loss, .. } = event { Some(*loss) } else { None };
+    events.iter().filter_map(loss).collect()
+}
+
+/// Each printable ASCII character is a token.
+fn byte_tokenizer() -> String {
+    let mut vocab: Vec<String> = (0..3).map(|i| format!(r#""<{i}>":{i}"#)).collect();
+    vocab.extend((32u8..127).zip(3..).map(|(byte, id)| format!("{}:{id}", serde_json::json!(char::from(byte).to_string()))));
+    format!(
+        r#"{{"version":"1.0","truncation":null,"padding":null,"normalizer":null,"post_processor":null,
+            "added_tokens":[{{"id":2,"content":"<2>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}],
+            "pre_tokenizer":{{"type":"Split","pattern":{{"Regex":"."}},"behavior":"Isolated","invert":false}},
+            "decoder":{{"type":"Fuse"}},
+            "model":{{"type":"WordLevel","vocab":{{{}}},"unk_token":"<0>"}}}}"#,
+        vocab.join(",")
+    )
+}
+
+/// Stops the run after a step, as a person who cancels would.
+struct StopAfter {
+    step: u64,
+    stop: StopToken,
+    events: Vec<Event>,
+}
+
+impl EventSink for StopAfter {
+    fn emit(&mut self, event: Event) {
+        if matches!(event, Event::Step { step, .. } if step == self.step) {
+            self.stop.stop();
+        }
+        self.events.push(event);
+    }
+}
+
+#[test]
+fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
+    for extra in ["", "packing: true\n"] {
+        let desk = Desk::new();
+        let recipe = desk.recipe(extra);
+        let whole = desk.losses(&recipe, "whole");
+        assert!(whole.last().unwrap() < &(whole[0] * 0.9), "{whole:?}");
+        let stop = StopToken::default();
+        let mut first = StopAfter { step: 4, stop: stop.clone(), events: Vec::new() };
+        let outcome = desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
+        assert!(matches!(outcome, Outcome::Trained { stopped: true, steps: 4, .. }));
+        let mut rest = Vec::new();
+        desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
+        assert_eq!([losses(&first.events), losses(&rest)].concat(), whole);
+        let adapter = |run: &str| fs::read(desk.path(run).join("adapter/adapter_model.safetensors")).unwrap();
+        assert_eq!(adapter("cut"), adapter("whole"));
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_from_its_last_whole_checkpoint() {
+    let desk = Desk::new();
+    let recipe = desk.recipe("");
+    let whole = desk.losses(&recipe, "run");
+    // The newest checkpoint is half-written: what a kill or a bad disk leaves behind.
+    let newest = desk.path("run").join(format!("checkpoints/step-{}", whole.len()));
+    let weights = newest.join("adapter/adapter_model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
+    let mut events = Vec::new();
+    desk.run(&recipe, "run", true, &mut events, &StopToken::default()).unwrap();
+    let kept = (whole.len() - 1) / 3 * 3;
+    assert_eq!(losses(&events), whole[kept..]);
+    let warned = |event: &Event| matches!(event, Event::Log { text, .. } if text.en.contains("damaged") && text.zh.contains("损坏"));
+    assert!(events.iter().any(warned));
+}
+
+#[test]
+fn accumulation_and_packing_weigh_every_token_alike() {
+    let desk = Desk::new();
+    // All 20 rows in each step: one batch of 20, 10 of 2, or packs.
+    let base = "lora_dropout: 0.0\nmax_steps: 3\nwarmup_steps: 0\n";
+    let with = |batch: usize, accumulation: usize, extra: &str, run: &str| {
+        let text = desk.recipe("").text.replace("lora_dropout: 0.1\n", "").replace(
+            "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n",
+            &format!("per_device_train_batch_size: {batch}\ngradient_accumulation_steps: {accumulation}\n{base}{extra}"),
+        );
+        desk.losses(&RecipeSource { text, ..desk.recipe("") }, run)
+    };
+    let together = with(20, 1, "", "a");
+    for other in [with(2, 10, "", "b"), with(3, 7, "", "c"), with(50, 1, "packing: true\n", "d")] {
+        for (got, want) in other.iter().zip(&together) {
+            assert!((got / want - 1.0).abs() < 1e-4, "{other:?} {together:?}");
+        }
+    }
+}
+
+#[test]
+fn a_changed_recipe_does_not_resume() {
+    let desk = Desk::new();
+    desk.losses(&desk.recipe(""), "run");
+    let changed = desk.recipe("seed: 7\n");
+    let failure = desk.run(&changed, "run", true, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!(failure.problems[0].code, ProblemCode::Checkpoint);
+}
+
+#[test]
+fn only_so_many_checkpoints_are_kept() {
+    let desk = Desk::new();
+    desk.losses(&desk.recipe("save_total_limit: 2\n"), "run");
+    let mut names: Vec<_> = fs::read_dir(desk.path("run/checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["step-10", "step-9"]);
+}
+
+#[test]
+fn bad_rows_and_cut_answers_are_refused_with_their_place() {
+    let desk = Desk::new();
+    let refuse = |extra: &str| desk.run(&desk.recipe(extra), "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    let failure = refuse("cutoff_len_x: 3\n");
+    assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::RecipeInvalid, ProblemCode::UnknownKey));
+    let text = desk.recipe("").text.replace("cutoff_len: 48", "cutoff_len: 3");
+    let recipe = RecipeSource { text, ..desk.recipe("") };
+    let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::DataInvalid, ProblemCode::AnswerCut));
+    let rows = fs::read_to_string(desk.path("data.jsonl")).unwrap() + "\n{\"prompt\":\"x\",\"completion\":\"\"}";
+    fs::write(desk.path("data.jsonl"), rows).unwrap();
+    let failure = refuse("");
+    assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::DataInvalid, ProblemCode::NoAnswer));
+    assert_eq!(failure.problems[0].row, Some(25));
+}
+
+#[test]
+fn a_learning_rate_that_is_too_high_ends_with_step_and_rows() {
+    let desk = Desk::new();
+    let recipe = desk.recipe("max_grad_norm: 0\nwarmup_steps: 0\n");
+    let text = recipe.text.replace("learning_rate: 0.01", "learning_rate: 1.0").replace("lora_rank: 4", "lora_rank: 4\nlora_alpha: 4.0e18");
+    let failure = desk.run(&RecipeSource { text, ..recipe }, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!(failure.reason, FailureReason::LossDiverged);
+    assert!(failure.problems[0].found.as_ref().unwrap().contains("data rows"));
+}

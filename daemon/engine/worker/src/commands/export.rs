@@ -1,0 +1,84 @@
+//! Writes a tuned model for other tools.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Device;
+use justtrain_model::adapters::{load_peft, save_peft};
+use justtrain_model::{Decoder, export::export_merged};
+use justtrain_train::{EventSink, open_encoder};
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{
+    Event, ExportFormat, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode,
+};
+
+use super::because;
+
+/// Writes into a folder beside `output` and renames it, so that an export is there whole or not at all.
+pub(super) fn run(
+    model: &ModelFiles,
+    format: ExportFormat,
+    output: &Path,
+    events: &mut dyn EventSink,
+) -> Result<Outcome, Failure> {
+    let invalid = because(FailureReason::ModelInvalid);
+    let disk = because(FailureReason::DiskFull);
+    let adapter = model.adapter.as_ref().ok_or_else(|| {
+        invalid(
+            Problem::error(ProblemCode::FileNotFound, "there is no adapter to export", "没有可导出的适配器")
+                .found(&model.name)
+                .expected("a job that has saved a checkpoint, or an adapter folder")
+                .fix("name a job that was trained", "请指定已训练过的任务"),
+        )
+    })?;
+    refuse_strangers(output).map_err(&invalid)?;
+
+    events.phase(Phase::LoadingModel);
+    let checkpoint = Checkpoint::open(&model.path).map_err(&invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint).map_err(&invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(&invalid)?;
+    let lora = load_peft(&mut decoder, adapter).map_err(&invalid)?;
+
+    events.phase(Phase::Saving);
+    let partial = output.with_extension("partial");
+    let _ = fs::remove_dir_all(&partial);
+    let written = match format {
+        ExportFormat::Peft => save_peft(&decoder, &lora, &model.name, &partial),
+        ExportFormat::Merged => export_merged(&checkpoint, &decoder, &partial, |done, total| {
+            events.emit(Event::Progress { done, total });
+        }),
+    };
+    let finished = written.and_then(|bytes| {
+        encoder.tokenizer.save(&partial, &encoder.template)?;
+        let _ = fs::remove_dir_all(output);
+        fs::rename(&partial, output).map_err(|error| {
+            Problem::error(
+                ProblemCode::DiskFull,
+                format!("the export cannot be put in its place: {error}"),
+                format!("无法放置导出结果：{error}"),
+            )
+            .file(output.display())
+        })?;
+        Ok(bytes)
+    });
+    match finished {
+        Ok(bytes) => Ok(Outcome::Exported { format, path: output.to_owned(), bytes }),
+        Err(problem) => {
+            let _ = fs::remove_dir_all(&partial);
+            Err(disk(problem))
+        }
+    }
+}
+
+/// An earlier export may be replaced; anything else in the folder is somebody's.
+fn refuse_strangers(output: &Path) -> Result<(), Problem> {
+    let ours = ["config.json", "adapter_config.json"].iter().any(|file| output.join(file).is_file());
+    let empty = fs::read_dir(output).map_or(!output.exists(), |mut entries| entries.next().is_none());
+    if ours || empty {
+        return Ok(());
+    }
+    Err(Problem::error(ProblemCode::InvalidValue, "the folder holds other files", "该文件夹中有其他文件")
+        .file(output.display())
+        .expected("a folder that is empty, or an earlier export")
+        .fix("name another folder", "请指定其他文件夹"))
+}

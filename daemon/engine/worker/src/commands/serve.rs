@@ -1,0 +1,95 @@
+//! Keeps a model loaded and answers until standard input closes.
+
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use burn::tensor::Device;
+use justtrain_data::Encoder;
+use justtrain_data::tokenizer::TextStream;
+use justtrain_model::adapters::load_peft;
+use justtrain_model::generate::generate;
+use justtrain_model::{Decoder, Mode};
+use justtrain_train::{EventSink, open_encoder};
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{
+    Control, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
+};
+
+use super::because;
+use crate::pipe::{Pipe, controls};
+
+pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
+    let invalid = because(FailureReason::ModelInvalid);
+    let mut events = pipe.clone();
+    events.phase(Phase::LoadingModel);
+    let checkpoint = Checkpoint::open(&model.path).map_err(&invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint).map_err(&invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(&invalid)?;
+    if let Some(adapter) = &model.adapter {
+        load_peft(&mut decoder, adapter).map_err(&invalid)?;
+    }
+    events.emit(Event::Ready);
+    let mut server = Server { encoder, decoder, controls: controls(), events, cancelled: Vec::new() };
+    while let Ok(control) = server.controls.recv() {
+        match control {
+            Control::Generate { id, turns, options, base } => server.answer(id, &turns, &options, base),
+            Control::CancelGenerate { .. } => {}
+            Control::Stop => break,
+        }
+    }
+    Ok(Outcome::Served)
+}
+
+struct Server {
+    encoder: Encoder,
+    decoder: Decoder,
+    controls: Receiver<Control>,
+    events: Pipe,
+    cancelled: Vec<u64>,
+}
+
+impl Server {
+    fn answer(&mut self, id: u64, turns: &[Turn], options: &GenerateOptions, base: bool) {
+        match self.try_answer(id, turns, options, base) {
+            Ok(event) => self.events.emit(event),
+            Err(problem) => self.events.emit(Event::GenerateFailed { id, problem }),
+        }
+    }
+
+    fn try_answer(
+        &mut self,
+        id: u64,
+        turns: &[Turn],
+        options: &GenerateOptions,
+        base: bool,
+    ) -> Result<Event, Problem> {
+        let start = Instant::now();
+        let prompt = self.encoder.encode_prompt(turns)?;
+        let prompt_tokens = prompt.len() as u64;
+        let stop_ids = self.encoder.tokenizer.stop_ids();
+        let mode = Mode { adapter: !base, dropout_seed: None };
+        let mut stream = TextStream::new(&self.encoder.tokenizer);
+        let (events, controls, cancelled) = (&mut self.events, &self.controls, &mut self.cancelled);
+        let answers = generate(&self.decoder, &[prompt], options, &stop_ids, mode, |_, token| {
+            let text = stream.push(token);
+            if !text.is_empty() {
+                events.emit(Event::Token { id, text });
+            }
+            // The daemon asks one thing at a time: all that can arrive meanwhile is a cancellation.
+            cancelled.extend(controls.try_iter().filter_map(|control| match control {
+                Control::CancelGenerate { id } => Some(id),
+                _ => None,
+            }));
+            !cancelled.contains(&id)
+        });
+        cancelled.clear();
+        let answer = &answers[0];
+        Ok(Event::Generated {
+            id,
+            end: answer.end,
+            prompt_tokens,
+            answer_tokens: answer.ids.len() as u64,
+            seconds: start.elapsed().as_secs_f64(),
+        })
+    }
+}
