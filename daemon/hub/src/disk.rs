@@ -36,10 +36,14 @@ pub(crate) fn io_problem(path: &Path, error: &io::Error) -> Problem {
     if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
         return disk_full(path).found(error);
     }
-    Problem::error(ProblemCode::FileNotFound, "the file or folder cannot be read or written", "无法读取或写入文件（夹）")
-        .file(path.display())
-        .found(error)
-        .fix("check that it is there and that this user may use it", "请确认它存在，并且当前用户有权限")
+    Problem::error(
+        ProblemCode::FileNotFound,
+        "the file or folder cannot be read or written",
+        "无法读取或写入文件（夹）",
+    )
+    .file(path.display())
+    .found(error)
+    .fix("check that it is there and that this user may use it", "请确认它存在，并且当前用户有权限")
 }
 
 /// Writes `bytes` beside `path`, flushes them to the disk and renames: readers see the old file or the new one whole.

