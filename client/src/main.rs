@@ -1,1 +1,48 @@
-fn main() {}
+//! `justtrain`: the thin client. It speaks gRPC to the daemon, and nothing else.
+
+mod answer;
+mod args;
+mod commands;
+mod exit;
+mod failure;
+mod follow;
+mod help_zh;
+mod json;
+mod operation;
+mod pick;
+mod problem;
+mod progress;
+mod retry;
+mod session;
+mod show;
+mod text;
+mod ui;
+mod watch;
+
+use std::process::ExitCode;
+
+use args::{Cli, NoCommand};
+use failure::Result;
+use session::Session;
+use text::Lang;
+use ui::{Report, Ui};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let words: Vec<String> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let ui = Ui::new(Lang::of_arguments(&words), words.iter().any(|word| word == "--json"));
+    let outcome = match args::parse(arguments, ui.lang) {
+        Ok(cli) => run(cli, ui).await,
+        Err(NoCommand::Wrong(failure)) => Err(failure),
+        Err(NoCommand::Shown(text)) => {
+            let _ = text.print();
+            return ExitCode::from(if text.use_stderr() { exit::Exit::Usage as u8 } else { 0 });
+        }
+    };
+    ExitCode::from(ui.finish(outcome) as u8)
+}
+
+async fn run(cli: Cli, ui: Ui) -> Result<Report> {
+    cli.command.run(&Session::new(ui, cli.global.addr)?).await
+}

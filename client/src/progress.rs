@@ -1,0 +1,196 @@
+//! Shows a job's events: a bar with a line above it for what is worth keeping, or plain lines where nobody watches.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use justtrain_proto::v1::job_event::Event;
+use justtrain_proto::v1::{Job, JobEvent, JobState, Started, Step};
+
+use crate::show;
+use crate::text::{Lang, say};
+use crate::ui::Ui;
+
+/// Plain lines: at most this many steps between two.
+const LONGEST_INTERVAL: u64 = 10;
+
+pub(crate) struct TrainView {
+    ui: Ui,
+    bar: Option<ProgressBar>,
+    /// The step of the newest plain line.
+    printed: u64,
+}
+
+impl TrainView {
+    pub(crate) fn new(ui: Ui) -> Self {
+        let bar = ui.is_live().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}");
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Self { ui, bar, printed: 0 }
+    }
+
+    pub(crate) fn event(&mut self, event: &JobEvent) {
+        let lang = self.ui.lang;
+        match &event.event {
+            Some(Event::Step(step)) => self.step(step),
+            Some(Event::Started(started)) => self.started(started),
+            Some(Event::Phase(phase)) => self.phase(&phase.phase),
+            Some(Event::StateChanged(change)) => {
+                if let Some(line) = change.job.as_ref().and_then(|job| state_line(job, lang)) {
+                    self.line(&line);
+                }
+            }
+            Some(Event::Validation(validation)) => {
+                let (step, loss, perplexity) = (validation.step, validation.loss, validation.perplexity);
+                let accuracy = show::percent(validation.token_accuracy);
+                self.line(&say!(
+                    lang,
+                    "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, token accuracy {accuracy}",
+                    "第 {step} 步：验证损失 {loss:.4}，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
+                ));
+            }
+            Some(Event::Checkpoint(checkpoint)) => {
+                let (step, path) = (checkpoint.step, &checkpoint.path);
+                self.line(&say!(
+                    lang,
+                    "step {step}: checkpoint saved in {path}",
+                    "第 {step} 步：检查点已保存到 {path}"
+                ));
+            }
+            Some(Event::Log(log)) => {
+                let text = lang.pick_opt(&log.text);
+                match log.level.as_str() {
+                    "error" => self.line(&self.ui.red(text)),
+                    "warning" => self.line(&self.ui.yellow(text)),
+                    _ => self.line(text),
+                }
+            }
+            Some(Event::Bookmark(_)) | None => {}
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(step.total_steps);
+                bar.set_position(step.step);
+                bar.set_message(numbers(step, self.ui.lang));
+            }
+            None if is_due(step, self.printed) => {
+                self.printed = step.step;
+                let (position, total, numbers) = (step.step, step.total_steps, numbers(step, self.ui.lang));
+                self.line(&say!(
+                    self.ui.lang,
+                    "step {position}/{total}  {numbers}",
+                    "第 {position}/{total} 步  {numbers}"
+                ));
+            }
+            None => {}
+        }
+    }
+
+    fn started(&self, started: &Started) {
+        let lang = self.ui.lang;
+        let Started { total_steps, epochs, train_rows, validation_rows, device, .. } = started;
+        let trainable = show::count(started.trainable_parameters);
+        let share = show::percent(started.trainable_parameters as f64 / started.total_parameters.max(1) as f64);
+        self.line(&say!(
+            lang,
+            "{train_rows} rows to train on, {validation_rows} held out; {total_steps} steps, {epochs:.2} epochs on {device}; training {trainable} parameters ({share})",
+            "训练 {train_rows} 条，留出 {validation_rows} 条；共 {total_steps} 步，{epochs:.2} 轮，设备 {device}；训练 {trainable} 个参数（{share}）"
+        ));
+        if let Some(bar) = &self.bar {
+            bar.set_length(started.total_steps);
+            bar.set_position(started.first_step);
+        }
+    }
+
+    fn phase(&self, phase: &str) {
+        let lang = self.ui.lang;
+        let name = match phase {
+            "loading_model" => say!(lang, "loading the model", "正在加载模型"),
+            "tokenizing" => say!(lang, "tokenizing the data", "正在对数据分词"),
+            "training" => say!(lang, "training", "正在训练"),
+            "evaluating" => say!(lang, "evaluating", "正在评估"),
+            "generating" => say!(lang, "generating", "正在生成"),
+            "saving" => say!(lang, "saving", "正在保存"),
+            other => other.to_owned(),
+        };
+        match &self.bar {
+            Some(bar) => bar.set_message(name),
+            None => self.line(&name),
+        }
+    }
+
+    /// A line that stays; the bar is drawn again below it.
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.ui.line(line)),
+            None => self.ui.line(line),
+        }
+    }
+}
+
+fn numbers(step: &Step, lang: Lang) -> String {
+    let Step { loss, learning_rate, tokens_per_second, .. } = step;
+    let left = show::duration(step.seconds_left, lang);
+    say!(
+        lang,
+        "loss {loss:.4}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
+        "损失 {loss:.4}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+    )
+}
+
+/// Short runs get about twenty lines, long ones a line every ten steps. A resumed job may go back behind the last line.
+fn is_due(step: &Step, printed: u64) -> bool {
+    let interval = (step.total_steps / 20).clamp(1, LONGEST_INTERVAL);
+    printed == 0 || step.step == step.total_steps || step.step < printed || step.step >= printed + interval
+}
+
+/// The end of a job is told by its result; here are the states on the way.
+fn state_line(job: &Job, lang: Lang) -> Option<String> {
+    let (position, attempt) = (job.queue_position, job.attempt);
+    match job.state() {
+        JobState::Queued if position > 1 => {
+            Some(say!(lang, "queued, number {position} in line", "排队中，第 {position} 位"))
+        }
+        JobState::Queued => Some(say!(lang, "queued", "排队中")),
+        JobState::Running if attempt > 1 => Some(say!(lang, "running, attempt {attempt}", "运行中，第 {attempt} 次")),
+        JobState::Running => Some(say!(lang, "running", "运行中")),
+        JobState::Cancelling => Some(say!(lang, "stopping; saving a checkpoint", "正在停止并保存检查点")),
+        JobState::Interrupted => Some(say!(lang, "interrupted", "已中断")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn printed(steps: impl Iterator<Item = u64>, total_steps: u64) -> Vec<u64> {
+        let mut lines = Vec::new();
+        for step in steps {
+            if is_due(&Step { step, total_steps, ..Step::default() }, lines.last().copied().unwrap_or(0)) {
+                lines.push(step);
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn plain_lines_come_at_an_interval_and_at_both_ends() {
+        assert_eq!(printed(1..=3, 3), [1, 2, 3]);
+        assert_eq!(printed(1..=205, 205)[..3], [1, 11, 21]);
+        assert_eq!(printed(1..=205, 205).last(), Some(&205));
+        assert_eq!(printed((1..=30).chain(5..=20), 1000), [1, 11, 21, 5, 15]);
+    }
+
+    #[test]
+    fn steps_that_come_rarely_are_all_shown() {
+        assert_eq!(printed([7, 21, 35].into_iter(), 100), [7, 21, 35]);
+    }
+}
