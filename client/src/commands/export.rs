@@ -44,13 +44,14 @@ enum Format {
 
 impl Export {
     pub(crate) async fn run(self, session: &Session) -> Result<Report> {
-        let (ui, daemon) = (session.ui, session.connect().await?);
+        let ui = session.ui;
         if self.job.is_none() && self.output.is_none() {
             return Err(Failure::usage(both!(
                 "name a job, or a --model and an --output folder",
                 "请指定任务，或同时指定 --model 与 --output"
             )));
         }
+        let daemon = session.connect().await?;
         let chosen = ModelArgs { job: self.job, model: self.model, adapter: self.adapter };
         let format = match self.format {
             Format::Peft => ExportFormat::Peft,
