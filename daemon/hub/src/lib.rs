@@ -23,7 +23,7 @@ pub use crate::progress::PullProgress;
 pub use crate::sources::SourceKind;
 pub use crate::store::{ModelFormat, StoredModel};
 
-use crate::http::{Http, Patience};
+use crate::http::{Http, HttpError, Patience};
 use crate::progress::{Cancel, Meter};
 use crate::sources::{Context, Source, Wanted};
 use crate::store::Store;
@@ -128,6 +128,32 @@ impl Hub {
             }
         }
         Err(problems)
+    }
+
+    /// The servers that pulls ask, as kind and address.
+    pub fn servers(&self) -> [(SourceKind, String); 2] {
+        [
+            (SourceKind::Hub, self.settings.hub_endpoint.clone()),
+            (SourceKind::Mirror, self.settings.mirror_endpoint.clone()),
+        ]
+    }
+
+    /// Whether anything answers at a server's address; any answer counts.
+    ///
+    /// # Errors
+    /// `SOURCE_FAILED` after a short while without one.
+    pub async fn reach(&self, address: &str) -> Result<(), Problem> {
+        let invalid = |error| {
+            Problem::error(ProblemCode::InvalidValue, "this is not a web address", "网址无效")
+                .file(address)
+                .found(error)
+        };
+        let url = reqwest::Url::parse(address).map_err(|error| invalid(error.to_string()))?;
+        let patience = Patience { stall: self.patience.connect, ..self.patience };
+        match Http::new(patience)?.get(&url, None, &reqwest::header::HeaderMap::new()).await {
+            Err(error @ HttpError::Unreachable(_)) => Err(error.problem(address)),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     fn sources(&self, wanted: &Wanted, only: Option<SourceKind>) -> Result<Vec<Box<dyn Source>>, Problem> {

@@ -1,0 +1,141 @@
+//! Operating system, processor, memory and clock.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use crate::{CheckResult, Status};
+
+const GIB: u64 = 1 << 30;
+
+pub(crate) fn os() -> CheckResult {
+    let result = CheckResult::new("os", ("Operating system", "操作系统"), ("Linux on x86_64", "Linux x86_64"))
+        .found_as_is(format!(
+            "{} ({}), kernel {}",
+            System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
+            std::env::consts::ARCH,
+            System::kernel_version().unwrap_or_else(|_| "?".to_owned()),
+        ));
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return result;
+    }
+    result.status(
+        Status::Warn,
+        "other systems are not tested yet; if something fails, use Linux on x86_64",
+        "其他系统尚未测试，若出现问题请改用 Linux x86_64",
+    )
+}
+
+pub(crate) fn cpu() -> CheckResult {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = describe_cpu(&info);
+    let result = CheckResult::new("cpu", ("Processor", "处理器"), ("AVX2 or better", "支持 AVX2 或更高指令集")).found(
+        format!("{}, {cores} cores usable, {}", cpu.model, cpu.features.join(" ")),
+        format!("{}，可用 {cores} 核，{}", cpu.model, cpu.features.join(" ")),
+    );
+    if cpu.features.contains(&"avx2") {
+        return result;
+    }
+    result.status(
+        Status::Warn,
+        "training works and is slow; use a processor made after 2013, or let the virtual machine pass the host's processor through",
+        "可以训练但会很慢；请使用 2013 年以后的处理器，虚拟机请开启 CPU 直通",
+    )
+}
+
+struct Cpu {
+    model: String,
+    features: Vec<&'static str>,
+}
+
+/// Reads the text of `/proc/cpuinfo`.
+fn describe_cpu(info: &str) -> Cpu {
+    let value = |key: &str| {
+        info.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key).map(|(_, v)| v.trim())
+    };
+    let flags = value("flags").unwrap_or_default();
+    let features = ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"]
+        .into_iter()
+        .filter(|feature| flags.split_ascii_whitespace().any(|flag| flag == *feature))
+        .collect();
+    Cpu { model: value("model name").unwrap_or(std::env::consts::ARCH).to_owned(), features }
+}
+
+pub(crate) fn memory() -> CheckResult {
+    let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let Ok(system) = System::new_with_specifics(what) else {
+        return judge_memory(0, 0).found("unknown", "未知").status(Status::Skip, "", "");
+    };
+    let (mut total, mut available) = (system.total_memory(), system.available_memory());
+    // Inside a container the limit counts, not the machine.
+    if let Some(limits) = system.cgroup_limits() {
+        total = total.min(limits.total_memory);
+        available = available.min(limits.free_memory);
+    }
+    judge_memory(total, available)
+}
+
+fn judge_memory(total: u64, available: u64) -> CheckResult {
+    let gib = |bytes: u64| bytes as f64 / GIB as f64;
+    let result = CheckResult::new("memory", ("Memory", "内存"), ("at least 2 GiB available", "可用内存不少于 2 GiB"))
+        .found(
+            format!("{:.1} GiB available of {:.1} GiB", gib(available), gib(total)),
+            format!("可用 {:.1} GiB / 共 {:.1} GiB", gib(available), gib(total)),
+        );
+    match available {
+        _ if available >= 2 * GIB => result,
+        _ if available >= GIB => result.status(
+            Status::Warn,
+            "close other programs, or train with a shorter cutoff_len and a smaller batch",
+            "请关闭其他程序，或减小 cutoff_len 与批大小",
+        ),
+        _ => result.status(Status::Fail, "close other programs or add memory", "请关闭其他程序或增加内存"),
+    }
+}
+
+pub(crate) fn clock() -> CheckResult {
+    judge_clock(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()))
+}
+
+/// A clock before this program's own time is wrong, and encrypted connections fail because of it.
+fn judge_clock(now: u64) -> CheckResult {
+    const PROGRAM_WRITTEN: u64 = 1_767_225_600;
+    let day = now / 86_400;
+    let result = CheckResult::new("clock", ("Clock", "系统时钟"), ("today's date", "正确的日期"))
+        .found(format!("{day} days since 1970"), format!("自 1970 年起第 {day} 天"));
+    if now >= PROGRAM_WRITTEN {
+        return result;
+    }
+    result.status(
+        Status::Warn,
+        "set the clock: `sudo timedatectl set-ntp true`; downloads fail while it is wrong",
+        "请校准时钟：`sudo timedatectl set-ntp true`，时钟错误会导致下载失败",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_features_are_whole_words() {
+        let cpu = describe_cpu("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f_not amx_tile\n");
+        assert_eq!(cpu.model, "Some CPU");
+        assert_eq!(cpu.features, ["avx2", "amx_tile"]);
+    }
+
+    #[test]
+    fn little_memory_is_said_before_a_job_dies_of_it() {
+        assert_eq!(judge_memory(8 * GIB, 4 * GIB).status, Status::Pass);
+        assert_eq!(judge_memory(8 * GIB, GIB + 1).status, Status::Warn);
+        assert_eq!(judge_memory(8 * GIB, GIB - 1).status, Status::Fail);
+    }
+
+    #[test]
+    fn a_clock_that_was_reset_is_noticed() {
+        assert_eq!(judge_clock(0).status, Status::Warn);
+        assert_eq!(judge_clock(1_800_000_000).status, Status::Pass);
+    }
+}
