@@ -5,6 +5,8 @@ mod args;
 mod commands;
 mod exit;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod follow;
 mod help_zh;
 mod json;

@@ -138,3 +138,6 @@ fn style(operation: &Operation, lang: Lang) -> ProgressStyle {
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
+
+#[cfg(test)]
+mod tests;

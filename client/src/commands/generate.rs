@@ -209,40 +209,4 @@ fn row(prompt: &Prompt, answer: &Answer) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use justtrain_proto::v1::{EndReason, GenerateEnd};
-
-    use super::*;
-
-    #[test]
-    fn both_kinds_of_rows_are_read() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let text = "{\"prompt\": \"9.11 和 9.9 哪个大？\", \"id\": 7}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n";
-        std::fs::write(file.path(), text).unwrap();
-        let prompts = read(file.path()).unwrap();
-        assert_eq!(prompts[0].turns[0].content, "9.11 和 9.9 哪个大？");
-        assert_eq!((prompts[1].line, prompts[1].turns[0].role.as_str()), (3, "user"));
-        let end = GenerateEnd { reason: EndReason::Stop.into(), answer_tokens: 2, ..GenerateEnd::default() };
-        let row = row(&prompts[0], &Answer { text: "9.9".into(), end });
-        assert_eq!((&row["id"], &row["answer"], &row["end"]), (&7.into(), &"9.9".into(), &"stop".into()));
-    }
-
-    #[test]
-    fn every_bad_row_is_named() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "{\"prompt\": 3}\n{\n{\"question\": \"x\"}\n[1]\n{\"messages\": []}").unwrap();
-        let failure = read(file.path()).unwrap_err();
-        assert_eq!(failure.exit as u8, 6);
-        let found: Vec<_> = failure.problems.iter().map(|problem| (problem.line, problem.code.as_str())).collect();
-        assert_eq!(
-            found,
-            [(1, "WRONG_TYPE"), (2, "SYNTAX"), (3, "MISSING_KEY"), (4, "WRONG_TYPE"), (5, "BAD_CONVERSATION")]
-        );
-    }
-
-    #[test]
-    fn an_empty_file_is_a_problem() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(read(file.path()).unwrap_err().problems[0].code, "FILE_EMPTY");
-    }
-}
+mod tests;

@@ -12,10 +12,10 @@ use justtrain_proto::v1::{
 };
 use tokio_stream::Stream;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response};
 
 use super::*;
+use crate::fake::FakeDaemon;
 
 /// What the fake does with one call of `WatchJob`: sends the events of these numbers, then ends as told.
 struct Script {
@@ -88,13 +88,8 @@ impl JobService for FakeJobs {
 /// The numbers of the events that came out, how it ended, and the tokens that were asked with.
 async fn watched(scripts: Vec<Script>) -> (Vec<u64>, Result<()>, Vec<String>) {
     let fake = FakeJobs { scripts: Arc::new(Mutex::new(scripts.into())), ..FakeJobs::default() };
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = incoming.local_addr().unwrap().to_string();
-    let server = Server::builder().add_service(JobServiceServer::new(fake.clone())).serve_with_incoming(incoming);
-    let server = tokio::spawn(server);
-    let home = tempfile::tempdir().unwrap();
-    let session = Session::at(home.path(), &address);
-    let mut events = JobEvents::new(&session, "jobs/a", Backoff::new(Duration::ZERO, Duration::ZERO, 3));
+    let daemon = FakeDaemon::start(Server::builder().add_service(JobServiceServer::new(fake.clone())));
+    let mut events = JobEvents::new(&daemon.session, "jobs/a", Backoff::new(Duration::ZERO, Duration::ZERO, 3));
     let mut seen = Vec::new();
     let end = loop {
         match events.next().await {
@@ -103,7 +98,6 @@ async fn watched(scripts: Vec<Script>) -> (Vec<u64>, Result<()>, Vec<String>) {
             Err(failure) => break Err(failure),
         }
     };
-    server.abort();
     let tokens = fake.tokens.lock().unwrap().clone();
     (seen, end, tokens)
 }
