@@ -1,6 +1,6 @@
 //! Follows a job to its end, and says what to do next.
 
-use justtrain_proto::v1::{GetJobRequest, Job, JobState, TrainResult};
+use justtrain_proto::v1::{GetJobRequest, Job, JobState, Text, TrainResult};
 use serde_json::Value;
 
 use crate::exit::Exit;
@@ -9,10 +9,10 @@ use crate::json;
 use crate::progress::TrainView;
 use crate::retry::Backoff;
 use crate::session::Session;
-use crate::show;
-use crate::text::{both, say};
+use crate::text::{Lang, say};
 use crate::ui::{Report, Ui};
 use crate::watch::JobEvents;
+use crate::{show, state};
 
 /// Shows the events of `name` until the job ends or the person leaves with Ctrl-C; the job goes on without them.
 pub(crate) async fn job(session: &Session, name: &str) -> Result<Report> {
@@ -75,12 +75,11 @@ fn end(ui: Ui, job: &Job) -> Report {
     Report { exit: failure.exit, json }
 }
 
-fn why(job: &Job) -> justtrain_proto::v1::Text {
-    let (name, state) = (&job.name, json::state(job));
-    match json::reason(job) {
-        Some(reason) => both!("job {name}: {state} ({reason})", "任务 {name}：{state}（{reason}）"),
-        None => both!("job {name}: {state}", "任务 {name}：{state}"),
-    }
+fn why(job: &Job) -> Text {
+    let name = &job.name;
+    let state = |lang| state::with_reason(job.state(), job.reason(), lang);
+    let (en, zh) = (state(Lang::En), state(Lang::Zh));
+    Text { en: format!("job {name}: {en}"), zh: format!("任务 {name}：{zh}") }
 }
 
 fn succeeded(ui: Ui, job: &Job, result: &TrainResult) {
@@ -121,7 +120,6 @@ mod tests {
     use justtrain_proto::v1::JobReason;
 
     use super::*;
-    use crate::text::Lang;
 
     #[test]
     fn a_failed_job_has_its_name_and_an_error() {

@@ -13,11 +13,11 @@ pub(crate) fn enum_name(full: &str, prefix: &str) -> String {
     full.strip_prefix(prefix).unwrap_or(full).to_ascii_lowercase()
 }
 
-pub(crate) fn state(job: &Job) -> String {
+fn state(job: &Job) -> String {
     enum_name(job.state().as_str_name(), "JOB_STATE_")
 }
 
-pub(crate) fn reason(job: &Job) -> Option<String> {
+fn reason(job: &Job) -> Option<String> {
     (job.reason() != JobReason::Unspecified).then(|| enum_name(job.reason().as_str_name(), "JOB_REASON_"))
 }
 

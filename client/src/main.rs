@@ -17,6 +17,7 @@ mod progress;
 mod retry;
 mod session;
 mod show;
+mod state;
 mod text;
 mod ui;
 mod watch;

@@ -22,8 +22,8 @@ pub(crate) async fn run(session: &Session) -> Result<Report> {
     let (failed, warned) = (count(CheckStatus::Fail), count(CheckStatus::Warn));
     ui.line(match (failed, warned) {
         (0, 0) => say!(ui.lang, "This machine is ready.", "本机已就绪。"),
-        (0, _) => say!(ui.lang, "This machine is ready, with {warned} warnings.", "本机已就绪，有 {warned} 条警告。"),
-        _ => say!(ui.lang, "{failed} checks failed.", "{failed} 项检查未通过。"),
+        (0, _) => say!(ui.lang, "This machine is ready. Warnings: {warned}.", "本机已就绪，有 {warned} 条警告。"),
+        _ => say!(ui.lang, "Checks failed: {failed}.", "{failed} 项检查未通过。"),
     });
     let exit = if failed > 0 { Exit::Failed } else { Exit::Ok };
     let checks: Vec<_> = checks.iter().map(|check| json(check, ui.lang)).collect();

@@ -9,7 +9,7 @@ use crate::session::Session;
 use crate::show::{self, Table};
 use crate::text::say;
 use crate::ui::{Report, Ui};
-use crate::{follow, json, pick};
+use crate::{follow, json, pick, state};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Jobs {
@@ -105,7 +105,14 @@ fn list(ui: Ui, jobs: &[Job]) {
             (format!("{}/{}", progress.step, progress.total_steps), format!("{:.4}", progress.loss))
         });
         let id = show::id(&job.name).to_owned();
-        table.row([id, json::state(job), step, loss, show::clip(&job.model, 40), show::time(&job.create_time)]);
+        table.row([
+            id,
+            state::state(job.state(), ui.lang),
+            step,
+            loss,
+            show::clip(&job.model, 40),
+            show::time(&job.create_time),
+        ]);
     }
     ui.line(table);
 }
@@ -113,11 +120,8 @@ fn list(ui: Ui, jobs: &[Job]) {
 fn details(ui: Ui, job: &Job) {
     let Job { name, model, attempt, run_dir, .. } = job;
     ui.line(ui.bold(name));
-    let state = json::state(job);
-    ui.line(match json::reason(job) {
-        Some(reason) => say!(ui.lang, "  state:    {state} ({reason})", "  状态：    {state}（{reason}）"),
-        None => say!(ui.lang, "  state:    {state}", "  状态：    {state}"),
-    });
+    let state = state::with_reason(job.state(), job.reason(), ui.lang);
+    ui.line(say!(ui.lang, "  state:    {state}", "  状态：    {state}"));
     let recipe = job.recipe.as_ref().map_or("", |recipe| &recipe.file);
     ui.line(say!(ui.lang, "  recipe:   {recipe}", "  配方：    {recipe}"));
     ui.line(say!(ui.lang, "  model:    {model}", "  模型：    {model}"));
