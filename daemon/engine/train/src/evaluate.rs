@@ -41,7 +41,8 @@ pub fn evaluate(
     events: &mut dyn EventSink,
 ) -> Result<EvaluationReport, Failure> {
     let fail = |reason| move |problem: Problem| Failure { reason, problems: vec![problem] };
-    let recipe = Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let recipe =
+        Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(fail(FailureReason::ModelInvalid))?;
     let (encoder, _) = open_encoder(&checkpoint).map_err(fail(FailureReason::ModelInvalid))?;
@@ -78,14 +79,13 @@ pub fn evaluate(
         Some(_) => Some(report(true, rows.len() as u64, events)?),
         None => None,
     };
-    let examples = rows.iter().zip(&base_answers).enumerate().take(EXAMPLES).map(|(index, (row, base))| {
-        ExampleComparison {
+    let examples =
+        rows.iter().zip(&base_answers).enumerate().take(EXAMPLES).map(|(index, (row, base))| ExampleComparison {
             prompt: row.turns[row.turns.len() - 2].content.clone(),
             reference: reference(row).to_owned(),
             base: base.clone(),
             tuned: tuned.as_ref().map(|(_, answers)| answers[index].clone()),
-        }
-    });
+        });
     Ok(EvaluationReport {
         rows: rows.len() as u64,
         target_tokens: samples.iter().map(|sample| sample.targets() as u64).sum(),
@@ -112,7 +112,10 @@ fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Convers
             .key("val_size")
             .found("0")
             .expected("at least one row")
-            .fix("name a data file with --data, or set val_size in the recipe", "请用 --data 指定数据文件，或在配方中设置 val_size");
+            .fix(
+                "name a data file with --data, or set val_size in the recipe",
+                "请用 --data 指定数据文件，或在配方中设置 val_size",
+            );
         return Err(Failure { reason: FailureReason::DataInvalid, problems: vec![problem] });
     }
     Ok(rows)

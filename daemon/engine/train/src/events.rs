@@ -15,7 +15,11 @@ pub trait EventSink {
 
     /// A problem that does not end the run.
     fn warn(&mut self, problem: &Problem) {
-        let zh = Problem { message: Text::new(&problem.message.zh, ""), fix: Text::new(&problem.fix.zh, ""), ..problem.clone() };
+        let zh = Problem {
+            message: Text::new(&problem.message.zh, ""),
+            fix: Text::new(&problem.fix.zh, ""),
+            ..problem.clone()
+        };
         self.emit(Event::Log { level: LogLevel::Warning, text: Text::new(problem.to_string(), zh.to_string()) });
     }
 }

@@ -1,6 +1,8 @@
 //! From a recipe to samples: tokenizer, data files, held-out rows.
 
-use justtrain_data::{ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split};
+use justtrain_data::{
+    ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split,
+};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 

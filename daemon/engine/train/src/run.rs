@@ -28,7 +28,8 @@ pub fn train(
     events: &mut dyn EventSink,
     stop: &StopToken,
 ) -> Result<Outcome, Failure> {
-    let recipe = Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let recipe =
+        Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
 
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;

@@ -46,10 +46,7 @@ impl Trainer<'_> {
     }
 
     /// Replaces each trained tensor by what `change` makes of it; returns names and sizes in order.
-    fn for_each_parameter(
-        &mut self,
-        mut change: impl FnMut(usize, &Tensor<2>) -> Tensor<2>,
-    ) -> Vec<(String, usize)> {
+    fn for_each_parameter(&mut self, mut change: impl FnMut(usize, &Tensor<2>) -> Tensor<2>) -> Vec<(String, usize)> {
         let mut seen = Vec::new();
         for projection in self.decoder.projections_mut() {
             let name = projection.name.clone();

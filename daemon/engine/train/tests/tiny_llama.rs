@@ -24,7 +24,15 @@ impl Desk {
         let config = r#"{"eos_token":"<2>","chat_template":"{% for m in messages %}{{ m.role[0] + m.content + '<2>' }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"}"#;
         fs::write(model.join("tokenizer_config.json"), config).unwrap();
         let rows: Vec<String> = (0..24)
-            .map(|i| format!(r#"{{"prompt":"{}+{}","completion":"is {}{}"}}"#, i, i * 3 % 7, i + i * 3 % 7, "!".repeat(i % 5)))
+            .map(|i| {
+                format!(
+                    r#"{{"prompt":"{}+{}","completion":"is {}{}"}}"#,
+                    i,
+                    i * 3 % 7,
+                    i + i * 3 % 7,
+                    "!".repeat(i % 5)
+                )
+            })
             .collect();
         fs::write(desk.path("data.jsonl"), rows.join("\n")).unwrap();
         desk
@@ -43,7 +51,14 @@ impl Desk {
         RecipeSource { text, file: "recipe.yaml".into(), base_dir: self.0.path().to_owned() }
     }
 
-    fn run(&self, recipe: &RecipeSource, run: &str, resume: bool, sink: &mut dyn EventSink, stop: &StopToken) -> Result<Outcome, Failure> {
+    fn run(
+        &self,
+        recipe: &RecipeSource,
+        run: &str,
+        resume: bool,
+        sink: &mut dyn EventSink,
+        stop: &StopToken,
+    ) -> Result<Outcome, Failure> {
         let model = ModelFiles { name: "tiny".into(), path: self.path("model"), adapter: None };
         train(recipe, &model, &self.path(run), resume, sink, stop)
     }
@@ -63,7 +78,9 @@ fn losses(events: &[Event]) -> Vec<f64> {
 /// Each printable ASCII character is a token.
 fn byte_tokenizer() -> String {
     let mut vocab: Vec<String> = (0..3).map(|i| format!(r#""<{i}>":{i}"#)).collect();
-    vocab.extend((32u8..127).zip(3..).map(|(byte, id)| format!("{}:{id}", serde_json::json!(char::from(byte).to_string()))));
+    vocab.extend(
+        (32u8..127).zip(3..).map(|(byte, id)| format!("{}:{id}", serde_json::json!(char::from(byte).to_string()))),
+    );
     format!(
         r#"{{"version":"1.0","truncation":null,"padding":null,"normalizer":null,"post_processor":null,
             "added_tokens":[{{"id":2,"content":"<2>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}],
@@ -135,7 +152,9 @@ fn accumulation_and_packing_weigh_every_token_alike() {
     let with = |batch: usize, accumulation: usize, extra: &str, run: &str| {
         let text = desk.recipe("").text.replace("lora_dropout: 0.1\n", "").replace(
             "per_device_train_batch_size: 2\ngradient_accumulation_steps: 2\n",
-            &format!("per_device_train_batch_size: {batch}\ngradient_accumulation_steps: {accumulation}\n{base}{extra}"),
+            &format!(
+                "per_device_train_batch_size: {batch}\ngradient_accumulation_steps: {accumulation}\n{base}{extra}"
+            ),
         );
         desk.losses(&RecipeSource { text, ..desk.recipe("") }, run)
     };
@@ -171,7 +190,8 @@ fn only_so_many_checkpoints_are_kept() {
 #[test]
 fn bad_rows_and_cut_answers_are_refused_with_their_place() {
     let desk = Desk::new();
-    let refuse = |extra: &str| desk.run(&desk.recipe(extra), "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    let refuse =
+        |extra: &str| desk.run(&desk.recipe(extra), "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
     let failure = refuse("cutoff_len_x: 3\n");
     assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::RecipeInvalid, ProblemCode::UnknownKey));
     let text = desk.recipe("").text.replace("cutoff_len: 48", "cutoff_len: 3");
@@ -189,8 +209,12 @@ fn bad_rows_and_cut_answers_are_refused_with_their_place() {
 fn a_learning_rate_that_is_too_high_ends_with_step_and_rows() {
     let desk = Desk::new();
     let recipe = desk.recipe("max_grad_norm: 0\nwarmup_steps: 0\n");
-    let text = recipe.text.replace("learning_rate: 0.01", "learning_rate: 1.0").replace("lora_rank: 4", "lora_rank: 4\nlora_alpha: 4.0e18");
-    let failure = desk.run(&RecipeSource { text, ..recipe }, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    let text = recipe
+        .text
+        .replace("learning_rate: 0.01", "learning_rate: 1.0")
+        .replace("lora_rank: 4", "lora_rank: 4\nlora_alpha: 4.0e18");
+    let failure =
+        desk.run(&RecipeSource { text, ..recipe }, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
     assert_eq!(failure.reason, FailureReason::LossDiverged);
     assert!(failure.problems[0].found.as_ref().unwrap().contains("data rows"));
 }

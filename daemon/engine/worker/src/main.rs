@@ -49,9 +49,10 @@ fn parse(line: &str) -> Result<Command, String> {
 }
 
 fn internal(reason: String) -> Failure {
-    let problem = Problem::error(ProblemCode::Internal, "the worker was given no valid command", "工作进程没有收到有效的命令")
-        .found(reason)
-        .expected("one command as a JSON line on standard input")
-        .fix("the worker is started by the daemon: use `justtrain`", "工作进程由守护进程启动：请使用 `justtrain`");
+    let problem =
+        Problem::error(ProblemCode::Internal, "the worker was given no valid command", "工作进程没有收到有效的命令")
+            .found(reason)
+            .expected("one command as a JSON line on standard input")
+            .fix("the worker is started by the daemon: use `justtrain`", "工作进程由守护进程启动：请使用 `justtrain`");
     Failure { reason: FailureReason::Internal, problems: vec![problem] }
 }

@@ -29,9 +29,8 @@ pub(super) fn run() -> Outcome {
         (0..SIZE).map(|i| f64::from(x[row * SIZE + i]) * f64::from(w[col * SIZE + i])).sum::<f64>()
     };
     let places = (0..SIZE).flat_map(|i| [(7, i), (i, 13)]);
-    let max_error = places
-        .map(|(row, col)| (f64::from(product[row * SIZE + col]) - expected(row, col)).abs())
-        .fold(0.0, f64::max);
+    let max_error =
+        places.map(|(row, col)| (f64::from(product[row * SIZE + col]) - expected(row, col)).abs()).fold(0.0, f64::max);
     Outcome::Probed(ProbeReport {
         device: "cpu".to_owned(),
         simd: simd::level().name().to_owned(),

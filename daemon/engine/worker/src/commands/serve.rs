@@ -56,13 +56,7 @@ impl Server {
         }
     }
 
-    fn try_answer(
-        &mut self,
-        id: u64,
-        turns: &[Turn],
-        options: &GenerateOptions,
-        base: bool,
-    ) -> Result<Event, Problem> {
+    fn try_answer(&mut self, id: u64, turns: &[Turn], options: &GenerateOptions, base: bool) -> Result<Event, Problem> {
         let start = Instant::now();
         let prompt = self.encoder.encode_prompt(turns)?;
         let prompt_tokens = prompt.len() as u64;

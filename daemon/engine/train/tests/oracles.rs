@@ -1,0 +1,261 @@
+//! Twenty LoRA steps beside PyTorch + transformers + PEFT, on a tiny llama and on SmolLM2-135M-Instruct
+//! (`scripts/golden/`): logits, greedy answers, gradients, losses, norms and final weights.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use justtrain_kernels::{Targets, linear_cross_entropy};
+use justtrain_model::adapters::load_peft;
+use justtrain_model::generate::generate;
+use justtrain_model::layers::Lora;
+use justtrain_model::{Decoder, Input, Mode};
+use justtrain_train::optim::{AdamW, Moments, Schedule, clip_global_norm};
+use justtrain_train::recipe::SchedulerType;
+use justtrain_weights::Checkpoint;
+use justtrain_weights::safetensors::SafetensorsFile;
+use justtrain_worker_api::GenerateOptions;
+use serde_json::Value;
+
+/// Ids and labels (−100 where a token does not count) of one sequence.
+type Row = (Vec<u32>, Vec<i64>);
+
+fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").join(path)
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
+    let (mut ids, mut starts, mut targets) = (Vec::new(), vec![0], Targets::default());
+    for (row, labels) in rows {
+        for (at, &label) in labels.iter().enumerate().skip(1).filter(|&(_, &label)| label >= 0) {
+            targets.rows.push(ids.len() + at - 1);
+            targets.tokens.push(label as u32);
+        }
+        ids.extend(row);
+        starts.push(ids.len());
+    }
+    (Input::packed(ids, &starts), Arc::new(targets))
+}
+
+/// A and B of every layer in the order of the network, with PEFT's names.
+fn parameters(decoder: &mut Decoder) -> Vec<(String, &mut Tensor<2>)> {
+    let loras = decoder.projections_mut().filter_map(|p| Some((p.name.clone(), p.lora.as_mut()?)));
+    loras
+        .flat_map(|(name, Lora { a, b, .. })| {
+            let key = |factor: &str| format!("base_model.model.{name}.lora_{factor}.weight");
+            [(key("A"), a), (key("B"), b)]
+        })
+        .collect()
+}
+
+/// Loss and gradients by name.
+fn gradients(decoder: &mut Decoder, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
+    let (input, targets) = batch(rows);
+    for (_, tensor) in parameters(decoder) {
+        *tensor = tensor.clone().detach().require_grad();
+    }
+    let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
+    let loss = linear_cross_entropy(hidden, decoder.output_weight(), targets.clone()) / targets.len() as f32;
+    let value = f64::from(values(loss.clone().inner())[0]);
+    let grads = loss.backward();
+    let gradients = parameters(decoder).into_iter().map(|(name, tensor)| (name, values(tensor.grad(&grads).unwrap())));
+    (value, gradients.collect())
+}
+
+/// Losses and gradient norms of training on the same rows at every step.
+fn train(decoder: &mut Decoder, rows: &[Row], schedule: &Schedule) -> (Vec<f64>, Vec<f64>) {
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
+    let mut moments: Vec<Moments> =
+        parameters(decoder).iter().map(|(_, t)| Moments::zeros(t.dims().iter().product())).collect();
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for step in 0..schedule.total_steps {
+        let (loss, named) = gradients(decoder, rows);
+        let mut gradients: Vec<Vec<f32>> = named.into_iter().map(|(_, gradient)| gradient).collect();
+        losses.push(loss);
+        norms.push(clip_global_norm(&mut gradients, 1.0));
+        let rate = schedule.learning_rate(step);
+        for (((_, tensor), gradient), moments) in parameters(decoder).into_iter().zip(&gradients).zip(&mut moments) {
+            let (shape, device) = (tensor.dims(), tensor.device());
+            let mut weights = values(tensor.clone().inner());
+            adamw.update(step + 1, rate, &mut weights, gradient, moments);
+            *tensor = Tensor::from_data(TensorData::new(weights, shape), &device);
+        }
+    }
+    (losses, norms)
+}
+
+fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got / expected - 1.0).abs() <= tolerance, "{what} {step}: {got}, expected {expected}");
+    }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn twenty_steps_of_a_tiny_llama_equal_peft() {
+    let folder = root("daemon/engine/model/fixtures/tiny-llama");
+    let goldens = SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap();
+    let ints = |name: &str| -> Vec<i64> {
+        let (numbers, _) = goldens.bytes(name).unwrap().as_chunks::<8>();
+        numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+    };
+    let doubles = |name: &str| -> Vec<f64> {
+        let (numbers, _) = goldens.bytes(name).unwrap().as_chunks::<8>();
+        numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+    };
+    let rows: Vec<Row> = (0..2)
+        .map(|i| (ints(&format!("ids.{i}")).into_iter().map(|id| id as u32).collect(), ints(&format!("labels.{i}"))))
+        .collect();
+    let mut decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &Device::flex().autodiff()).unwrap();
+    load_peft(&mut decoder, &folder.join("adapter")).unwrap();
+    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
+    let rates: Vec<f64> = (0..20).map(|step| schedule.learning_rate(step)).collect();
+    for (got, want) in rates.iter().zip(doubles("train.learning_rate")) {
+        assert!((got - want).abs() < 1e-12);
+    }
+    let (losses, norms) = train(&mut decoder, &rows, &schedule);
+    assert_relative(&losses, &doubles("train.loss"), 1e-4, "loss of step");
+    assert_relative(&norms, &doubles("train.grad_norm"), 1e-3, "norm of step");
+    for (name, tensor) in parameters(&mut decoder) {
+        let expected = goldens.read_f32(&format!("final.{name}")).unwrap();
+        let worst = values(tensor.clone().inner())
+            .iter()
+            .zip(&expected)
+            .map(|(got, want)| (got - want).abs())
+            .fold(0.0, f32::max);
+        assert!(worst < 2e-4, "{name} is off by {worst}");
+    }
+}
+
+struct SmolLm2 {
+    goldens: Value,
+    tensors: SafetensorsFile,
+    decoder: Decoder,
+}
+
+impl SmolLm2 {
+    fn open(device: &Device) -> Self {
+        let path = std::env::var_os("JUSTTRAIN_TEST_MODEL")
+            .expect("JUSTTRAIN_TEST_MODEL names SmolLM2-135M-Instruct.Q4_1.gguf; scripts/test sets it");
+        let folder = root("tests/fixtures/smollm2");
+        Self {
+            goldens: serde_json::from_str(&std::fs::read_to_string(folder.join("goldens.json")).unwrap()).unwrap(),
+            tensors: SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap(),
+            decoder: Decoder::load(&Checkpoint::open(Path::new(&path)).unwrap(), device).unwrap(),
+        }
+    }
+
+    /// The adapter that `scripts/golden/README.md` gives as a formula.
+    fn attach_formula(&mut self) {
+        let hash = |mut x: u32| {
+            x ^= x >> 16;
+            x = x.wrapping_mul(0x7feb_352d);
+            x ^= x >> 15;
+            x = x.wrapping_mul(0x846c_a68b);
+            x ^ (x >> 16)
+        };
+        let device = self.decoder.device();
+        for (index, projection) in self.decoder.projections_mut().enumerate() {
+            let [outputs, inputs] = projection.shape();
+            let factor = |tensor: usize, shape: [usize; 2], bound: f64| {
+                let value = |i: usize| {
+                    let hashed = f64::from(hash((16_384 * tensor + i) as u32));
+                    ((hashed / f64::from(1u32 << 31) - 1.0) * bound) as f32
+                };
+                let values: Vec<f32> = (0..shape[0] * shape[1]).map(value).collect();
+                Tensor::from_data(TensorData::new(values, shape), &device)
+            };
+            projection.lora = Some(Lora {
+                a: factor(2 * index, [8, inputs], 0.04),
+                b: factor(2 * index + 1, [outputs, 8], 0.03),
+                scale: 2.0,
+                dropout: 0.0,
+                index: index as u64,
+            });
+        }
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let ints = |value: &Value| -> Vec<i64> { serde_json::from_value(value.clone()).unwrap() };
+        let rows = self.goldens["rows"].as_array().unwrap().iter();
+        rows.map(|row| (ints(&row["ids"]).into_iter().map(|id| id as u32).collect(), ints(&row["labels"]))).collect()
+    }
+}
+
+#[test]
+fn logits_and_greedy_answers_of_smollm2_equal_transformers() {
+    let mut model = SmolLm2::open(&Device::flex());
+    let prompts = model.goldens["prompts"].as_array().unwrap().clone();
+    model.attach_formula();
+    for prompt in &prompts {
+        let name = prompt["name"].as_str().unwrap();
+        let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
+        let starts = [0, ids.len()];
+        let decoder = &model.decoder;
+        let logits =
+            |mode| values(decoder.logits(decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, mode)));
+        let base = logits(Mode::BASE);
+        let vocabulary = decoder.config().vocab_size;
+        let top_ids = model.tensors.bytes(&format!("{name}.top_ids")).unwrap();
+        let top = model.tensors.read_f32(&format!("{name}.top_logits")).unwrap();
+        let width = top_ids.len() / top.len();
+        for (index, (&want, id)) in top.iter().zip(top_ids.chunks(width)).enumerate() {
+            let id = id.iter().rev().fold(0, |id, &byte| id << 8 | usize::from(byte));
+            let got = base[index / 16 * vocabulary + id];
+            assert!((got - want).abs() <= 2e-3, "{name}, position {}: {got}, expected {want}", index / 16);
+        }
+        if name == "en" {
+            let last = model.tensors.read_f32("en.last_logits").unwrap();
+            let worst =
+                base[base.len() - vocabulary..].iter().zip(&last).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 2e-3, "last logits are off by {worst}");
+            let tuned = logits(Mode::TUNED);
+            let mut best: Vec<f32> = tuned[tuned.len() - vocabulary..].to_vec();
+            best.sort_by(|a, b| b.total_cmp(a));
+            let expected = model.tensors.read_f32("en.adapter_last_top_logits").unwrap();
+            for (got, want) in best.iter().zip(&expected) {
+                assert!((got - want).abs() <= 2e-3, "with the adapter: {got}, expected {want}");
+            }
+        }
+        if let Some(expected) = prompt["greedy"].as_array() {
+            let expected: Vec<u32> =
+                expected.iter().map(|id| id.as_u64().unwrap() as u32).filter(|&id| id != 2).collect();
+            let options = GenerateOptions { max_new_tokens: 32, ..GenerateOptions::default() };
+            let answers = generate(decoder, &[ids], &options, &[2], Mode::BASE, |_, _| true);
+            assert_eq!(answers[0].ids, expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn gradients_and_twenty_steps_of_smollm2_equal_peft() {
+    let mut model = SmolLm2::open(&Device::flex().autodiff());
+    model.attach_formula();
+    let rows = model.rows();
+    let (loss, gradients) = gradients(&mut model.decoder, &rows);
+    assert_relative(&[loss], &[model.goldens["adapter_loss"].as_f64().unwrap()], 1e-3, "loss");
+    let norms = model.goldens["gradient_norms"].as_object().unwrap();
+    assert_eq!(norms.len(), gradients.len());
+    for (name, gradient) in &gradients {
+        assert_relative(&[norm(gradient)], &[norms[name].as_f64().unwrap()], 1e-3, name);
+        if let Ok(expected) = model.tensors.read_f32(&format!("grad.{name}")) {
+            let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            let worst = gradient.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-3 * largest, "{name} is off by {worst} of {largest}");
+        }
+    }
+    let expected = &model.goldens["train"];
+    let curve = |key: &str| -> Vec<f64> { serde_json::from_value(expected[key].clone()).unwrap() };
+    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 2e-4, warmup_steps: 3, total_steps: 20 };
+    let (losses, norms) = train(&mut model.decoder, &rows, &schedule);
+    assert_relative(&losses, &curve("loss"), 1e-3, "loss of step");
+    assert_relative(&norms, &curve("grad_norm"), 1e-2, "norm of step");
+}
