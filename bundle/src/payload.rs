@@ -178,10 +178,12 @@ fn unsafe_entry(path: &Path, name: &str) -> Problem {
 mod tests {
     use std::io::Write;
 
-    use zip::ZipWriter;
     use zip::write::SimpleFileOptions;
+    use zip::{CompressionMethod, ZipWriter};
 
     use super::*;
+
+    const SCRIPT: &[u8] = b"#!/bin/sh\n";
 
     struct Built {
         folder: TempDir,
@@ -197,11 +199,11 @@ mod tests {
     fn build(add: impl FnOnce(&mut ZipWriter<File>)) -> Built {
         let folder = tempfile::tempdir().unwrap();
         let mut zip = ZipWriter::new(File::create(folder.path().join("payload.zip")).unwrap());
-        let plain = SimpleFileOptions::default();
+        let plain = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
         zip.start_file("VERSION", plain).unwrap();
         zip.write_all(b"1.2.3\n").unwrap();
         zip.start_file("bin/justtrain", plain.unix_permissions(0o4755)).unwrap();
-        zip.write_all(b"#!/bin/sh\n").unwrap();
+        zip.write_all(SCRIPT).unwrap();
         zip.start_file("models/small.gguf", plain.unix_permissions(0o644)).unwrap();
         zip.write_all(&[7; 4096]).unwrap();
         add(&mut zip);
@@ -249,13 +251,10 @@ mod tests {
         fs::write(built.archive(), &bytes[..bytes.len() / 2]).unwrap();
         assert_eq!(open(&built.archive()).unwrap_err().code, ProblemCode::FileTruncated);
 
-        let damaged = bytes.iter().position(|byte| *byte == b'#').map(|at| {
-            let mut bytes = bytes.clone();
-            bytes[at] ^= 1;
-            bytes
-        });
-        // Nothing to damage means that the test's archive is compressed; it is so small that it is stored.
-        fs::write(built.archive(), damaged.unwrap_or(bytes)).unwrap();
+        let mut damaged = bytes;
+        let script = damaged.windows(SCRIPT.len()).position(|window| window == SCRIPT).unwrap();
+        damaged[script] ^= 1;
+        fs::write(built.archive(), damaged).unwrap();
         let _lock = built.home.lock().unwrap();
         let payload = open(&built.archive()).unwrap();
         let problem = payload.unpack(&built.home, &Say::english()).unwrap_err();

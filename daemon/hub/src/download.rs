@@ -308,3 +308,6 @@ fn hash_rest(file: &mut File) -> io::Result<(Sha256, u64)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

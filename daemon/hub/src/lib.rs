@@ -12,6 +12,8 @@ mod name;
 mod progress;
 mod sources;
 mod store;
+#[cfg(test)]
+mod testing;
 
 use std::path::PathBuf;
 
@@ -230,3 +232,6 @@ fn attempt_line(problem: &Problem) -> Text {
         format!("{source}：{}（{found}）", problem.message.zh),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,8 @@ impl ModelName {
         let mut name = String::with_capacity(text.len());
         for letter in text.chars() {
             let letter = if letter.is_ascii_alphanumeric() || "._".contains(letter) { letter } else { '-' };
-            if !(letter == '-' && name.ends_with('-')) && !(letter == '.' && name.ends_with('.')) {
+            let repeats = "-.".contains(letter) && name.ends_with(letter);
+            if !repeats {
                 name.push(letter);
             }
         }

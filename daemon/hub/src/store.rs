@@ -316,7 +316,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         let model = deliver(&store, "org/small", "r1", b"GGUF one");
-        assert_eq!(store.list(), [model.clone()]);
+        assert_eq!(store.list(), std::slice::from_ref(&model));
         assert_eq!(fs::read(&model.path).unwrap(), b"GGUF one");
         assert_eq!(fs::read_to_string(folder.path().join("models--org--small/refs/main")).unwrap(), "r1");
     }

