@@ -29,7 +29,8 @@ pub(crate) fn stop(home: &Home, say: &Say) {
     if !client.exists() {
         return;
     }
-    let stopped = client_command(&client, home, "stop").stdout(Stdio::null()).status();
+    // Wherever it listens: it has written that down itself.
+    let stopped = client_command(&client, home, "stop").env_remove("JUSTTRAIN_ADDR").stdout(Stdio::null()).status();
     if !stopped.is_ok_and(|status| status.success()) {
         say.warning("The former daemon could not be stopped.", "无法停止旧的守护进程。");
     }

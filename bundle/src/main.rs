@@ -111,32 +111,28 @@ fn next_steps(home: &Home, place: &Place, command: &str, say: &Say) {
     if let Place::Upgraded { from } = place {
         say.line(format!("Upgraded from {from}."), format!("已从 {from} 升级。"));
     }
-    let recipes = home.current().join("recipes");
+    let recipe = home.current().join("recipes/quickstart.yaml");
+    let uninstall = home.current().join("bin/install");
+    let (recipe, uninstall) = (recipe.display(), uninstall.display());
     say.step("JustTrain is installed. Next:", "JustTrain 安装完成。接下来：");
     if !home.is_default() {
-        say.line(
-            format!("  export JUSTTRAIN_HOME={}", home.path().display()),
-            format!("  export JUSTTRAIN_HOME={}", home.path().display()),
-        );
+        let path = home.path().display();
+        say.line(format!("  export JUSTTRAIN_HOME={path}"), format!("  export JUSTTRAIN_HOME={path}"));
     }
     say.line(
         format!(
-            "  {command} chat --model smollm2                            talk to the model\n  \
-             {command} data generate numbers --count 1000 --seed 7 --output numbers.json\n  \
-             cp {recipe} . && {command} train quickstart.yaml          train it on that data\n  \
-             {command} validate latest                                 before and after, side by side\n  \
-             {uninstall} --uninstall                                   remove it; your data stays",
-            recipe = recipes.join("quickstart.yaml").display(),
-            uninstall = home.current().join("bin/install").display(),
+            "  {command} chat --model smollm2\n      talk to the model\n  \
+             {command} data generate numbers --count 1000 --seed 7 --output numbers.json\n      make practice data\n  \
+             cp {recipe} . && {command} train quickstart.yaml\n      train on it, some minutes\n  \
+             {command} validate latest\n      before and after, side by side\n  \
+             {uninstall} --uninstall\n      remove it; your data stays",
         ),
         format!(
-            "  {command} chat --model smollm2                            与模型对话\n  \
-             {command} data generate numbers --count 1000 --seed 7 --lang zh --output numbers.json\n  \
-             cp {recipe} . && {command} train quickstart.yaml          用这份数据训练\n  \
-             {command} validate latest                                 对比训练前后的效果\n  \
-             {uninstall} --uninstall                                   卸载（保留数据）",
-            recipe = recipes.join("quickstart.yaml").display(),
-            uninstall = home.current().join("bin/install").display(),
+            "  {command} chat --model smollm2\n      与模型对话\n  \
+             {command} data generate numbers --count 1000 --seed 7 --lang zh --output numbers.json\n      生成练习数据\n  \
+             cp {recipe} . && {command} train quickstart.yaml\n      用它训练，需要几分钟\n  \
+             {command} validate latest\n      对比训练前后的效果\n  \
+             {uninstall} --uninstall\n      卸载，保留数据",
         ),
     );
 }

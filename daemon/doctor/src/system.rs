@@ -102,9 +102,9 @@ pub(crate) fn clock() -> CheckResult {
 /// A clock before this program's own time is wrong, and encrypted connections fail because of it.
 fn judge_clock(now: u64) -> CheckResult {
     const PROGRAM_WRITTEN: u64 = 1_767_225_600;
-    let day = now / 86_400;
+    let (year, month, day) = date(now / 86_400);
     let result = CheckResult::new("clock", ("Clock", "系统时钟"), ("today's date", "正确的日期"))
-        .found(format!("{day} days since 1970"), format!("自 1970 年起第 {day} 天"));
+        .found_as_is(format!("{year}-{month:02}-{day:02}"));
     if now >= PROGRAM_WRITTEN {
         return result;
     }
@@ -113,6 +113,19 @@ fn judge_clock(now: u64) -> CheckResult {
         "set the clock: `sudo timedatectl set-ntp true`; downloads fail while it is wrong",
         "请校准时钟：`sudo timedatectl set-ntp true`，时钟错误会导致下载失败",
     )
+}
+
+/// Year, month and day of a number of days since 1970-01-01, counted in eras of 400 years that start in March
+/// (Howard Hinnant, `civil_from_days`).
+fn date(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]
@@ -136,6 +149,8 @@ mod tests {
     #[test]
     fn a_clock_that_was_reset_is_noticed() {
         assert_eq!(judge_clock(0).status, Status::Warn);
-        assert_eq!(judge_clock(1_800_000_000).status, Status::Pass);
+        let right = judge_clock(1_800_000_000);
+        assert_eq!((right.status, right.found.en.as_str()), (Status::Pass, "2027-01-15"));
+        assert_eq!((date(0), date(11_016), date(20_512)), ((1970, 1, 1), (2000, 2, 29), (2026, 2, 28)));
     }
 }
