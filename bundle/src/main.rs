@@ -79,8 +79,8 @@ fn run(args: Args, say: &Say) -> Result<bool, Vec<Problem>> {
 
 fn install(home: &Home, archive: &Path, say: &Say) -> Result<bool, Vec<Problem>> {
     let only = |problem| vec![problem];
-    let _lock = home.lock().map_err(only)?;
     let payload = payload::open(archive).map_err(only)?;
+    let _lock = home.lock().map_err(only)?;
     say.step(
         format!("Installing JustTrain {} into {}", payload.version, home.path().display()),
         format!("正在把 JustTrain {} 安装到 {}", payload.version, home.path().display()),
@@ -153,7 +153,7 @@ fn check_user(allow_root: bool, say: &Say) -> Result<(), Problem> {
             "请去掉 sudo 重新运行；如确需为 root 安装，请加 --allow-root",
         ));
     }
-    say.line("Note: installing for the user root.", "提示：将为 root 用户安装。");
+    say.line("Note: this is for the user root.", "提示：当前用户为 root。");
     Ok(())
 }
 
