@@ -9,6 +9,7 @@ use crate::commands::Command;
 use crate::failure::Failure;
 use crate::help_zh;
 use crate::text::{Lang, both};
+use crate::ui::Ui;
 
 /// Fine-tune language models on your own data
 #[derive(Debug, Parser)]
@@ -16,6 +17,9 @@ use crate::text::{Lang, both};
 pub(crate) struct Cli {
     #[command(flatten)]
     pub global: Global,
+    /// Short for --language, before the verb; `data generate` has a `--lang` of its own
+    #[arg(long, value_enum, hide = true)]
+    pub lang: Option<Lang>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -27,10 +31,16 @@ pub(crate) struct Global {
     pub json: bool,
     /// Language of the output
     #[arg(long, global = true, value_enum)]
-    pub lang: Option<Lang>,
+    pub language: Option<Lang>,
     /// Address of the daemon
     #[arg(long, global = true, env = "JUSTTRAIN_ADDR", value_name = "HOST:PORT")]
     pub addr: Option<String>,
+}
+
+impl Cli {
+    pub(crate) fn ui(&self) -> Ui {
+        Ui::new(Lang::detect(self.global.language.or(self.lang)), self.global.json)
+    }
 }
 
 /// What parsing came to when there is no command to run.
@@ -148,6 +158,15 @@ mod tests {
                 assert!(parse(arguments, lang).is_ok(), "{line}");
             }
         }
+    }
+
+    #[test]
+    fn the_language_of_the_data_is_not_that_of_the_output() {
+        let cli = |line: &str| parse(line.split(' '), Lang::En).unwrap();
+        let both = cli("justtrain data generate numbers --lang zh --language en");
+        assert_eq!((both.ui().lang, both.lang), (Lang::En, None));
+        assert_eq!(cli("justtrain jobs list --language zh").ui().lang, Lang::Zh);
+        assert_eq!(cli("justtrain --lang zh data generate numbers").ui().lang, Lang::Zh);
     }
 
     #[test]

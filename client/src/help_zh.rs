@@ -11,6 +11,8 @@ const TRANSLATIONS: &[(&str, &str)] = &[
     ("Print version", "显示版本"),
     ("Print one JSON object on the last line of standard output", "在标准输出的最后一行打印一个 JSON 对象"),
     ("Language of the output", "输出的语言"),
+    ("Short for --language, before the verb; `data generate` has a `--lang` of its own", "--language 的简写，写在命令之前"),
+    ("Language of the data; by default that of the output", "数据的语言；默认与输出的语言相同"),
     ("Address of the daemon", "守护进程的地址"),
     // Verbs.
     ("Check this machine, with a fix for what is wrong", "检查本机环境，并给出解决办法"),

@@ -34,16 +34,20 @@ use ui::{Report, Ui};
 async fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let words: Vec<String> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    // For help and usage errors, which come before anything is parsed.
     let ui = Ui::new(Lang::of_arguments(&words), words.iter().any(|word| word == "--json"));
-    let outcome = match args::parse(arguments, ui.lang) {
-        Ok(cli) => run(cli, ui).await,
-        Err(NoCommand::Wrong(failure)) => Err(failure),
+    let exit = match args::parse(arguments, ui.lang) {
+        Ok(cli) => {
+            let ui = cli.ui();
+            ui.finish(run(cli, ui).await)
+        }
+        Err(NoCommand::Wrong(failure)) => ui.finish(Err(failure)),
         Err(NoCommand::Shown(text)) => {
             let _ = text.print();
             return ExitCode::from(if text.use_stderr() { exit::Exit::Usage as u8 } else { 0 });
         }
     };
-    ExitCode::from(ui.finish(outcome) as u8)
+    ExitCode::from(exit as u8)
 }
 
 async fn run(cli: Cli, ui: Ui) -> Result<Report> {

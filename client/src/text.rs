@@ -31,7 +31,7 @@ macro_rules! both {
 pub(crate) use {both, say};
 
 impl Lang {
-    /// `--lang`, then `JUSTTRAIN_LANG`, then the locale.
+    /// `--language`, then `JUSTTRAIN_LANG`, then the locale.
     pub(crate) fn detect(flag: Option<Self>) -> Self {
         let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
         flag.unwrap_or_else(|| {
@@ -48,11 +48,12 @@ impl Lang {
 
     /// The language of `arguments`, before they have been parsed, so that a usage error is in it too.
     pub(crate) fn of_arguments(arguments: &[String]) -> Self {
-        let flag = arguments.iter().enumerate().find_map(|(index, argument)| match argument.strip_prefix("--lang") {
-            Some("") => arguments.get(index + 1).map(String::as_str),
-            Some(rest) => rest.strip_prefix('='),
-            None => None,
-        });
+        let flag =
+            arguments.iter().enumerate().find_map(|(index, argument)| match argument.strip_prefix("--language") {
+                Some("") => arguments.get(index + 1).map(String::as_str),
+                Some(rest) => rest.strip_prefix('='),
+                None => None,
+            });
         Self::detect(flag.and_then(|value| Self::from_str(value, true).ok()))
     }
 
@@ -88,8 +89,8 @@ mod tests {
     #[test]
     fn a_flag_is_seen_before_parsing() {
         let arguments = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
-        assert_eq!(Lang::of_arguments(&arguments(&["--lang", "zh", "--nonsense"])), Lang::Zh);
-        assert_eq!(Lang::of_arguments(&arguments(&["jobs", "--lang=zh"])), Lang::Zh);
+        assert_eq!(Lang::of_arguments(&arguments(&["--language", "zh", "--nonsense"])), Lang::Zh);
+        assert_eq!(Lang::of_arguments(&arguments(&["jobs", "--language=zh"])), Lang::Zh);
     }
 
     #[test]

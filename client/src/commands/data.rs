@@ -6,10 +6,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use justtrain_proto::v1::{
     CheckDatasetRequest, CheckDatasetResponse, DataFile, GenerateDatasetRequest, PreviewDatasetRequest, PreviewRow,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::exit::Exit;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::pick::ModelArgs;
 use crate::session::{Session, absolute_text};
 use crate::text::{Lang, say};
@@ -76,6 +75,9 @@ pub(crate) struct Generate {
     /// The same seed gives the same rows
     #[arg(long, value_name = "S", default_value_t = 42)]
     seed: u64,
+    /// Language of the data; by default that of the output
+    #[arg(long, value_enum)]
+    lang: Option<Lang>,
     /// File to write; by default KIND-LANG.json in this folder
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -108,7 +110,7 @@ impl Check {
         let report = daemon.datasets().check_dataset(request).await?.into_inner();
         show_check(ui, &report);
         let failed = report.more_problems > 0 || report.problems.iter().any(problem::is_error);
-        let json = json!({
+        let mut json = json!({
             "format": report.format,
             "rows": report.rows,
             "usable_rows": report.usable_rows,
@@ -119,7 +121,14 @@ impl Check {
             "longest_row_tokens": report.longest_row_tokens,
             "cut_rows": report.cut_rows,
         });
-        Ok(Report { exit: if failed { Exit::Failed } else { Exit::Ok }, json })
+        if !failed {
+            return Ok(Report::ok(json));
+        }
+        let failure = Failure::invalid(report.problems);
+        if let (Value::Object(object), Value::Object(error)) = (&mut json, failure.json(ui.lang)) {
+            object.extend(error);
+        }
+        Ok(Report { exit: failure.exit, json })
     }
 }
 
@@ -215,7 +224,7 @@ fn row_json(row: &PreviewRow) -> serde_json::Value {
 impl Generate {
     async fn run(self, session: &Session) -> Result<Report> {
         let ui = session.ui;
-        let (kind, language) = match (self.kind, ui.lang) {
+        let (kind, language) = match (self.kind, self.lang.unwrap_or(ui.lang)) {
             (Kind::Numbers, Lang::En) => ("numbers", "en"),
             (Kind::Numbers, Lang::Zh) => ("numbers", "zh"),
         };
