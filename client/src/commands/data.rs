@@ -109,27 +109,34 @@ impl Check {
         };
         let report = daemon.datasets().check_dataset(request).await?.into_inner();
         show_check(ui, &report);
-        let failed = report.more_problems > 0 || report.problems.iter().any(problem::is_error);
-        let mut json = json!({
-            "format": report.format,
-            "rows": report.rows,
-            "usable_rows": report.usable_rows,
-            "problems": json::problems(&report.problems, ui.lang),
-            "more_problems": report.more_problems,
-            "tokens": report.tokens,
-            "target_tokens": report.target_tokens,
-            "longest_row_tokens": report.longest_row_tokens,
-            "cut_rows": report.cut_rows,
-        });
-        if !failed {
-            return Ok(Report::ok(json));
-        }
-        let failure = Failure::invalid(report.problems);
-        if let (Value::Object(object), Value::Object(error)) = (&mut json, failure.json(ui.lang)) {
-            object.extend(error);
-        }
-        Ok(Report { exit: failure.exit, json })
+        Ok(checked(report, ui.lang))
     }
+}
+
+/// The report as an object; with an `error` beside it where there is something that cannot be trained on.
+fn checked(report: CheckDatasetResponse, lang: Lang) -> Report {
+    // Of the problems that are not listed only the rows that they cost are known.
+    let unlisted_errors = report.more_problems > 0 && report.usable_rows < report.rows;
+    let failed = unlisted_errors || report.problems.iter().any(problem::is_error);
+    let mut json = json!({
+        "format": report.format,
+        "rows": report.rows,
+        "usable_rows": report.usable_rows,
+        "problems": json::problems(&report.problems, lang),
+        "more_problems": report.more_problems,
+        "tokens": report.tokens,
+        "target_tokens": report.target_tokens,
+        "longest_row_tokens": report.longest_row_tokens,
+        "cut_rows": report.cut_rows,
+    });
+    if !failed {
+        return Report::ok(json);
+    }
+    let failure = Failure::invalid(report.problems);
+    if let (Value::Object(object), Value::Object(error)) = (&mut json, failure.json(lang)) {
+        object.extend(error);
+    }
+    Report { exit: failure.exit, json }
 }
 
 fn show_check(ui: Ui, report: &CheckDatasetResponse) {
@@ -240,5 +247,33 @@ impl Generate {
         let (rows, path) = (written.rows, &written.path);
         ui.line(say!(ui.lang, "{rows} rows in {path}", "{rows} 条数据已写入 {path}"));
         Ok(Report::ok(json!({"path": written.path, "rows": written.rows})))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use justtrain_proto::v1::{Problem, Severity};
+
+    use super::*;
+    use crate::exit::Exit;
+
+    fn report(severity: Severity) -> CheckDatasetResponse {
+        let problem = Problem { code: "NO_ANSWER".into(), severity: severity.into(), row: 3, ..Problem::default() };
+        CheckDatasetResponse { rows: 200, usable_rows: 200, problems: vec![problem], ..CheckDatasetResponse::default() }
+    }
+
+    #[test]
+    fn wrong_data_is_exit_code_6_with_the_report_and_an_error() {
+        let checked = checked(report(Severity::Error), Lang::En);
+        assert_eq!(checked.exit, Exit::InvalidInput);
+        assert_eq!((&checked.json["rows"], &checked.json["error"]["code"]), (&200.into(), &"invalid_input".into()));
+        assert_eq!(checked.json["error"]["problems"][0]["row"], 3);
+    }
+
+    #[test]
+    fn warnings_alone_are_no_failure_however_many() {
+        let many = CheckDatasetResponse { more_problems: 50, ..report(Severity::Warning) };
+        assert_eq!(checked(many.clone(), Lang::En).exit, Exit::Ok);
+        assert_eq!(checked(CheckDatasetResponse { usable_rows: 60, ..many }, Lang::En).exit, Exit::InvalidInput);
     }
 }
