@@ -3,7 +3,7 @@
 //! - [`JobState`] and [`JobReason`]: the life of a job and which changes are allowed.
 //! - [`Store`]: one SQLite file with jobs, their events, operations and answered requests. What happened is stored
 //!   before anyone hears of it.
-//! - [`WorkerProgram`] and [`Worker`]: one supervised process; when it dies, [`Crash`] says why.
+//! - [`WorkerProgram`] and [`Worker`]: one supervised process; when it dies, a problem says why.
 //! - [`Jobs`]: the queue, one running job at a time.
 //! - [`Operations`]: shorter work that a person waits for, such as an export.
 //!
@@ -11,23 +11,17 @@
 
 mod crash;
 mod job;
-mod log_file;
 mod operation;
 mod queue;
-mod run;
-mod spawn;
 mod state;
 mod store;
 mod worker;
 
-pub use crash::Crash;
 pub use job::{EventBody, Job, JobEvent, JobId, Progress, TrainResult, UnixMillis, now};
-pub use log_file::CappedLog;
 pub use operation::{
-    Operation, OperationEnd, OperationHandle, OperationId, OperationKind, OperationResult, OperationState, Operations,
-    PullSummary,
+    Operation, OperationHandle, OperationId, OperationKind, OperationResult, OperationState, Operations, PullSummary,
 };
-pub use queue::{Jobs, JobsConfig, NewJob, Stop};
+pub use queue::{Jobs, NewJob};
 pub use state::{JobReason, JobState};
 pub use store::{Change, RequestKey, Store, StoreError};
-pub use worker::{RunError, Worker, WorkerEnd, WorkerProgram};
+pub use worker::{Worker, WorkerEnd, WorkerProgram};

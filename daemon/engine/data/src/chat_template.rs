@@ -32,7 +32,11 @@ impl ChatTemplate {
             (Some(gguf), _) => gguf.metadata().get_str("tokenizer.chat_template").map(str::to_owned),
             (None, Some(folder)) => fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(|| {
                 let text = fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
-                serde_json::from_str::<Value>(&text).ok()?["chat_template"].as_str().map(str::to_owned)
+                let config: Value = serde_json::from_str(&text).ok()?;
+                // Models with several templates list them by name.
+                let own = &config["chat_template"];
+                let named = own.as_array().and_then(|list| list.iter().find(|entry| entry["name"] == "default"));
+                named.map_or(own, |entry| &entry["template"]).as_str().map(str::to_owned)
             }),
             (None, None) => None,
         };
@@ -77,6 +81,8 @@ impl ChatTemplate {
             turns.iter().map(|turn| context! { role => &turn.role, content => &turn.content }).collect();
         let context = context! {
             messages,
+            tools => (),
+            documents => (),
             add_generation_prompt,
             bos_token => &self.bos_token,
             eos_token => &self.eos_token,

@@ -34,10 +34,13 @@ pub fn check(
         let cut = EncodeOptions { cutoff_len, ..whole };
         let (mut tokens, mut targets, mut longest, mut cut_rows) = (0, 0, 0, 0);
         for (done, conversation) in (1u64..).zip(&loaded.conversations) {
-            let len = encoder.encode(conversation, &whole)?.ids.len();
-            longest = longest.max(len as u64);
-            cut_rows += u64::from(len > cutoff_len);
-            match encoder.encode(conversation, &cut) {
+            let encoded = encoder.encode(conversation, &whole).and_then(|sample| {
+                let len = sample.ids.len();
+                longest = longest.max(len as u64);
+                cut_rows += u64::from(len > cutoff_len);
+                encoder.encode(conversation, &cut)
+            });
+            match encoded {
                 Ok(sample) => {
                     tokens += sample.ids.len() as u64;
                     targets += sample.targets() as u64;

@@ -30,10 +30,8 @@ impl Store {
     pub fn create_job(&self, job: &Job, request: &RequestKey) -> Result<Job, StoreError> {
         self.write(|transaction| {
             if let Some(id) = requests::find(transaction, request)? {
-                return JobId::parse(&id).map_or_else(
-                    || Err(StoreError::RequestReused(request.id.clone())),
-                    |id| get(transaction, &id),
-                );
+                return JobId::parse(&id)
+                    .map_or_else(|| Err(StoreError::RequestReused(request.id.clone())), |id| get(transaction, &id));
             }
             transaction.execute(
                 "INSERT INTO jobs (id, state, queue_order, body)
@@ -57,8 +55,8 @@ impl Store {
     pub fn jobs(&self, before: Option<u64>, limit: u32) -> Result<(Vec<Job>, Option<u64>), StoreError> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
-        let mut statement =
-            transaction.prepare_cached("SELECT number, id FROM jobs WHERE number < ?1 ORDER BY number DESC LIMIT ?2")?;
+        let mut statement = transaction
+            .prepare_cached("SELECT number, id FROM jobs WHERE number < ?1 ORDER BY number DESC LIMIT ?2")?;
         let before = before.map_or(i64::MAX, |number| i64::try_from(number).unwrap_or(i64::MAX));
         let mut rows: Vec<(u64, String)> = statement
             .query_map(params![before, u64::from(limit) + 1], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -76,9 +74,9 @@ impl Store {
 
     /// How many jobs are in a state.
     pub fn count(&self, state: JobState) -> Result<u32, StoreError> {
-        Ok(self.connection().query_row("SELECT count(*) FROM jobs WHERE state = ?1", [state.as_str()], |row| {
-            row.get(0)
-        })?)
+        Ok(self
+            .connection()
+            .query_row("SELECT count(*) FROM jobs WHERE state = ?1", [state.as_str()], |row| row.get(0))?)
     }
 
     /// The job whose turn it is.
@@ -149,9 +147,11 @@ pub(super) fn get(transaction: &Transaction<'_>, id: &JobId) -> Result<Job, Stor
 }
 
 pub(super) fn put(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
-    transaction
-        .prepare_cached("UPDATE jobs SET state = ?2, body = ?3 WHERE id = ?1")?
-        .execute(params![job.id.as_str(), job.state.as_str(), serde_json::to_string(job)?])?;
+    transaction.prepare_cached("UPDATE jobs SET state = ?2, body = ?3 WHERE id = ?1")?.execute(params![
+        job.id.as_str(),
+        job.state.as_str(),
+        serde_json::to_string(job)?
+    ])?;
     Ok(())
 }
 

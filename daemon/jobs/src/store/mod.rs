@@ -23,7 +23,8 @@ pub use requests::RequestKey;
 
 use crate::{JobId, JobState, OperationId};
 
-const MIGRATIONS: Migrations<'_> = Migrations::from_slice(&[M::up(include_str!("sql/001_initial.sql"))]);
+const STEPS: &[M<'_>] = &[M::up(include_str!("sql/001_initial.sql"))];
+const MIGRATIONS: Migrations<'_> = Migrations::from_slice(STEPS);
 
 /// Jobs, events, operations and answered requests.
 pub struct Store {
@@ -104,6 +105,3 @@ impl Store {
         Ok(value)
     }
 }
-
-#[cfg(test)]
-mod tests;

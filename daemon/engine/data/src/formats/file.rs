@@ -22,7 +22,7 @@ pub(super) fn read_rows(path: &Path) -> Result<Vec<Value>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let rows = match text.trim_start().chars().next() {
         None => return Err(empty(path)),
-        Some('[') => serde_json::from_str::<Vec<Value>>(text).map_err(|error| syntax(path, &error))?,
+        Some('[') => serde_json::from_str::<Vec<Value>>(text).map_err(|error| syntax(path, text, &error))?,
         Some('{') => read_objects(path, text)?,
         Some(other) => {
             return Err(Problem::error(ProblemCode::Syntax, "this is not JSON", "这不是合法的 JSON")
@@ -46,22 +46,28 @@ fn read_objects(path: &Path, text: &str) -> Result<Vec<Value>, Problem> {
         match serde_json::from_str(line) {
             Ok(row) => rows.push(row),
             Err(_) if rows.is_empty() => {
-                return serde_json::from_str(text).map(|row| vec![row]).map_err(|error| syntax(path, &error));
+                return serde_json::from_str(text).map(|row| vec![row]).map_err(|error| syntax(path, text, &error));
             }
             Err(error) => {
-                return Err(syntax(path, &error).at(number, error.column() as u64).row(rows.len() as u64 + 1));
+                let mut problem = syntax(path, line, &error).row(rows.len() as u64 + 1);
+                problem.line = Some(number);
+                return Err(problem);
             }
         }
     }
     Ok(rows)
 }
 
-fn syntax(path: &Path, error: &serde_json::Error) -> Problem {
+/// `error` is of parsing `text`. serde_json counts columns in bytes; people count characters.
+fn syntax(path: &Path, text: &str, error: &serde_json::Error) -> Problem {
+    let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default().as_bytes();
+    let before = &line[..error.column().saturating_sub(1).min(line.len())];
+    let column = String::from_utf8_lossy(before).chars().count() as u64 + 1;
     let reason = error.to_string();
     let reason = reason.split(" at line ").next().unwrap_or_default().to_owned();
     Problem::error(ProblemCode::Syntax, "the JSON is broken here", "JSON 在此处有语法错误")
         .file(path.display())
-        .at(error.line() as u64, error.column() as u64)
+        .at(error.line() as u64, column)
         .found(reason)
         .fix("correct the file at this place", "请在该位置更正文件")
 }

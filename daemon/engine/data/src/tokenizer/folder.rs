@@ -15,9 +15,15 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
             .file(path.display())
             .fix("download the model again with its tokenizer.json", "请重新下载模型，并包含 tokenizer.json"));
     }
-    let inner = tokenizers::Tokenizer::from_file(&path).map_err(|error| broken(error).file(path.display()))?;
-    let config = fs::read_to_string(folder.join("tokenizer_config.json")).unwrap_or_default();
-    let config: Value = serde_json::from_str(&config).unwrap_or_default();
+    let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(|error| broken(error).file(path.display()))?;
+    // Files saved after a training run often carry that run's truncation and padding; cutting is `cutoff_len`'s work.
+    inner.with_truncation(None).map_err(broken)?;
+    inner.with_padding(None);
+    let config_path = folder.join("tokenizer_config.json");
+    let config: Value = match fs::read(&config_path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| broken(error).file(config_path.display()))?,
+        Err(_) => Value::Null,
+    };
     // Older files hold an object with the token's flags, newer ones the text alone.
     let special = |key: &str| {
         let value = &config[key];

@@ -1,0 +1,248 @@
+//! The queue: one running job at a time, looked after from its start to its end.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use justtrain_worker_api::{
+    Command, Control, Event, Failure, FailureReason, ModelFiles, Outcome, Problem, ProblemCode, RecipeSource,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    Change, Job, JobId, JobReason, JobState, RequestKey, Store, StoreError, TrainResult, Worker, WorkerEnd,
+    WorkerProgram, now,
+};
+
+/// Events are written together when they come faster than this.
+const BATCH: Duration = Duration::from_millis(200);
+
+/// A job that shall be made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    pub recipe: RecipeSource,
+    pub model: ModelFiles,
+}
+
+/// All jobs and the task that runs them.
+#[derive(Clone)]
+pub struct Jobs {
+    store: Arc<Store>,
+    program: WorkerProgram,
+    /// `jobs/` in the data folder.
+    folder: PathBuf,
+    shutdown: watch::Sender<bool>,
+}
+
+impl Jobs {
+    pub fn new(store: Arc<Store>, program: WorkerProgram, folder: PathBuf) -> Self {
+        Self { store, program, folder, shutdown: watch::Sender::new(false) }
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub fn program(&self) -> &WorkerProgram {
+        &self.program
+    }
+
+    /// Queues a job, or gives back the one that the same request made before.
+    pub fn create(&self, new: NewJob, request: &RequestKey) -> Result<Job, StoreError> {
+        let id = JobId::random();
+        let run_dir = self.folder.join(id.as_str());
+        let job = Job {
+            id,
+            state: JobState::Queued,
+            reason: None,
+            problems: Vec::new(),
+            recipe: new.recipe,
+            model: new.model,
+            created: now(),
+            started: None,
+            ended: None,
+            attempt: 1,
+            queue_position: 0,
+            progress: None,
+            result: None,
+            run_dir,
+        };
+        self.store.create_job(&job, request)
+    }
+
+    /// A queued or interrupted job ends at once; a running one saves first.
+    pub fn cancel(&self, id: &JobId) -> Result<Job, StoreError> {
+        let to = match self.store.job(id)?.state {
+            JobState::Running => JobState::Cancelling,
+            _ => JobState::Cancelled,
+        };
+        self.store.transition(id, Change::because(to, JobReason::User, Vec::new()))
+    }
+
+    /// Queues a job again; it goes on from its newest checkpoint.
+    pub fn resume(&self, id: &JobId) -> Result<Job, StoreError> {
+        self.store.transition(id, Change::to(JobState::Queued))
+    }
+
+    /// Runs job after job until [`Jobs::shut_down`].
+    pub async fn run(&self) {
+        let mut changes = self.store.changes();
+        let mut shutdown = self.shutdown.subscribe();
+        loop {
+            changes.mark_unchanged();
+            let next = self.store.next_queued();
+            match next {
+                Ok(Some(job)) if !*shutdown.borrow() => {
+                    if let Err(error) = self.run_job(job).await {
+                        tracing::error!(%error, "a job's end could not be stored");
+                    }
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "the queue cannot be read"),
+            }
+            if *shutdown.borrow() {
+                return;
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = shutdown.changed() => {}
+            }
+        }
+    }
+
+    /// Makes the running job save and [`Jobs::run`] return.
+    pub fn shut_down(&self) {
+        self.shutdown.send_replace(true);
+    }
+
+    async fn run_job(&self, job: Job) -> Result<(), StoreError> {
+        let id = job.id.clone();
+        let job = self.store.transition(&id, Change::to(JobState::Running))?;
+        let result = match prepare(&job) {
+            Ok(()) => self.train(&job).await?,
+            Err(problem) => Err(Failure { reason: FailureReason::DiskFull, problems: vec![problem] }),
+        };
+        let cancelling = self.store.job(&id)?.state == JobState::Cancelling;
+        let change = match result {
+            Ok(Outcome::Trained { stopped: true, .. }) if cancelling => {
+                Change::because(JobState::Cancelled, JobReason::User, Vec::new())
+            }
+            Ok(Outcome::Trained { stopped: true, .. }) => {
+                Change::because(JobState::Interrupted, JobReason::DaemonRestarted, Vec::new())
+            }
+            Ok(outcome) => ended_well(outcome),
+            Err(failure) if cancelling => Change::because(JobState::Cancelled, JobReason::User, failure.problems),
+            Err(failure) => {
+                let crashed = failure.problems.iter().any(|problem| problem.code == ProblemCode::WorkerCrashed);
+                let reason = if crashed { JobReason::WorkerCrashed } else { failure.reason.into() };
+                Change::because(JobState::Failed, reason, failure.problems)
+            }
+        };
+        self.store.transition(&id, change)?;
+        Ok(())
+    }
+
+    /// Stores what the worker says until it ends; passes on the wish to stop.
+    async fn train(&self, job: &Job) -> Result<Result<Outcome, Failure>, StoreError> {
+        let command = Command::Train {
+            recipe: job.recipe.clone(),
+            model: job.model.clone(),
+            run_dir: job.run_dir.clone(),
+            resume: job.attempt > 1,
+        };
+        let mut worker = match self.program.spawn(&command, Some(&job.run_dir.join("worker.log"))).await {
+            Ok(worker) => worker,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let mut changes = self.store.changes();
+        let mut shutdown = self.shutdown.subscribe();
+        let mut pending: Vec<Event> = Vec::new();
+        let mut flush_at = None;
+        let mut kill_at = None;
+        loop {
+            let asked_to_stop = *shutdown.borrow() || self.store.job(&job.id)?.state == JobState::Cancelling;
+            if asked_to_stop && kill_at.is_none() {
+                worker.send(&Control::Stop).await;
+                kill_at = Some(Instant::now() + Worker::grace());
+            }
+            tokio::select! {
+                message = worker.next() => match message {
+                    WorkerEnd::Event(event) => {
+                        pending.push(event);
+                        flush_at.get_or_insert(Instant::now() + BATCH);
+                    }
+                    WorkerEnd::Ended(result) => {
+                        self.store.append(&job.id, &pending)?;
+                        return Ok(*result);
+                    }
+                },
+                () = at(flush_at) => {
+                    self.store.append(&job.id, &pending)?;
+                    pending.clear();
+                    flush_at = None;
+                }
+                () = at(kill_at) => {
+                    worker.kill().await;
+                    kill_at = Some(Instant::now() + Worker::grace());
+                }
+                _ = changes.changed() => {}
+                _ = shutdown.changed() => {}
+            }
+        }
+    }
+}
+
+/// Never, where no time is set.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Makes the job's folder with a copy of its recipe.
+fn prepare(job: &Job) -> Result<(), Problem> {
+    fs::create_dir_all(&job.run_dir)
+        .and_then(|()| fs::write(job.run_dir.join("recipe.yaml"), &job.recipe.text))
+        .map_err(|error| {
+            Problem::error(
+                ProblemCode::DiskFull,
+                format!("the job's folder cannot be written: {error}"),
+                format!("无法写入任务目录：{error}"),
+            )
+            .file(job.run_dir.display())
+            .fix("free some disk space, then resume the job", "请释放磁盘空间，然后恢复任务")
+        })
+}
+
+fn ended_well(outcome: Outcome) -> Change {
+    let Outcome::Trained {
+        steps,
+        first_loss,
+        last_loss,
+        validation_loss,
+        tokens_per_second,
+        peak_memory_bytes,
+        seconds,
+        adapter,
+        stopped: _,
+    } = outcome
+    else {
+        let problem = Problem::error(ProblemCode::Internal, "the worker did another thing", "工作进程执行了其他操作");
+        return Change::because(JobState::Failed, JobReason::Internal, vec![problem]);
+    };
+    let result = TrainResult {
+        steps,
+        first_loss,
+        last_loss,
+        validation_loss,
+        tokens_per_second,
+        peak_memory_bytes,
+        seconds,
+        adapter,
+    };
+    Change { result: Some(result), ..Change::to(JobState::Succeeded) }
+}

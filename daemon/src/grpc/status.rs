@@ -1,0 +1,105 @@
+//! Problems as gRPC statuses: the one place where a code is chosen.
+
+use justtrain_jobs::StoreError;
+use justtrain_proto::{PROBLEMS_TYPE_URL, v1};
+use justtrain_worker_api::{Failure, FailureReason, Problem, ProblemCode};
+use prost::Message;
+use tonic::{Code, Status};
+
+use super::convert;
+
+const DOMAIN: &str = "justtrain.dev";
+
+/// The status of a failed command.
+pub(super) fn of_failure(failure: &Failure) -> Status {
+    let code = match failure.reason {
+        FailureReason::Internal | FailureReason::LossDiverged => code_of(failure.problems.first()),
+        FailureReason::HostOom | FailureReason::DiskFull => Code::ResourceExhausted,
+        FailureReason::RecipeInvalid | FailureReason::DataInvalid | FailureReason::ModelInvalid => {
+            match code_of(failure.problems.first()) {
+                Code::NotFound => Code::NotFound,
+                _ => Code::InvalidArgument,
+            }
+        }
+    };
+    let reason = serde_json::to_value(failure.reason).ok();
+    with_code(code, reason.as_ref().and_then(|reason| reason.as_str()).unwrap_or("INTERNAL"), &failure.problems)
+}
+
+/// The status of problems that come without a reason.
+pub(super) fn of_problems(problems: &[Problem]) -> Status {
+    let reason = problems.first().map(convert::problem).map(|problem| problem.code).unwrap_or_default();
+    with_code(code_of(problems.first()), &reason, problems)
+}
+
+pub(super) fn of_problem(problem: Problem) -> Status {
+    of_problems(&[problem])
+}
+
+pub(super) fn of_store(error: StoreError) -> Status {
+    let problem = |code, zh: &str| Problem::error(code, error.to_string(), zh);
+    match &error {
+        StoreError::NoJob(_) => {
+            let problem = problem(ProblemCode::FileNotFound, "没有这个任务")
+                .fix("list the jobs with `justtrain jobs list`", "用 `justtrain jobs list` 查看任务");
+            with_code(Code::NotFound, "NO_SUCH_JOB", &[problem])
+        }
+        StoreError::NoOperation(_) => {
+            with_code(Code::NotFound, "NO_SUCH_OPERATION", &[problem(ProblemCode::FileNotFound, "没有这个操作")])
+        }
+        StoreError::NotAllowed { .. } => {
+            let problem = problem(ProblemCode::InvalidValue, "任务当前状态不允许该操作");
+            with_code(Code::FailedPrecondition, "WRONG_STATE", &[problem])
+        }
+        StoreError::RequestReused(_) => {
+            let problem = problem(ProblemCode::InvalidValue, "该请求编号已用于另一个请求");
+            with_code(Code::AlreadyExists, "REQUEST_REUSED", &[problem])
+        }
+        error if error.is_disk_full() => {
+            let problem = problem(ProblemCode::DiskFull, "磁盘已满").fix("free some disk space", "请释放磁盘空间");
+            with_code(Code::ResourceExhausted, "DISK_FULL", &[problem])
+        }
+        _ => with_code(Code::Internal, "DATABASE", &[problem(ProblemCode::Internal, "数据库出错")]),
+    }
+}
+
+/// A request whose fields are wrong.
+pub(super) fn invalid(key: &str, found: &str, expected: &str) -> Status {
+    let problem = Problem::error(ProblemCode::InvalidValue, "the request is not valid", "请求无效")
+        .key(key)
+        .found(if found.is_empty() { "nothing" } else { found })
+        .expected(expected);
+    with_code(Code::InvalidArgument, "INVALID_REQUEST", &[problem])
+}
+
+fn code_of(problem: Option<&Problem>) -> Code {
+    match problem.map(|problem| problem.code) {
+        Some(ProblemCode::FileNotFound | ProblemCode::ModelNotFound) => Code::NotFound,
+        Some(ProblemCode::DiskFull | ProblemCode::OutOfMemory) => Code::ResourceExhausted,
+        Some(ProblemCode::Cancelled) => Code::Cancelled,
+        Some(ProblemCode::SourceFailed | ProblemCode::Checkpoint) => Code::FailedPrecondition,
+        Some(ProblemCode::Internal | ProblemCode::WorkerCrashed | ProblemCode::Interrupted) | None => Code::Internal,
+        Some(_) => Code::InvalidArgument,
+    }
+}
+
+/// A status whose details hold the reason and every problem.
+pub(super) fn with_code(code: Code, reason: &str, problems: &[Problem]) -> Status {
+    let message = problems.first().map(ToString::to_string).unwrap_or_default();
+    let info = tonic_types::pb::ErrorInfo {
+        reason: reason.to_owned(),
+        domain: DOMAIN.to_owned(),
+        metadata: std::collections::HashMap::new(),
+    };
+    let list = v1::Problems { problems: problems.iter().map(convert::problem).collect() };
+    let any = |type_url: &str, value: Vec<u8>| prost_types::Any { type_url: type_url.to_owned(), value };
+    let details = tonic_types::pb::Status {
+        code: code as i32,
+        message: message.clone(),
+        details: vec![
+            any("type.googleapis.com/google.rpc.ErrorInfo", info.encode_to_vec()),
+            any(PROBLEMS_TYPE_URL, list.encode_to_vec()),
+        ],
+    };
+    Status::with_details(code, message, details.encode_to_vec().into())
+}
