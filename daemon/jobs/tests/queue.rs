@@ -1,0 +1,171 @@
+//! The queue over a scripted worker: what is stored, in which order, and how each bad end is explained.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use justtrain_jobs::{EventBody, Job, JobReason, JobState, Jobs, NewJob, RequestKey, Store, StoreError, WorkerProgram};
+use justtrain_worker_api::{Event, ModelFiles, RecipeSource};
+
+const STARTED: &str = r#"echo '{"event":{"event":"phase","phase":"training"}}'"#;
+const TRAINED: &str = r#"echo '{"outcome":{"outcome":"trained","stopped":false,"steps":3,"first_loss":2.0,"last_loss":1.0,"validation_loss":null,"tokens_per_second":9.0,"peak_memory_bytes":1,"seconds":1.0,"adapter":"/a"}}'"#;
+const STOPPED: &str = r#"echo '{"outcome":{"outcome":"trained","stopped":true,"steps":1,"first_loss":2.0,"last_loss":2.0,"validation_loss":null,"tokens_per_second":9.0,"peak_memory_bytes":1,"seconds":1.0,"adapter":"/a"}}'"#;
+
+/// A store and a queue in a folder of their own, with a shell script as the worker.
+struct Desk {
+    folder: tempfile::TempDir,
+    jobs: Jobs,
+}
+
+impl Desk {
+    fn new(script: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = folder.path().join("worker");
+        fs::write(&worker, format!("#!/bin/sh\nread command\n{script}\n")).unwrap();
+        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        let store = Arc::new(Store::open(&folder.path().join("jobs.db")).unwrap());
+        let jobs = Jobs::new(store, WorkerProgram::new(worker), folder.path().join("jobs"));
+        Self { folder, jobs }
+    }
+
+    fn queue(&self) -> Job {
+        self.jobs.create(new_job(), &request("11111111-1111-4111-8111-111111111111", "a")).unwrap()
+    }
+
+    /// Runs the queue until the job is in a state for which `until` holds.
+    async fn run_until(&self, job: &Job, until: impl Fn(&Job) -> bool) -> Job {
+        let queue = tokio::spawn({
+            let jobs = self.jobs.clone();
+            async move { jobs.run().await }
+        });
+        let mut changes = self.jobs.store().changes();
+        let reached = async {
+            loop {
+                changes.mark_unchanged();
+                let job = self.jobs.store().job(&job.id).unwrap();
+                if until(&job) {
+                    return job;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        let job = tokio::time::timeout(std::time::Duration::from_secs(60), reached).await.expect("the job moves on");
+        queue.abort();
+        job
+    }
+
+    async fn run(&self) -> Job {
+        let job = self.queue();
+        self.run_until(&job, |job| job.state.is_at_rest()).await
+    }
+}
+
+fn new_job() -> NewJob {
+    NewJob {
+        recipe: RecipeSource { text: "x: 1\n".into(), file: "r.yaml".into(), base_dir: "/".into() },
+        model: ModelFiles { name: "m".into(), path: PathBuf::from("/m"), adapter: None },
+    }
+}
+
+fn request(id: &str, hash: &str) -> RequestKey {
+    RequestKey { id: id.into(), method: "CreateJob", hash: hash.into() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_and_every_event_is_stored_without_a_gap() {
+    let desk = Desk::new(&format!("{STARTED}\n{TRAINED}"));
+    let job = desk.run().await;
+    assert_eq!((job.state, job.result.as_ref().map(|result| result.steps)), (JobState::Succeeded, Some(3)));
+    let events = desk.jobs.store().events_after(&job.id, 0, 100).unwrap();
+    assert_eq!(events.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    let states: Vec<_> = events
+        .iter()
+        .map(|event| match &event.body {
+            EventBody::State(job) => format!("{:?}", job.state),
+            EventBody::Worker(Event::Phase { phase }) => format!("{phase:?}"),
+            EventBody::Worker(other) => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(states, ["Queued", "Running", "Training", "Succeeded"]);
+    assert_eq!(desk.jobs.store().events_after(&job.id, 2, 100).unwrap().len(), 2);
+    assert_eq!(fs::read_to_string(job.run_dir.join("recipe.yaml")).unwrap(), "x: 1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_is_explained() {
+    let cases = [
+        (format!("{STARTED}\necho 'out of luck' >&2\nexit 9"), ["exit code 9", "out of luck"]),
+        (format!("{STARTED}\nkill -SEGV $$"), ["signal 11, SIGSEGV", "worker.log"]),
+        ("kill -KILL $$".to_owned(), ["SIGKILL", "memory"]),
+        ("echo 'hello there'\nsleep 60".to_owned(), ["hello there", "where a message belongs"]),
+    ];
+    for (script, expected) in cases {
+        let job = Desk::new(&script).run().await;
+        assert_eq!((job.state, job.reason), (JobState::Failed, Some(JobReason::WorkerCrashed)), "{script}");
+        let problem = job.problems[0].to_string();
+        for expected in expected {
+            assert!(problem.contains(expected), "{script}: {problem}");
+        }
+        assert!(!job.problems[0].message.zh.is_empty() && !job.problems[0].fix.zh.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_keeps_its_reason() {
+    let failed = r#"echo '{"failed":{"reason":"DISK_FULL","problems":[{"code":"DISK_FULL","severity":"error","message":{"en":"full","zh":"满"}}]}}'"#;
+    let job = Desk::new(failed).run().await;
+    assert_eq!((job.state, job.reason), (JobState::Failed, Some(JobReason::DiskFull)));
+    assert_eq!(job.problems[0].message.en, "full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_not_there_is_named() {
+    let desk = Desk::new("");
+    fs::remove_file(desk.folder.path().join("worker")).unwrap();
+    let job = desk.run().await;
+    assert_eq!(job.reason, Some(JobReason::WorkerCrashed));
+    assert!(job.problems[0].file.as_ref().unwrap().ends_with("worker"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_saves_before_it_is_cancelled() {
+    // Ends only once it has read a stop.
+    let desk = Desk::new(&format!("{STARTED}\nread control\ncase $control in *stop*) {STOPPED} ;; esac"));
+    let job = desk.queue();
+    let cancel = async {
+        let mut changes = desk.jobs.store().changes();
+        while desk.jobs.store().job(&job.id).unwrap().state != JobState::Running {
+            changes.changed().await.unwrap();
+        }
+        assert_eq!(desk.jobs.cancel(&job.id).unwrap().state, JobState::Cancelling);
+    };
+    let (job, ()) = tokio::join!(desk.run_until(&job, |job| job.state.is_at_rest()), cancel);
+    assert_eq!((job.state, job.reason), (JobState::Cancelled, Some(JobReason::User)));
+    assert!(matches!(desk.jobs.cancel(&job.id), Err(StoreError::NotAllowed { .. })));
+}
+
+#[test]
+fn the_same_request_makes_one_job() {
+    let desk = Desk::new("");
+    let id = "22222222-2222-4222-8222-222222222222";
+    let first = desk.jobs.create(new_job(), &request(id, "a")).unwrap();
+    assert_eq!(desk.jobs.create(new_job(), &request(id, "a")).unwrap().id, first.id);
+    assert!(matches!(desk.jobs.create(new_job(), &request(id, "b")), Err(StoreError::RequestReused(_))));
+    assert_eq!(desk.jobs.store().jobs(None, 10).unwrap().0.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_a_dead_daemon_left_running_is_queued_again() {
+    let desk = Desk::new(&format!("{STARTED}\nsleep 60"));
+    let job = desk.queue();
+    desk.run_until(&job, |job| job.state == JobState::Running).await;
+    let store = Store::open(&desk.folder.path().join("jobs.db")).unwrap();
+    let recovered = store.recover().unwrap();
+    assert_eq!((recovered.len(), recovered[0].attempt, recovered[0].state), (1, 2, JobState::Queued));
+    let events = store.events_after(&job.id, 0, 100).unwrap();
+    let interrupted = events
+        .iter()
+        .any(|event| matches!(&event.body, EventBody::State(job) if job.reason == Some(JobReason::DaemonRestarted)));
+    assert!(interrupted);
+}

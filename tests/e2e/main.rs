@@ -1,0 +1,102 @@
+//! The main job over the real programs and the real model: daemon, worker and client as a person runs them.
+
+mod desk;
+
+use std::fs;
+use std::process::Command;
+
+use desk::{Desk, program, text};
+use serde_json::Value;
+
+#[test]
+fn from_data_to_a_tuned_model_that_is_exported_and_answers() {
+    let desk = Desk::furnished();
+    let checked = desk.json(&["data", "check", &desk.path("numbers.json")]);
+    assert_eq!((checked["format"].as_str(), checked["rows"].as_u64()), (Some("alpaca"), Some(40)));
+
+    let trained = desk.json(&["train", &desk.recipe("max_steps: 6\nsave_steps: 3\n")]);
+    let job = trained["name"].as_str().unwrap();
+    let result = &trained["result"];
+    assert_eq!(result["steps"], 6);
+    assert!(result["last_loss"].as_f64().unwrap() < result["first_loss"].as_f64().unwrap(), "{trained}");
+
+    let report = desk.json(&["validate", job, "--max-samples", "2", "--max-new-tokens", "8"]);
+    assert!(report["tuned"]["loss"].as_f64().unwrap() < report["base"]["loss"].as_f64().unwrap(), "{report}");
+
+    for (format, file) in [("peft", "adapter_model.safetensors"), ("merged", "model.safetensors")] {
+        let output = desk.path(format);
+        desk.json(&["export", job, "--format", format, "--output", &output]);
+        for file in [file, "tokenizer.json"] {
+            assert!(desk.home().join(format).join(file).is_file(), "{format}/{file}");
+        }
+    }
+
+    let (prompts, answers) = (desk.path("prompts.jsonl"), desk.path("answers.jsonl"));
+    fs::write(&prompts, "{\"prompt\": \"Which is larger, 9.11 or 9.9?\"}\n").unwrap();
+    desk.json(&["generate", "--input", &prompts, "--output", &answers, "--job", job, "--max-new-tokens", "12"]);
+    let answer: Value = serde_json::from_str(fs::read_to_string(&answers).unwrap().trim()).unwrap();
+    assert!(!answer["answer"].as_str().unwrap().trim().is_empty());
+}
+
+#[test]
+fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were() {
+    let mut desk = Desk::furnished();
+    let recipe = desk.recipe("max_steps: 8\nsave_steps: 2\n");
+    let whole = desk.json(&["train", &recipe]);
+
+    let job = desk.train_until_step(&recipe, 3);
+    // SAFETY: a plain system call on a process that our daemon started.
+    assert_eq!(unsafe { libc::kill(desk.worker(), libc::SIGKILL) }, 0);
+    let failed = desk.wait(&job, |job| job["state"] == "FAILED");
+    assert_eq!(failed["reason"], "WORKER_CRASHED");
+    let problem = failed["problems"][0].to_string();
+    assert!(problem.contains("SIGKILL") && problem.contains("memory"), "{problem}");
+
+    // The daemon lives, and so does the job: it ends with the loss of the run that nothing disturbed.
+    let resumed = desk.json(&["jobs", "resume", &job]);
+    assert_eq!(resumed["result"]["last_loss"], whole["result"]["last_loss"]);
+    assert_eq!(resumed["attempt"], 2);
+
+    // A daemon that comes back finds its running job again.
+    let job = desk.train_until_step(&recipe, 3);
+    desk.daemon.kill().unwrap();
+    desk.daemon.wait().unwrap();
+    let (code, error) = desk.refused(&["jobs", "list"]);
+    assert_eq!(code, 3);
+    assert!(error.to_string().contains("justtrain daemon start"), "{error}");
+    desk.restart_daemon();
+    let done = desk.wait(&job, |job| job["state"] == "SUCCEEDED");
+    assert_eq!(done["result"]["last_loss"], whole["result"]["last_loss"]);
+}
+
+#[test]
+fn what_cannot_work_is_refused_with_its_place_and_its_exit_code() {
+    let desk = Desk::new();
+    let (code, error) = desk.refused(&["train", &desk.recipe("max_steps: 4\nlora_rnak: 3\n")]);
+    let problem = &error["error"]["problems"][0];
+    assert_eq!((code, &problem["code"], &problem["line"]), (6, &"UNKNOWN_KEY".into(), &10.into()));
+    assert!(problem.to_string().contains("lora_rank"), "{problem}");
+
+    let (code, error) = desk.refused(&["train", &desk.recipe("max_steps: 4\n")]);
+    assert_eq!(code, 5, "a model that is not there: {error}");
+    assert!(error.to_string().contains("models pull"), "{error}");
+
+    let broken = desk.path("broken.json");
+    fs::write(&broken, "[{\"instruction\": \"a\",\n \"output\" \"b\"}]").unwrap();
+    let (code, error) = desk.refused(&["data", "check", &broken]);
+    assert_eq!((code, &error["error"]["problems"][0]["line"]), (6, &2.into()), "{error}");
+
+    assert_eq!(desk.refused(&["jobs", "show", "jobs/0000000000"]).0, 5);
+
+    let stranger = desk.client(&["jobs", "list"]).env("JUSTTRAIN_TOKEN", "not-the-token").output().unwrap();
+    assert_eq!(stranger.status.code(), Some(4), "{}", text(&stranger));
+
+    let second = Command::new(program("justtraind"))
+        .arg("--home")
+        .arg(desk.home())
+        .args(["--addr", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(text(&second).contains(&desk.daemon.id().to_string()), "{}", text(&second));
+}
