@@ -1,7 +1,6 @@
-//! What the person reads, in their language.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an installer talks to the person in front of it")]
+//! What the person reads, in their language. A reader that has gone away stops nothing.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_worker_api::{Problem, Text};
@@ -29,27 +28,27 @@ impl Say {
     }
 
     pub(crate) fn line(&self, en: impl AsRef<str>, zh: impl AsRef<str>) {
-        println!("{}", if self.chinese { zh.as_ref() } else { en.as_ref() });
+        let _ = writeln!(io::stdout(), "{}", if self.chinese { zh.as_ref() } else { en.as_ref() });
     }
 
     pub(crate) fn step(&self, en: impl AsRef<str>, zh: impl AsRef<str>) {
-        println!();
+        let _ = writeln!(io::stdout());
         self.line(en, zh);
     }
 
     pub(crate) fn warning(&self, en: impl AsRef<str>, zh: impl AsRef<str>) {
-        eprintln!("{}", if self.chinese { zh.as_ref() } else { en.as_ref() });
+        let _ = writeln!(io::stderr(), "{}", if self.chinese { zh.as_ref() } else { en.as_ref() });
     }
 
     pub(crate) fn problem(&self, problem: &Problem) {
         if !self.chinese {
-            eprintln!("{problem}");
+            let _ = writeln!(io::stderr(), "{problem}");
             return;
         }
         let file = problem.file.as_ref().map(|file| format!("{file}：")).unwrap_or_default();
         let found = problem.found.as_ref().map(|found| format!("（{found}）")).unwrap_or_default();
         let fix = if problem.fix.is_empty() { String::new() } else { format!("；解决办法：{}", problem.fix.zh) };
-        eprintln!("{file}{}{found}{fix}", problem.message.zh);
+        let _ = writeln!(io::stderr(), "{file}{}{found}{fix}", problem.message.zh);
     }
 
     /// A bar in bytes; hidden where nobody watches.
