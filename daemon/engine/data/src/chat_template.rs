@@ -1,12 +1,15 @@
 //! Chat templates as Hugging Face writes them (Jinja), rendered with what transformers gives them
 //! (`utils/chat_template_utils.py`).
 
+mod functions;
+
 use std::fs;
+use std::path::Path;
 
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode, Turn};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, context};
 use serde_json::Value;
 
 use crate::Tokenizer;
@@ -30,14 +33,7 @@ impl ChatTemplate {
     pub fn open(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<(Self, Option<Problem>), Problem> {
         let own = match (checkpoint.gguf(), checkpoint.folder()) {
             (Some(gguf), _) => gguf.metadata().get_str("tokenizer.chat_template").map(str::to_owned),
-            (None, Some(folder)) => fs::read_to_string(folder.join("chat_template.jinja")).ok().or_else(|| {
-                let text = fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
-                let config: Value = serde_json::from_str(&text).ok()?;
-                // Models with several templates list them by name.
-                let own = &config["chat_template"];
-                let named = own.as_array().and_then(|list| list.iter().find(|entry| entry["name"] == "default"));
-                named.map_or(own, |entry| &entry["template"]).as_str().map(str::to_owned)
-            }),
+            (None, Some(folder)) => find_in_folder(folder),
             (None, None) => None,
         };
         let warning = own.is_none().then(|| {
@@ -57,9 +53,9 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function("raise_exception", functions::raise_exception);
+        environment.add_function("strftime_now", functions::strftime_now);
+        environment.add_filter("tojson", functions::tojson);
         environment.add_template_owned("chat", source.to_owned()).map_err(failed)?;
         Ok(Self {
             environment,
@@ -91,9 +87,67 @@ impl ChatTemplate {
     }
 }
 
+fn find_in_folder(folder: &Path) -> Option<String> {
+    if let Ok(source) = fs::read_to_string(folder.join("chat_template.jinja")) {
+        return Some(source);
+    }
+    let text = fs::read_to_string(folder.join("tokenizer_config.json")).ok()?;
+    let config: Value = serde_json::from_str(&text).ok()?;
+    // Models with several templates list them by name.
+    let own = &config["chat_template"];
+    let named = own.as_array().and_then(|list| list.iter().find(|entry| entry["name"] == "default"));
+    named.map_or(own, |entry| &entry["template"]).as_str().map(str::to_owned)
+}
+
 #[allow(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn failed(error: minijinja::Error) -> Problem {
     Problem::error(ProblemCode::ChatTemplate, "the chat template fails", "对话模板出错")
         .found(format!("{error:#}").lines().next().unwrap_or_default())
         .fix("check the roles of the conversation, or the model's template", "请检查对话的角色，或模型的模板")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, turns: &[Turn], add_generation_prompt: bool) -> Result<String, Problem> {
+        let tokenizer = Tokenizer::without_vocabulary("<s>", "</s>");
+        ChatTemplate::new(source, &tokenizer)?.render(turns, add_generation_prompt)
+    }
+
+    /// `scripts/golden/tokenizer.py`.
+    #[test]
+    fn templates_of_every_kind_are_rendered_as_transformers_does() {
+        let templates: Vec<Value> = serde_json::from_str(include_str!("../fixtures/chat_templates.json")).unwrap();
+        assert!(templates.len() >= 5);
+        let mut refused = 0;
+        for template in &templates {
+            for case in template["cases"].as_array().unwrap() {
+                let turns: Vec<Turn> = serde_json::from_value(case["messages"].clone()).unwrap();
+                let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
+                match render(template["source"].as_str().unwrap(), &turns, add_generation_prompt) {
+                    Ok(text) => assert_eq!(text, case["rendered"], "{}", template["name"]),
+                    Err(problem) => {
+                        refused += 1;
+                        let reason =
+                            case["refused"].as_str().unwrap_or_else(|| panic!("{}: {problem}", template["name"]));
+                        assert!(problem.found.unwrap().contains(reason));
+                    }
+                }
+            }
+        }
+        assert!(refused > 0);
+    }
+
+    #[test]
+    fn a_template_knows_the_date() {
+        let year = render("{{ strftime_now('%Y') }}", &[], false).unwrap();
+        assert!(year.parse::<u32>().unwrap() >= 2024, "{year}");
+        assert_eq!(render("{{ strftime_now('%!') }}", &[], false).unwrap_err().code, ProblemCode::ChatTemplate);
+    }
+
+    #[test]
+    fn a_broken_template_is_a_problem() {
+        assert_eq!(render("{% for %}", &[], false).unwrap_err().code, ProblemCode::ChatTemplate);
+    }
 }

@@ -37,7 +37,10 @@ pub fn check(
             let encoded = encoder.encode(conversation, &whole).and_then(|sample| {
                 let len = sample.ids.len();
                 longest = longest.max(len as u64);
-                cut_rows += u64::from(len > cutoff_len);
+                if len <= cutoff_len {
+                    return Ok(sample);
+                }
+                cut_rows += 1;
                 encoder.encode(conversation, &cut)
             });
             match encoded {
@@ -47,7 +50,7 @@ pub fn check(
                 }
                 Err(problem) => {
                     report.usable_rows -= 1;
-                    problems.push(problem.file(data.path.display()));
+                    problems.push(problem);
                 }
             }
             progress(done, rows);

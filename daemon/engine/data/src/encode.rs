@@ -1,6 +1,9 @@
 //! Conversations to token ids with a loss mask.
 
-use justtrain_worker_api::{Problem, ProblemCode};
+use std::iter;
+use std::ops::Range;
+
+use justtrain_worker_api::{Problem, ProblemCode, Turn};
 
 use crate::{ChatTemplate, Conversation, Tokenizer};
 
@@ -40,25 +43,29 @@ impl Encoder {
     /// Renders the whole conversation once and tokenises it once, so that the ids are those of the whole text. Targets
     /// are the tokens of each answer and of the mark that ends its turn: what the model must say by itself.
     ///
-    /// `AnswerCut` where `cutoff_len` leaves no target.
+    /// `AnswerCut` where `cutoff_len` leaves no target; `ChatTemplate` where the template refuses the conversation.
     pub fn encode(&self, conversation: &Conversation, options: &EncodeOptions) -> Result<Sample, Problem> {
-        let at_row = |problem: Problem| problem.row(conversation.row);
-        let turns = &conversation.turns;
-        let text = self.template.render(turns, false).map_err(at_row)?;
-        let answers = self.answer_ranges(conversation, &text).map_err(at_row)?;
-        let encoding = self.tokenizer.encode(&text).map_err(at_row)?;
-        let counted = if options.mask_history { &answers[answers.len() - 1..] } else { &answers[..] };
+        self.encode_turns(conversation, options)
+            .map_err(|problem| problem.file(conversation.file.display()).row(conversation.row))
+    }
+
+    /// Token ids of a conversation that waits for the assistant's answer.
+    pub fn encode_prompt(&self, turns: &[Turn]) -> Result<Vec<u32>, Problem> {
+        Ok(self.tokenizer.encode(&self.template.render(turns, true)?)?.ids)
+    }
+
+    fn encode_turns(&self, conversation: &Conversation, options: &EncodeOptions) -> Result<Sample, Problem> {
+        let text = self.template.render(&conversation.turns, false)?;
+        let counted = self.counted(&conversation.turns, &text, options)?;
+        let encoding = self.tokenizer.encode(&text)?;
+        // A token across the edge counts, as in transformers: an answer that starts with a space can share one with the
+        // line break before it.
+        let counts =
+            |&(start, end): &(usize, usize)| counted.iter().any(|range| start < range.end && end > range.start);
+        let target = encoding.offsets.iter().take(options.cutoff_len).map(counts).collect();
+        let whole = encoding.ids.len();
         let mut ids = encoding.ids;
-        let mut target: Vec<bool> = encoding
-            .offsets
-            .iter()
-            .map(|&(start, end)| {
-                options.train_on_prompt || counted.iter().any(|range| start >= range.start && end <= range.end)
-            })
-            .collect();
-        let whole = ids.len();
         ids.truncate(options.cutoff_len);
-        target.truncate(options.cutoff_len);
         let sample = Sample { ids, target, row: conversation.row };
         if sample.targets() == 0 {
             return Err(Problem::warning(
@@ -66,7 +73,6 @@ impl Encoder {
                 "cutoff_len cuts the whole answer of this row away; the row is left out",
                 "cutoff_len 把该行的回答全部截掉了，该行将被忽略",
             )
-            .row(conversation.row)
             .key("cutoff_len")
             .found(format!("{whole} tokens"))
             .expected(format!("an answer within the first {} tokens", options.cutoff_len))
@@ -75,28 +81,42 @@ impl Encoder {
         Ok(sample)
     }
 
-    /// Token ids of a conversation that waits for the assistant's answer.
-    pub fn encode_prompt(&self, turns: &[justtrain_worker_api::Turn]) -> Result<Vec<u32>, Problem> {
-        Ok(self.tokenizer.encode(&self.template.render(turns, true)?)?.ids)
+    /// Bytes of `text`, the rendered turns, that count for the loss.
+    fn counted(&self, turns: &[Turn], text: &str, options: &EncodeOptions) -> Result<Vec<Range<usize>>, Problem> {
+        if options.train_on_prompt {
+            return Ok(iter::once(0..text.len()).collect());
+        }
+        // The last turn is an answer.
+        let first = if options.mask_history { turns.len() - 1 } else { 0 };
+        (first..turns.len())
+            .filter(|&turn| turns[turn].role == "assistant")
+            .map(|turn| self.answer_range(turns, turn, text))
+            .collect()
     }
 
-    /// Bytes of `text` that each answer takes, from where the assistant begins to the mark that ends its turn.
-    fn answer_ranges(&self, conversation: &Conversation, text: &str) -> Result<Vec<std::ops::Range<usize>>, Problem> {
-        let turns = &conversation.turns;
-        let mut ranges = Vec::new();
-        for (index, _) in turns.iter().enumerate().filter(|(_, turn)| turn.role == "assistant") {
-            let before = self.template.render(&turns[..index], true)?;
-            let after = self.template.render(&turns[..=index], false)?;
-            if !text.starts_with(&before) || !text.starts_with(&after) {
-                return Err(Problem::error(
-                    ProblemCode::ChatTemplate,
-                    "the chat template changes earlier turns when later ones are added, so answers cannot be found",
-                    "对话模板在增加轮次时会改变之前的内容，无法定位回答",
-                ));
-            }
-            // White space after the mark belongs to the next turn: the model never has to say it.
-            ranges.push(before.len()..after.trim_end().len());
+    /// From where the assistant begins to the mark that ends its turn. Templates do not say where that is, so it is
+    /// found as the difference of what they render with the answer and without it.
+    fn answer_range(&self, turns: &[Turn], answer: usize, text: &str) -> Result<Range<usize>, Problem> {
+        let before = self.template.render(&turns[..answer], true)?;
+        let after = self.template.render(&turns[..=answer], false)?;
+        if !text.starts_with(&before) || !text.starts_with(&after) {
+            let (en, zh) = if answer + 1 < turns.len() {
+                (
+                    "set mask_history: true, or give each answer its own row",
+                    "请设置 mask_history: true，或让每个回答单独成行",
+                )
+            } else {
+                ("choose another model, or change its chat template", "请选择其他模型，或修改其对话模板")
+            };
+            return Err(Problem::error(
+                ProblemCode::ChatTemplate,
+                "the chat template changes earlier turns when later ones are added, so answers cannot be found",
+                "对话模板在增加轮次时会改变之前的内容，无法定位回答",
+            )
+            .found(format!("turn {} is rendered in two ways", answer + 1))
+            .fix(en, zh));
         }
-        Ok(ranges)
+        // White space after the mark belongs to the next turn: the model never has to say it.
+        Ok(before.len()..after.trim_end().len())
     }
 }

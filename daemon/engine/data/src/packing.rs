@@ -88,7 +88,8 @@ impl Sampler {
 
     /// Indices of the next batch's samples; after an epoch's last batch the next epoch begins.
     pub fn next_batch(&mut self) -> Vec<usize> {
-        if self.state.batch == self.plan.len() {
+        // Not `==`: a state may come from a file.
+        if self.state.batch >= self.plan.len() {
             self.restore(SamplerState { epoch: self.state.epoch + 1, batch: 0 });
         }
         self.state.batch += 1;
@@ -209,6 +210,14 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(restored.next_batch(), whole.next_batch());
         }
+    }
+
+    #[test]
+    fn a_state_past_the_end_goes_on_with_the_next_epoch() {
+        let mut sampler = Sampler::new(&samples(&[3, 9, 4]), 2, None, 1);
+        sampler.restore(SamplerState { epoch: 0, batch: 9 });
+        sampler.next_batch();
+        assert_eq!(sampler.state(), SamplerState { epoch: 1, batch: 1 });
     }
 
     #[test]

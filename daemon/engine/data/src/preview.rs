@@ -19,7 +19,7 @@ pub fn preview(
     let conversations = loaded.conversations.iter().skip(offset).take(rows);
     conversations
         .map(|conversation| {
-            let sample = encoder.encode(conversation, options).map_err(|problem| problem.file(data.path.display()))?;
+            let sample = encoder.encode(conversation, options)?;
             let tokens = sample.ids.iter().zip(&sample.target).map(|(&id, &target)| PreviewToken {
                 id,
                 text: encoder.tokenizer.token_text(id),

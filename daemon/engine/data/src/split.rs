@@ -8,8 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Conversation;
 
-/// Splits into training rows and about `wanted` validation rows. The split depends on the rows and the seed only, and rows with the same prompt stay together, so that no
-/// held-out question was trained on.
+/// Splits into training rows and about `wanted` validation rows. The split depends on the rows and the seed only, and
+/// rows with the same prompt stay together, so that no held-out question was trained on.
 pub fn split(conversations: Vec<Conversation>, wanted: usize, seed: u64) -> (Vec<Conversation>, Vec<Conversation>) {
     let rows = conversations.len();
     let mut groups: HashMap<Vec<String>, Vec<usize>> = HashMap::new();
@@ -46,6 +46,8 @@ pub fn split(conversations: Vec<Conversation>, wanted: usize, seed: u64) -> (Vec
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use justtrain_worker_api::Turn;
 
     use super::*;
@@ -54,6 +56,7 @@ mod tests {
         let turn = |role: &str, content: &str| Turn { role: role.into(), content: content.into() };
         let row = |(row, prompt): (u64, &&str)| Conversation {
             turns: vec![turn("user", prompt), turn("assistant", &row.to_string())],
+            file: Path::new("data.json").into(),
             row,
         };
         (1..).zip(prompts).map(row).collect()

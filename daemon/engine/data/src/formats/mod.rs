@@ -9,6 +9,9 @@ mod messages;
 mod prompt_completion;
 mod sharegpt;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use justtrain_worker_api::{DataFile, FormatName, Problem, ProblemCode, Turn};
 use serde_json::{Map, Value};
 
@@ -18,7 +21,8 @@ pub type Row = Map<String, Value>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     pub turns: Vec<Turn>,
-    /// 1-based row in its file.
+    pub file: Arc<Path>,
+    /// 1-based row in `file`.
     pub row: u64,
 }
 
@@ -56,14 +60,15 @@ pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
     };
     let mut loaded =
         Loaded { format: format.name(), rows: rows.len() as u64, conversations: Vec::new(), problems: Vec::new() };
-    for (row_number, row) in (1u64..).zip(rows) {
-        let turns = match row {
-            Value::Object(row) => format.turns(&row).and_then(check_turns),
+    let file: Arc<Path> = data.path.as_path().into();
+    for (row, value) in (1u64..).zip(rows) {
+        let turns = match value {
+            Value::Object(object) => format.turns(&object).and_then(check_turns),
             other => Err(wrong_type("", &other, "an object with the keys of the format")),
         };
         match turns {
-            Ok(turns) => loaded.conversations.push(Conversation { turns, row: row_number }),
-            Err(problem) => loaded.problems.push(problem.file(&shown).row(row_number)),
+            Ok(turns) => loaded.conversations.push(Conversation { turns, file: Arc::clone(&file), row }),
+            Err(problem) => loaded.problems.push(problem.file(&shown).row(row)),
         }
     }
     Ok(loaded)
@@ -83,13 +88,13 @@ fn sniff(rows: &[Value]) -> Option<&'static dyn Format> {
 
 fn unknown_format(file: &str, rows: &[Value]) -> Problem {
     let keys = match &rows[0] {
-        Value::Object(row) => row.keys().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(", "),
+        Value::Object(row) => key_list(row),
         other => kind(other).to_owned(),
     };
     Problem::error(ProblemCode::UnknownFormat, "the rows fit none of the data formats", "数据行不符合任何已知格式")
         .file(file)
         .row(1)
-        .found(if keys.is_empty() { "no keys".to_owned() } else { keys })
+        .found(keys)
         .expected(
             "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\") or \
              prompt_completion (\"prompt\", \"completion\")",
@@ -112,10 +117,11 @@ fn check_turns(turns: Vec<Turn>) -> Result<Vec<Turn>, Problem> {
             "请按 system、user、assistant 的顺序排列轮次",
         )
     };
-    let spoken = turns.iter().skip(usize::from(turns.first().is_some_and(|turn| turn.role == "system")));
-    for (turn, expected) in spoken.zip(["user", "assistant"].into_iter().cycle()) {
+    let system = usize::from(turns.first().is_some_and(|turn| turn.role == "system"));
+    let roles = ["user", "assistant"].into_iter().cycle();
+    for ((number, turn), expected) in (1..).zip(&turns).skip(system).zip(roles) {
         if turn.role != expected {
-            return Err(bad(format!("a turn of {}", turn.role), &format!("a turn of {expected}")));
+            return Err(bad(format!("turn {number} of {}", turn.role), &format!("a turn of {expected}")));
         }
     }
     let Some(answer) = turns.last().filter(|turn| turn.role == "assistant") else {
@@ -155,7 +161,7 @@ fn required_text<'a>(row: &'a Row, key: &str) -> Result<&'a str, Problem> {
 /// The text of the answer.
 fn answer<'a>(row: &'a Row, key: &str) -> Result<&'a str, Problem> {
     match optional_text(row, key)? {
-        None => Err(no_answer(key).found("no such key")),
+        None => Err(no_answer(key).found(key_list(row))),
         Some(text) if text.trim().is_empty() => Err(no_answer(key).found("an empty text")),
         Some(text) => Ok(text),
     }
@@ -170,12 +176,16 @@ fn required_list<'a>(row: &'a Row, key: &str) -> Result<&'a [Value], Problem> {
 }
 
 fn missing(row: &Row, key: &str) -> Problem {
-    let keys: Vec<String> = row.keys().map(|key| format!("\"{key}\"")).collect();
     Problem::error(ProblemCode::MissingKey, "this row lacks a key", "该行缺少一个键")
         .key(key)
-        .found(if keys.is_empty() { "no keys".to_owned() } else { keys.join(", ") })
+        .found(key_list(row))
         .expected(format!("\"{key}\""))
         .fix("add the key, or delete the row", "请补上该键，或删除该行")
+}
+
+fn key_list(row: &Row) -> String {
+    let keys: Vec<String> = row.keys().map(|key| format!("\"{key}\"")).collect();
+    if keys.is_empty() { "no keys".to_owned() } else { keys.join(", ") }
 }
 
 fn wrong_type(key: &str, found: &Value, expected: &str) -> Problem {

@@ -26,7 +26,8 @@ pub fn generate(kind: &str, count: u32, seed: u64, language: DataLanguage, outpu
     };
     let mut text = serde_json::to_string_pretty(&rows).expect("texts are JSON");
     text.push('\n');
-    let partial = output.with_extension("partial");
+    let mut partial = output.as_os_str().to_owned();
+    partial.push(".partial");
     fs::write(&partial, text).and_then(|()| fs::rename(&partial, output)).map_err(|error| {
         Problem::error(
             ProblemCode::DiskFull,
@@ -44,4 +45,37 @@ fn invalid(key: &str, found: &str, expected: &str) -> Problem {
         .key(key)
         .found(found)
         .expected(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use justtrain_worker_api::{DataFile, FormatName};
+
+    use super::*;
+    use crate::read_conversations;
+
+    #[test]
+    fn a_set_is_a_data_file_that_we_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("numbers.json");
+        for language in [DataLanguage::En, DataLanguage::Zh] {
+            assert_eq!(generate("numbers", 50, 1, language, &output).unwrap(), 50);
+            let loaded = read_conversations(&DataFile { path: output.clone(), format: None }).unwrap();
+            assert_eq!((loaded.format, loaded.conversations.len(), loaded.problems), (FormatName::Alpaca, 50, vec![]));
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing but the set is left");
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("x.json");
+        let problem = generate("letters", 5, 1, DataLanguage::En, &output).unwrap_err();
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some("kind")));
+        let problem = generate("numbers", 0, 1, DataLanguage::En, &output).unwrap_err();
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some("count")));
+        let nowhere = folder.path().join("nowhere/x.json");
+        assert_eq!(generate("numbers", 5, 1, DataLanguage::En, &nowhere).unwrap_err().code, ProblemCode::DiskFull);
+        assert!(!output.exists());
+    }
 }

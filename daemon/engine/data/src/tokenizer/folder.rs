@@ -19,11 +19,7 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
     // Files saved after a training run often carry that run's truncation and padding; cutting is `cutoff_len`'s work.
     inner.with_truncation(None).map_err(broken)?;
     inner.with_padding(None);
-    let config_path = folder.join("tokenizer_config.json");
-    let config: Value = match fs::read(&config_path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| broken(error).file(config_path.display()))?,
-        Err(_) => Value::Null,
-    };
+    let config = read_optional(&folder.join("tokenizer_config.json"))?;
     // Older files hold an object with the token's flags, newer ones the text alone.
     let special = |key: &str| {
         let value = &config[key];
@@ -35,5 +31,17 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
         pad: special("pad_token"),
         unknown: special("unk_token"),
     };
-    Ok(Tokenizer { inner, special })
+    // One id, or a list of them.
+    let end = &read_optional(&folder.join("generation_config.json"))?["eos_token_id"];
+    let end_ids = end.as_array().map_or(std::slice::from_ref(end), Vec::as_slice);
+    let end_ids = end_ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+    Ok(Tokenizer::new(inner, special, end_ids))
+}
+
+/// A JSON file that not every model has; null where it is not there.
+fn read_optional(path: &Path) -> Result<Value, Problem> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| broken(error).file(path.display())),
+        Err(_) => Ok(Value::Null),
+    }
 }

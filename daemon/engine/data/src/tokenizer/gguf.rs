@@ -3,6 +3,7 @@
 use justtrain_weights::gguf::Metadata;
 use justtrain_worker_api::Problem;
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -42,16 +43,15 @@ pub(super) fn open(metadata: &Metadata) -> Result<Tokenizer, Problem> {
     let mut inner = tokenizers::Tokenizer::new(bpe);
     inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
     inner.with_decoder(Some(ByteLevel::new(false, false, false)));
-    let types = metadata.get_i64s("tokenizer.ggml.token_type").unwrap_or_default();
-    for (token, kind) in tokens.iter().zip(types) {
-        match kind {
-            CONTROL => inner.add_special_tokens([AddedToken::from(token.clone(), true)]).map_err(broken)?,
-            USER_DEFINED => {
-                inner.add_tokens([AddedToken::from(token.clone(), false).normalized(false)]).map_err(broken)?
-            }
-            _ => 0,
-        };
+    if pre == "qwen2" {
+        inner.with_normalizer(Some(NFC)).map_err(broken)?;
     }
+    let types = metadata.get_i64s("tokenizer.ggml.token_type").unwrap_or_default();
+    let of_kind = |kind| tokens.iter().zip(&types).filter(move |&(_, &of)| of == kind).map(|(token, _)| token.clone());
+    inner.add_special_tokens(of_kind(CONTROL).map(|token| AddedToken::from(token, true))).map_err(broken)?;
+    inner
+        .add_tokens(of_kind(USER_DEFINED).map(|token| AddedToken::from(token, false).normalized(false)))
+        .map_err(broken)?;
     let special = |key: &str| {
         let id = metadata.get_u32(&format!("tokenizer.ggml.{key}_token_id"))?;
         tokens.get(id as usize).cloned()
@@ -62,7 +62,8 @@ pub(super) fn open(metadata: &Metadata) -> Result<Tokenizer, Problem> {
         pad: special("padding"),
         unknown: special("unknown"),
     };
-    Ok(Tokenizer { inner, special })
+    let end_ids = ["eos", "eot"].iter().filter_map(|name| metadata.get_u32(&format!("tokenizer.ggml.{name}_token_id")));
+    Ok(Tokenizer::new(inner, special, end_ids.collect()))
 }
 
 /// `tokenizer.ggml.pre`, as `llama-vocab.cpp` names them.
@@ -81,4 +82,30 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Problem> {
             return Err(broken(format!("tokenizer.ggml.pre {other}")).expected(known));
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::*;
+
+    fn split(name: &str, text: &str) -> Vec<String> {
+        let mut pieces = PreTokenizedString::from(text);
+        pre_tokenizer(name).unwrap().pre_tokenize(&mut pieces).unwrap();
+        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        pieces.into_iter().map(|(_, (start, end), _)| text[start..end].to_owned()).collect()
+    }
+
+    /// What sets the models' ways of splitting apart: digits, capitals after an apostrophe, line breaks.
+    #[test]
+    fn each_model_splits_text_in_its_own_way() {
+        let text = "It'S 1234!\n\nok";
+        assert_eq!(split("gpt-2", text), ["It", "'", "S", " 1234", "!", "\n", "\n", "ok"]);
+        assert_eq!(split("smollm", text), ["It", "'", "S", " ", "1", "2", "3", "4", "!", "\n", "\n", "ok"]);
+        assert_eq!(split("llama-bpe", text), ["It", "'S", " ", "123", "4", "!\n\n", "ok"]);
+        assert_eq!(split("qwen2", text), ["It", "'S", " ", "1", "2", "3", "4", "!\n\n", "ok"]);
+        let problem = pre_tokenizer("tekken").unwrap_err();
+        assert!(problem.found.unwrap().contains("tekken") && problem.expected.unwrap().contains("smollm"));
+    }
 }

@@ -16,6 +16,7 @@ const END_OF_TURN: &[&str] = &["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|e
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
+    stop_ids: Vec<u32>,
 }
 
 /// The tokens that a model's files give a role.
@@ -44,6 +45,16 @@ impl Tokenizer {
             Some(_) => problem,
             None => problem.file(checkpoint.path().display()),
         })
+    }
+
+    /// `end_ids` are tokens, beside those that we know by name, at which the model's files say that an answer ends.
+    fn new(inner: tokenizers::Tokenizer, special: SpecialTokens, end_ids: Vec<u32>) -> Self {
+        let names = special.eos.as_deref().into_iter().chain(END_OF_TURN.iter().copied());
+        let mut stop_ids = end_ids;
+        stop_ids.extend(names.filter_map(|name| inner.token_to_id(name)));
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        Self { inner, special, stop_ids }
     }
 
     /// Adds no tokens of its own: what a chat template renders already has them all.
@@ -77,15 +88,21 @@ impl Tokenizer {
 
     /// Tokens at which an answer is complete.
     pub fn stop_ids(&self) -> Vec<u32> {
-        let names = self.special.eos.as_deref().into_iter().chain(END_OF_TURN.iter().copied());
-        let mut ids: Vec<u32> = names.filter_map(|name| self.inner.token_to_id(name)).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        self.stop_ids.clone()
     }
 
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+}
+
+#[cfg(test)]
+impl Tokenizer {
+    /// For tests of what needs special tokens only.
+    pub(crate) fn without_vocabulary(bos: &str, eos: &str) -> Self {
+        let special =
+            SpecialTokens { bos: Some(bos.to_owned()), eos: Some(eos.to_owned()), ..SpecialTokens::default() };
+        Self::new(tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default()), special, Vec::new())
     }
 }
 

@@ -5,8 +5,10 @@ use super::Tokenizer;
 /// Decodes tokens one by one. A token may hold part of a character; its text comes with the token that completes it.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
+    /// The tokens given out last, and those that wait. Some decoders look at a token's neighbours (a space is dropped at
+    /// the start of a text), so the new ones are never decoded alone; and never all, which would take quadratic time.
     ids: Vec<u32>,
-    /// Bytes of the decoded text that were handed out.
+    /// How many of `ids` were given out.
     given: usize,
 }
 
@@ -18,12 +20,15 @@ impl<'a> TextStream<'a> {
     /// The text that `id` completes; often its own, sometimes none, sometimes several tokens'.
     pub fn push(&mut self, id: u32) -> String {
         self.ids.push(id);
+        let before = self.tokenizer.decode(&self.ids[..self.given]).unwrap_or_default();
         let text = self.tokenizer.decode(&self.ids).unwrap_or_default();
-        if text.ends_with('\u{fffd}') || text.len() < self.given {
-            return String::new();
+        match text.get(before.len()..) {
+            Some(new) if !new.is_empty() && !new.ends_with('\u{fffd}') => {
+                self.ids.drain(..self.given);
+                self.given = self.ids.len();
+                new.to_owned()
+            }
+            _ => String::new(),
         }
-        let new = text.get(self.given..).unwrap_or_default().to_owned();
-        self.given = text.len();
-        new
     }
 }
