@@ -47,8 +47,8 @@ fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were
     let job = desk.train_until_step(&recipe, 3);
     // SAFETY: a plain system call on a process that our daemon started.
     assert_eq!(unsafe { libc::kill(desk.worker(), libc::SIGKILL) }, 0);
-    let failed = desk.wait(&job, |job| job["state"] == "FAILED");
-    assert_eq!(failed["reason"], "WORKER_CRASHED");
+    let failed = desk.wait(&job, |job| job["state"] == "failed");
+    assert_eq!(failed["reason"], "worker_crashed");
     let problem = failed["problems"][0].to_string();
     assert!(problem.contains("SIGKILL") && problem.contains("memory"), "{problem}");
 
@@ -65,7 +65,7 @@ fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were
     assert_eq!(code, 3);
     assert!(error.to_string().contains("justtrain daemon start"), "{error}");
     desk.restart_daemon();
-    let done = desk.wait(&job, |job| job["state"] == "SUCCEEDED");
+    let done = desk.wait(&job, |job| job["state"] == "succeeded");
     assert_eq!(done["result"]["last_loss"], whole["result"]["last_loss"]);
 }
 
