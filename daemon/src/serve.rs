@@ -1,6 +1,7 @@
 //! Starts everything, and ends it in order.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use justtrain_hub::Hub;
@@ -12,6 +13,9 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::config::Config;
 use crate::grpc::{self, Daemon};
 use crate::{home, logging};
+
+/// How long open streams may take to end once the queue has.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(config: Config) -> Result<()> {
     std::fs::create_dir_all(&config.home).with_context(|| format!("{} cannot be made", config.home.display()))?;
@@ -46,6 +50,8 @@ async fn serve(config: Config) -> Result<()> {
     });
     tokio::spawn(stop_on_signal(shutdown.clone()));
     let mut asked = shutdown.subscribe();
+    let queue_over = watch::Sender::new(false);
+    let mut over = queue_over.subscribe();
     let ended = grpc::router(daemon, &token, &config.home).serve_with_incoming_shutdown(
         TcpListenerStream::new(listener),
         async move {
@@ -53,15 +59,18 @@ async fn serve(config: Config) -> Result<()> {
             jobs.shut_down();
             // Watchers hold their streams open as long as jobs run: the queue decides when it is over.
             let _ = queue.await;
+            queue_over.send_replace(true);
         },
     );
     // Streams that clients keep open do not keep the daemon: once the queue is done, so is it.
-    let mut over = shutdown.subscribe();
     let result = tokio::select! {
         result = ended => result.context("the server failed"),
         () = async {
-            let _ = over.wait_for(|stop| *stop).await;
-            tokio::time::sleep(justtrain_jobs::Worker::grace() * 2).await;
+            if over.wait_for(|over| *over).await.is_err() {
+                // The server has failed, and says why.
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(LAST_WORDS).await;
         } => Ok(()),
     };
     home::withdraw(&config.home);

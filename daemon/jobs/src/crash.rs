@@ -12,6 +12,8 @@ pub(crate) struct Crash {
     pub(crate) log: String,
     /// A line on its standard output that is no message.
     pub(crate) garbage: Option<String>,
+    /// The daemon ended it: the signal says nothing about memory.
+    pub(crate) killed: bool,
 }
 
 impl Crash {
@@ -24,7 +26,7 @@ impl Crash {
         if !self.log.is_empty() {
             found = format!("{found}; its last words: {}", self.log);
         }
-        let (fix_en, fix_zh) = match memory {
+        let (fix_en, fix_zh) = match memory && !self.killed {
             true => (
                 "it was probably ended for lack of memory: lower per_device_train_batch_size or cutoff_len, then resume the job",
                 "很可能是内存不足：请减小 per_device_train_batch_size 或 cutoff_len，然后恢复任务",

@@ -18,6 +18,8 @@ use crate::{
 
 /// Events are written together when they come faster than this.
 const BATCH: Duration = Duration::from_millis(200);
+/// When the store is tried again after it has failed.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// A job that shall be made.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +98,8 @@ impl Jobs {
             match next {
                 Ok(Some(job)) if !*shutdown.borrow() => {
                     if let Err(error) = self.run_job(job).await {
-                        tracing::error!(%error, "a job's end could not be stored");
+                        tracing::error!(%error, "a job's state could not be stored");
+                        self.pause().await;
                     }
                     continue;
                 }
@@ -122,7 +125,8 @@ impl Jobs {
         let id = job.id.clone();
         let job = self.store.transition(&id, Change::to(JobState::Running))?;
         let result = match prepare(&job) {
-            Ok(()) => self.train(&job).await?,
+            // A store that fails has ended the worker; the job must not seem to run for ever.
+            Ok(()) => self.train(&job).await.unwrap_or_else(|error| Err(not_stored(&error))),
             Err(problem) => Err(Failure { reason: FailureReason::DiskFull, problems: vec![problem] }),
         };
         let cancelling = self.store.job(&id)?.state == JobState::Cancelling;
@@ -137,12 +141,32 @@ impl Jobs {
             Err(failure) if cancelling => Change::because(JobState::Cancelled, JobReason::User, failure.problems),
             Err(failure) => {
                 let crashed = failure.problems.iter().any(|problem| problem.code == ProblemCode::WorkerCrashed);
-                let reason = if crashed { JobReason::WorkerCrashed } else { failure.reason.into() };
-                Change::because(JobState::Failed, reason, failure.problems)
+                if crashed && *self.shutdown.borrow() {
+                    // Ended with the daemon, or by it for being slow: it goes on at the next start.
+                    Change::because(JobState::Interrupted, JobReason::DaemonRestarted, failure.problems)
+                } else {
+                    let reason = if crashed { JobReason::WorkerCrashed } else { failure.reason.into() };
+                    Change::because(JobState::Failed, reason, failure.problems)
+                }
             }
         };
-        self.store.transition(&id, change)?;
-        Ok(())
+        // Until it is stored, or the daemon ends and the next one finds the job running.
+        loop {
+            match self.store.transition(&id, change.clone()) {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Sql(error)) if !*self.shutdown.borrow() => {
+                    tracing::error!(%error, "a job's end could not be stored; trying again");
+                    self.pause().await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A while, or until the daemon shall end.
+    async fn pause(&self) {
+        let mut shutdown = self.shutdown.subscribe();
+        let _ = tokio::time::timeout(RETRY, shutdown.wait_for(|stop| *stop)).await;
     }
 
     /// Stores what the worker says until it ends; passes on the wish to stop.
@@ -216,6 +240,20 @@ fn prepare(job: &Job) -> Result<(), Problem> {
             .file(job.run_dir.display())
             .fix("free some disk space, then resume the job", "请释放磁盘空间，然后恢复任务")
         })
+}
+
+fn not_stored(error: &StoreError) -> Failure {
+    let (reason, code) = match error.is_disk_full() {
+        true => (FailureReason::DiskFull, ProblemCode::DiskFull),
+        false => (FailureReason::Internal, ProblemCode::Internal),
+    };
+    let problem = Problem::error(
+        code,
+        format!("the job's events cannot be stored: {error}"),
+        format!("无法保存任务事件：{error}"),
+    )
+    .fix("free some disk space, then resume the job", "请释放磁盘空间，然后恢复任务");
+    Failure { reason, problems: vec![problem] }
 }
 
 fn ended_well(outcome: Outcome) -> Change {

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use justtrain_worker_api::{Command, Control, Event, Failure, FailureReason, Message, Outcome, Problem, ProblemCode};
 use tokio::fs::OpenOptions;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::crash::Crash;
 
@@ -19,6 +20,8 @@ use crate::crash::Crash;
 const LAST_WORDS: usize = 5;
 /// How long a worker that was asked to stop may take to save.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long the log of a process that has ended is waited for; something it started may still hold it open.
+const LOG_GRACE: Duration = Duration::from_secs(2);
 
 /// The worker's executable.
 #[derive(Debug, Clone)]
@@ -69,7 +72,10 @@ impl WorkerProgram {
         let mut worker = Worker {
             child,
             stdin: Some(stdin),
-            messages: BufReader::new(stdout).lines(),
+            output: BufReader::new(stdout),
+            line: Vec::new(),
+            last: None,
+            killed: false,
             last_words,
             log_task: Some(log_task),
         };
@@ -126,9 +132,21 @@ async fn cancelled(cancel: &mut watch::Receiver<bool>) {
 pub struct Worker {
     child: Child,
     stdin: Option<ChildStdin>,
-    messages: Lines<BufReader<ChildStdout>>,
+    output: BufReader<ChildStdout>,
+    /// What has been read of the next line; outlives a call of `next` that is dropped.
+    line: Vec<u8>,
+    last: Option<Last>,
+    /// The daemon ended it.
+    killed: bool,
     last_words: Arc<Mutex<VecDeque<String>>>,
     log_task: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// The last that was read from a worker whose process may still be leaving.
+#[derive(Debug)]
+enum Last {
+    Said { result: Result<Outcome, Failure>, leave_by: Instant },
+    Crashed { garbage: Option<String> },
 }
 
 /// What came next from a worker.
@@ -140,36 +158,64 @@ pub enum WorkerEnd {
 }
 
 impl Worker {
-    /// The next event, or the end. Safe to drop between two lines.
+    /// The next event, or the end. A call that is dropped loses nothing.
     pub async fn next(&mut self) -> WorkerEnd {
-        let garbage = match self.messages.next_line().await {
-            Ok(Some(line)) => match serde_json::from_str(&line) {
-                Ok(Message::Event(event)) => return WorkerEnd::Event(event),
-                Ok(Message::Outcome(outcome)) => return self.ended(Ok(outcome)).await,
-                Ok(Message::Failed(failure)) => return self.ended(Err(failure)).await,
-                Err(_) => {
-                    let _ = self.child.start_kill();
-                    Some(line.chars().take(200).collect())
-                }
+        let last = match self.last.take() {
+            Some(last) => last,
+            None => match self.read().await {
+                Ok(event) => return WorkerEnd::Event(event),
+                Err(last) => last,
             },
-            Ok(None) | Err(_) => None,
         };
-        let status = self.child.wait().await.ok();
-        if let Some(task) = self.log_task.take() {
-            let _ = task.await;
+        // Kept while the process is waited for: whoever drops this call asks again.
+        match self.last.insert(last) {
+            Last::Said { leave_by, .. } => {
+                let leave_by = *leave_by;
+                self.stdin = None;
+                let _ = timeout_at(leave_by, self.child.wait()).await;
+            }
+            Last::Crashed { garbage } => {
+                if garbage.is_some() {
+                    self.kill_group();
+                }
+                let _ = self.child.wait().await;
+                if let Some(task) = &mut self.log_task {
+                    let _ = timeout(LOG_GRACE, task).await;
+                    self.log_task = None;
+                }
+            }
         }
-        let log = {
-            let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
-            last.iter().cloned().collect::<Vec<_>>().join(" | ")
-        };
-        WorkerEnd::Ended(Box::new(Err(Crash { status, log, garbage }.into_failure())))
+        WorkerEnd::Ended(Box::new(match self.last.take() {
+            Some(Last::Said { result, .. }) => result,
+            Some(Last::Crashed { garbage }) => Err(self.crash(garbage).into_failure()),
+            None => Err(self.crash(None).into_failure()),
+        }))
     }
 
-    /// It has said how it ended; its process follows.
-    async fn ended(&mut self, result: Result<Outcome, Failure>) -> WorkerEnd {
-        self.stdin = None;
-        let _ = tokio::time::timeout(GRACE, self.child.wait()).await;
-        WorkerEnd::Ended(Box::new(result))
+    /// The next event, or the last that is to be read.
+    async fn read(&mut self) -> Result<Event, Last> {
+        // What a dropped call has read of a line stays in `self.line`.
+        let read = self.output.read_until(b'\n', &mut self.line).await;
+        let line = std::mem::take(&mut self.line);
+        if read.is_err() || line.is_empty() {
+            return Err(Last::Crashed { garbage: None });
+        }
+        let result = match serde_json::from_slice(&line) {
+            Ok(Message::Event(event)) => return Ok(event),
+            Ok(Message::Outcome(outcome)) => Ok(outcome),
+            Ok(Message::Failed(failure)) => Err(failure),
+            Err(_) => {
+                let garbage = String::from_utf8_lossy(&line).trim_end().chars().take(200).collect();
+                return Err(Last::Crashed { garbage: Some(garbage) });
+            }
+        };
+        Err(Last::Said { result, leave_by: Instant::now() + GRACE })
+    }
+
+    fn crash(&mut self, garbage: Option<String>) -> Crash {
+        let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = last.iter().cloned().collect::<Vec<_>>().join(" | ");
+        Crash { status: self.child.try_wait().ok().flatten(), log, garbage, killed: self.killed }
     }
 
     /// False when the worker no longer listens.
@@ -183,8 +229,20 @@ impl Worker {
         stdin.flush().await
     }
 
+    /// Ends it, and whatever it started.
     pub async fn kill(&mut self) {
-        let _ = self.child.kill().await;
+        self.kill_group();
+        let _ = self.child.wait().await;
+    }
+
+    fn kill_group(&mut self) {
+        self.killed = true;
+        #[cfg(unix)]
+        if let Some(id) = self.child.id().and_then(|id| libc::pid_t::try_from(id).ok()) {
+            // SAFETY: a plain system call. The worker leads its group, and has not been waited for: the number is its.
+            unsafe { libc::kill(-id, libc::SIGKILL) };
+        }
+        let _ = self.child.start_kill();
     }
 
     /// The longest that a stop may take before the worker is killed.
@@ -199,16 +257,22 @@ async fn keep_log(stderr: ChildStderr, log: Option<PathBuf>, last_words: Arc<Mut
         Some(path) => OpenOptions::new().create(true).append(true).open(path).await.ok(),
         None => None,
     };
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+    let (mut stderr, mut bytes) = (BufReader::new(stderr), Vec::new());
+    // Read to the end whatever it is: a worker whose standard error is closed could not go on.
+    while stderr.read_until(b'\n', &mut bytes).await.is_ok_and(|read| read > 0) {
         if let Some(file) = &mut file {
             // A log that cannot be written is no reason to stop a job.
-            let _ = file.write_all(format!("{line}\n").as_bytes()).await;
+            let _ = file.write_all(&bytes).await;
         }
+        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        bytes.clear();
         let mut last = last_words.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == LAST_WORDS {
             last.pop_front();
         }
         last.push_back(line);
+    }
+    if let Some(file) = &mut file {
+        let _ = file.flush().await;
     }
 }

@@ -169,3 +169,45 @@ async fn a_job_that_a_dead_daemon_left_running_is_queued_again() {
         .any(|event| matches!(&event.body, EventBody::State(job) if job.reason == Some(JobReason::DaemonRestarted)));
     assert!(interrupted);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_takes_its_time_to_leave_has_still_succeeded() {
+    // Longer than events are held back: the queue has other things to do between the last word and the end.
+    let job = Desk::new(&format!("{STARTED}\n{TRAINED}\nexec sleep 1")).run().await;
+    assert_eq!((job.state, &job.problems), (JobState::Succeeded, &Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_are_no_text_are_quoted_and_end_the_worker() {
+    let job = Desk::new("printf '\\377bad\\n'\nsleep 600").run().await;
+    assert_eq!((job.state, job.reason), (JobState::Failed, Some(JobReason::WorkerCrashed)));
+    assert!(job.problems[0].to_string().contains("bad"), "{}", job.problems[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_worker_dies_while_the_daemon_ends_goes_on_later() {
+    let desk = Desk::new(&format!("{STARTED}\nread control\nkill -KILL $$"));
+    let job = desk.queue();
+    let stop = async {
+        let mut changes = desk.jobs.store().changes();
+        while desk.jobs.store().job(&job.id).unwrap().state != JobState::Running {
+            changes.changed().await.unwrap();
+        }
+        desk.jobs.shut_down();
+    };
+    let (job, ()) = tokio::join!(desk.run_until(&job, |job| job.state.is_at_rest()), stop);
+    assert_eq!((job.state, job.reason), (JobState::Interrupted, Some(JobReason::DaemonRestarted)));
+    assert_eq!(desk.jobs.store().recover().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_events_cannot_be_stored_does_not_seem_to_run() {
+    let desk = Desk::new(&format!("{STARTED}\nexec sleep 600"));
+    let database = rusqlite::Connection::open(desk.folder.path().join("jobs.db")).unwrap();
+    let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON events WHEN NEW.body LIKE '%phase%'
+                  BEGIN SELECT RAISE(FAIL, 'refused'); END";
+    database.execute_batch(refuse).unwrap();
+    let job = desk.run().await;
+    assert_eq!((job.state, job.reason), (JobState::Failed, Some(JobReason::Internal)));
+    assert!(job.problems[0].to_string().contains("refused"), "{}", job.problems[0]);
+}

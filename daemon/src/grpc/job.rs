@@ -99,8 +99,8 @@ impl JobService for Daemon {
         let (sender, stream) = mpsc::channel(CHUNK as usize);
         tokio::spawn(async move {
             if let Err(error) = watch(&store, &job.id, seen, &sender).await {
-                // A client that has left needs no reason.
-                let _ = sender.try_send(Err(error));
+                // Waits behind the events that are not read yet: a stream that just ended would look complete.
+                let _ = sender.send(Err(error)).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
