@@ -101,24 +101,61 @@ impl Default for EvaluateOptions {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
     /// Parse and validate a recipe without touching model or data; ends with [`crate::Outcome::RecipeChecked`].
-    CheckRecipe { recipe: RecipeSource },
+    CheckRecipe {
+        recipe: RecipeSource,
+    },
     /// The recipe's JSON Schema; ends with [`crate::Outcome::Schema`].
     Schema,
     /// Train into `run_dir`; with `resume`, go on from the newest valid checkpoint there.
-    Train { recipe: RecipeSource, model: ModelFiles, run_dir: PathBuf, resume: bool },
+    Train {
+        recipe: RecipeSource,
+        model: ModelFiles,
+        run_dir: PathBuf,
+        resume: bool,
+    },
     /// Base model beside tuned model on held-out rows: `data` where given, else the recipe's own validation split.
-    Evaluate { recipe: RecipeSource, model: ModelFiles, data: Option<DataFile>, options: EvaluateOptions },
-    Export { model: ModelFiles, format: ExportFormat, output: PathBuf },
+    Evaluate {
+        recipe: RecipeSource,
+        model: ModelFiles,
+        data: Option<DataFile>,
+        options: EvaluateOptions,
+    },
+    Export {
+        model: ModelFiles,
+        format: ExportFormat,
+        output: PathBuf,
+    },
     /// Load a model and answer [`Control::Generate`] lines until standard input closes.
-    Serve { model: ModelFiles, device: DevicePick },
+    Serve {
+        model: ModelFiles,
+        device: DevicePick,
+    },
     /// Read a data file, report format, rows, problems and token statistics. `model` gives tokenizer and template.
-    DataCheck { data: DataFile, model: Option<ModelFiles>, cutoff_len: u32 },
+    DataCheck {
+        data: DataFile,
+        model: Option<ModelFiles>,
+        cutoff_len: u32,
+    },
     /// The first `rows` rows from `offset`, token by token, with the loss mask.
-    DataPreview { data: DataFile, model: ModelFiles, cutoff_len: u32, offset: u32, rows: u32 },
+    DataPreview {
+        data: DataFile,
+        model: ModelFiles,
+        cutoff_len: u32,
+        offset: u32,
+        rows: u32,
+    },
     /// Write the number-comparison set as an alpaca JSON file.
-    DataGenerate { kind: String, count: u32, seed: u64, language: DataLanguage, output: PathBuf },
+    DataGenerate {
+        kind: String,
+        count: u32,
+        seed: u64,
+        language: DataLanguage,
+        output: PathBuf,
+    },
     /// A real matmul on the chosen device, checked against a scalar loop.
-    Probe { device: DevicePick },
+    Probe {
+        device: DevicePick,
+    },
 }
 
 /// Lines a worker may read after its command.

@@ -37,8 +37,13 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Log { level: LogLevel, text: Text },
-    Phase { phase: Phase },
+    Log {
+        level: LogLevel,
+        text: Text,
+    },
+    Phase {
+        phase: Phase,
+    },
     /// Once, before the first step.
     Started {
         /// Where training goes on from; 0 for a new run.
@@ -70,16 +75,39 @@ pub enum Event {
         peak_memory_bytes: u64,
     },
     /// Loss on the validation split while training.
-    Evaluation { step: u64, loss: f64, perplexity: f64, token_accuracy: f64 },
-    Checkpoint { step: u64, path: PathBuf },
+    Evaluation {
+        step: u64,
+        loss: f64,
+        perplexity: f64,
+        token_accuracy: f64,
+    },
+    Checkpoint {
+        step: u64,
+        path: PathBuf,
+    },
     /// For commands that only count: evaluate, export, data check.
-    Progress { done: u64, total: u64 },
+    Progress {
+        done: u64,
+        total: u64,
+    },
     /// A piece of the answer to `Control::Generate { id }`.
-    Token { id: u64, text: String },
+    Token {
+        id: u64,
+        text: String,
+    },
     /// The answer `id` is complete.
-    Generated { id: u64, end: GenerationEnd, prompt_tokens: u64, answer_tokens: u64, seconds: f64 },
+    Generated {
+        id: u64,
+        end: GenerationEnd,
+        prompt_tokens: u64,
+        answer_tokens: u64,
+        seconds: f64,
+    },
     /// The answer `id` could not be made; the worker goes on serving.
-    GenerateFailed { id: u64, problem: Problem },
+    GenerateFailed {
+        id: u64,
+        problem: Problem,
+    },
     /// `Command::Serve` has loaded its model.
     Ready,
 }
