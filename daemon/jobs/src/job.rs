@@ -125,6 +125,7 @@ pub struct JobEvent {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "events are read one at a time, never kept in bulk")]
 pub enum EventBody {
     /// The job after a change of its state.
     State(Box<Job>),

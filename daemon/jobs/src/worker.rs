@@ -151,6 +151,7 @@ enum Last {
 
 /// What came next from a worker.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on a cold path")]
 pub enum WorkerEnd {
     Event(Event),
     /// The last thing a worker has to say, or why it could not.
