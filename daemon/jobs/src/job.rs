@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use justtrain_worker_api::{Event, ModelFiles, Problem, RecipeSource};
+use justtrain_worker_api::{Event, ModelFiles, Problem, RecipeSource, TrainResult};
 use serde::{Deserialize, Serialize};
 
 use crate::{JobReason, JobState};
@@ -99,20 +99,6 @@ impl Progress {
             _ => None,
         }
     }
-}
-
-/// What a finished job has to show.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainResult {
-    pub steps: u64,
-    pub first_loss: f64,
-    pub last_loss: f64,
-    pub validation_loss: Option<f64>,
-    pub tokens_per_second: f64,
-    pub peak_memory_bytes: u64,
-    pub seconds: f64,
-    /// PEFT folder.
-    pub adapter: PathBuf,
 }
 
 /// Something that happened to a job. Within a job `seq` is 1, 2, 3… without a gap.

@@ -17,7 +17,7 @@ mod state;
 mod store;
 mod worker;
 
-pub use job::{EventBody, Job, JobEvent, JobId, Progress, TrainResult, UnixMillis, now};
+pub use job::{EventBody, Job, JobEvent, JobId, Progress, UnixMillis, now};
 pub use operation::{
     Operation, OperationHandle, OperationId, OperationKind, OperationResult, OperationState, Operations, PullSummary,
 };

@@ -12,8 +12,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    Change, Job, JobId, JobReason, JobState, RequestKey, Store, StoreError, TrainResult, Worker, WorkerEnd,
-    WorkerProgram, now,
+    Change, Job, JobId, JobReason, JobState, RequestKey, Store, StoreError, Worker, WorkerEnd, WorkerProgram, now,
 };
 
 /// Events are written together when they come faster than this.
@@ -257,30 +256,9 @@ fn not_stored(error: &StoreError) -> Failure {
 }
 
 fn ended_well(outcome: Outcome) -> Change {
-    let Outcome::Trained {
-        steps,
-        first_loss,
-        last_loss,
-        validation_loss,
-        tokens_per_second,
-        peak_memory_bytes,
-        seconds,
-        adapter,
-        stopped: _,
-    } = outcome
-    else {
+    let Outcome::Trained { result, .. } = outcome else {
         let problem = Problem::error(ProblemCode::Internal, "the worker did another thing", "工作进程执行了其他操作");
         return Change::because(JobState::Failed, JobReason::Internal, vec![problem]);
-    };
-    let result = TrainResult {
-        steps,
-        first_loss,
-        last_loss,
-        validation_loss,
-        tokens_per_second,
-        peak_memory_bytes,
-        seconds,
-        adapter,
     };
     Change { result: Some(result), ..Change::to(JobState::Succeeded) }
 }

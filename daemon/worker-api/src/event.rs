@@ -133,17 +133,8 @@ pub enum Outcome {
     Trained {
         /// True when a stop was asked for and a checkpoint holds the rest.
         stopped: bool,
-        steps: u64,
-        first_loss: f64,
-        last_loss: f64,
-        /// On the validation split after the last step, where there is one.
-        validation_loss: Option<f64>,
-        /// Over the whole run: all tokens over the time spent in steps.
-        tokens_per_second: f64,
-        peak_memory_bytes: u64,
-        seconds: f64,
-        /// The PEFT folder of the newest weights.
-        adapter: PathBuf,
+        #[serde(flatten)]
+        result: TrainResult,
     },
     Evaluated(EvaluationReport),
     Exported {
@@ -161,6 +152,22 @@ pub enum Outcome {
         rows: u64,
     },
     Probed(ProbeReport),
+}
+
+/// What a training run has to show.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainResult {
+    pub steps: u64,
+    pub first_loss: f64,
+    pub last_loss: f64,
+    /// On the validation split after the last step, where there is one.
+    pub validation_loss: Option<f64>,
+    /// Over the whole run: all tokens over the time spent in steps.
+    pub tokens_per_second: f64,
+    pub peak_memory_bytes: u64,
+    pub seconds: f64,
+    /// The PEFT folder of the newest weights.
+    pub adapter: PathBuf,
 }
 
 /// What the daemon must know of a recipe before a job can start.

@@ -18,5 +18,6 @@ pub use command::{
 pub use event::{
     AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,
     GenerationEnd, LogLevel, Message, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport, RecipeSummary, Sample,
+    TrainResult,
 };
 pub use problem::{Problem, ProblemCode, Severity, Text};

@@ -221,14 +221,6 @@ impl Inputs {
         })
     }
 
-    fn query_width(&self) -> usize {
-        self.heads.query * self.heads.dim
-    }
-
-    fn key_width(&self) -> usize {
-        self.heads.key_value * self.heads.dim
-    }
-
     /// `rows` of `x` restricted to one head.
     fn head_view<'a>(&self, x: &'a FlexTensor, rows: Range<usize>, head: usize) -> View<'a> {
         let width = shape2(x)[1];
@@ -337,7 +329,6 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
     let Saved { inputs, output, log_sums } = saved;
     let heads = inputs.heads;
     let ([query_rows, width], [key_rows, key_width]) = (shape2(&inputs.q), shape2(&inputs.k));
-    debug_assert_eq!([width, key_width], [inputs.query_width(), inputs.key_width()]);
     let mut q_grad = vec![0.0; query_rows * width];
     let mut k_grad = vec![0.0; key_rows * key_width];
     let mut v_grad = vec![0.0; key_rows * key_width];
@@ -348,13 +339,10 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
         for head in task.key_value_head * heads.group()..(task.key_value_head + 1) * heads.group() {
             for (queries, key_tiles) in task.tiles() {
                 let rows = shift(&queries, task.segment.queries.start);
-                let head_row = |x: &FlexTensor, row: usize| {
-                    let start = row * width + head * heads.dim;
-                    start..start + heads.dim.min(elements(x).len() - start)
-                };
                 let mut row_dots = [0.0f32; QUERY_TILE];
                 for (row, dot) in rows.clone().zip(&mut row_dots) {
-                    let range = head_row(output, row);
+                    let start = row * width + head * heads.dim;
+                    let range = start..start + heads.dim;
                     *dot = simd::dot(&elements(output)[range.clone()], &elements(grad)[range]);
                 }
                 let output_grad = inputs.head_view(grad, rows.clone(), head);

@@ -62,11 +62,6 @@ pub fn score_targets(hidden: Tensor<2>, weight: Tensor<2>, targets: Arc<Targets>
     Tensor::from_dispatch(<Dispatch as CrossEntropyOp>::score_targets(hidden, weight, targets))
 }
 
-/// All logits of a few rows, for sampling: `hidden·weightᵀ`, `[rows, vocabulary]`.
-pub fn linear_logits(hidden: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    crate::linear(hidden, weight, None)
-}
-
 /// The loss by burn's own ops, with whole logits.
 pub fn reference(hidden: Tensor<2>, weight: Tensor<2>, targets: Arc<Targets>) -> Tensor<1> {
     let device = hidden.device();

@@ -22,7 +22,7 @@ mod matmul;
 mod testing;
 
 pub use attention::{Heads, Segments, attention};
-pub use cross_entropy::{Targets, linear_cross_entropy, linear_logits, score_targets};
+pub use cross_entropy::{Targets, linear_cross_entropy, score_targets};
 pub use linear::{Dropout, Factors, linear};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use justtrain_kernels::{RotaryTable, Segments, linear_logits, rms_norm};
+use justtrain_kernels::{RotaryTable, Segments, linear, rms_norm};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
@@ -115,25 +115,21 @@ impl Decoder {
     /// The same weights without gradient tracking, sharing their memory: for evaluation and generation.
     pub fn without_gradients(&self) -> Self {
         let mut decoder = self.clone();
-        decoder.map_tensors();
-        decoder
-    }
-
-    fn map_tensors(&mut self) {
-        self.embeddings = self.embeddings.clone().inner();
-        self.norm = self.norm.clone().inner();
-        self.output = self.output.take().map(Tensor::inner);
-        for block in &mut self.blocks {
+        decoder.embeddings = decoder.embeddings.inner();
+        decoder.norm = decoder.norm.inner();
+        decoder.output = decoder.output.map(Tensor::inner);
+        for block in &mut decoder.blocks {
             block.input_norm = block.input_norm.clone().inner();
             block.post_attention_norm = block.post_attention_norm.clone().inner();
         }
-        for projection in self.projections_mut() {
+        for projection in decoder.projections_mut() {
             projection.weight = projection.weight.clone().inner();
             if let Some(lora) = &mut projection.lora {
                 lora.a = lora.a.clone().inner();
                 lora.b = lora.b.clone().inner();
             }
         }
+        decoder
     }
 
     /// Every linear layer, in the order of the network.
@@ -191,7 +187,7 @@ impl Decoder {
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear_logits(hidden, self.output_weight())
+        linear(hidden, self.output_weight(), None)
     }
 }
 

@@ -7,7 +7,9 @@ use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
 use justtrain_model::Decoder;
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, trainable_parameters};
 use justtrain_weights::Checkpoint;
-use justtrain_worker_api::{Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource};
+use justtrain_worker_api::{
+    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource, TrainResult,
+};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, hex, save_final_adapter};
@@ -173,8 +175,7 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
 }
 
 fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
-    Outcome::Trained {
-        stopped,
+    let result = TrainResult {
         steps: state.step,
         first_loss: state.first_loss,
         last_loss: state.last_loss,
@@ -183,7 +184,8 @@ fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Optio
         peak_memory_bytes: memory::peak_bytes(),
         seconds: state.seconds,
         adapter,
-    }
+    };
+    Outcome::Trained { stopped, result }
 }
 
 fn model_invalid(problem: Problem) -> Failure {

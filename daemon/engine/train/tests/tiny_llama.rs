@@ -117,7 +117,7 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         let stop = StopToken::default();
         let mut first = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
         let outcome = desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
-        assert!(matches!(outcome, Outcome::Trained { stopped: true, steps: 3, .. }));
+        assert!(matches!(outcome, Outcome::Trained { stopped: true, result } if result.steps == 3));
         let mut rest = Vec::new();
         desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
         assert_eq!([losses(&first.events), losses(&rest)].concat(), whole);

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
-    let pipe = Pipe::default();
+    let pipe = Pipe;
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     let result = match read.map_err(|error| error.to_string()).and_then(|_| parse(&line)) {

@@ -7,7 +7,7 @@ use justtrain_train::{EventSink, StopToken};
 use justtrain_worker_api::{Control, Event, Message};
 
 /// Writes messages to standard output. When nobody reads any more, the daemon is gone and so is this process.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Pipe;
 
 impl Pipe {
@@ -33,10 +33,10 @@ pub(crate) fn controls() -> Receiver<Control> {
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             // A line that is no control comes from a newer daemon; the ones we know still work.
-            if let Ok(control) = serde_json::from_str(&line) {
-                if sender.send(control).is_err() {
-                    return;
-                }
+            if let Ok(control) = serde_json::from_str(&line)
+                && sender.send(control).is_err()
+            {
+                return;
             }
         }
     });

@@ -1,10 +1,10 @@
 //! Jobs in the database.
 
-use justtrain_worker_api::Problem;
+use justtrain_worker_api::{Problem, TrainResult};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{RequestKey, events, requests};
-use crate::{EventBody, Job, JobId, JobReason, JobState, Store, StoreError, TrainResult, now};
+use crate::{EventBody, Job, JobId, JobReason, JobState, Store, StoreError, now};
 
 /// A change of a job's state and what explains it.
 #[derive(Debug, Clone, PartialEq)]

@@ -27,7 +27,7 @@ impl Family for Llama {
             key_value: config.size("num_key_value_heads").unwrap_or(query),
             dim: config.size("head_dim").unwrap_or(hidden_size / query),
         };
-        if heads.query % heads.key_value != 0 || heads.dim % 2 != 0 {
+        if !heads.query.is_multiple_of(heads.key_value) || !heads.dim.is_multiple_of(2) {
             let found = &config.values["num_key_value_heads"];
             let expected = "a divisor of num_attention_heads, and an even head_dim";
             return Err(config.wrong(ProblemCode::InvalidValue, "num_key_value_heads", found, expected));

@@ -46,6 +46,9 @@ struct Manifest {
     files: BTreeMap<String, String>,
 }
 
+/// Where a run stood, and the optimiser's moments by parameter.
+pub type Restored = (RunState, Vec<(String, Moments)>);
+
 /// The checkpoints of one run.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
@@ -119,7 +122,7 @@ impl Checkpoints {
         decoder: &mut Decoder,
         fingerprint: &str,
         mut warn: impl FnMut(&Problem),
-    ) -> Result<Option<(RunState, Vec<(String, Moments)>)>, Problem> {
+    ) -> Result<Option<Restored>, Problem> {
         for (_, folder) in self.all().into_iter().rev() {
             match read(&folder) {
                 Ok(run) if run.fingerprint != fingerprint => {

@@ -66,5 +66,5 @@ mod tests {
             assert!((got - want).abs() < 1e-6, "{weights:?}");
         }
     }
-    const TORCH: [f32; 2] = [0.6780910, -2.2380700];
+    const TORCH: [f32; 2] = [0.678_091, -2.238_07];
 }
