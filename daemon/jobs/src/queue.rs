@@ -73,13 +73,21 @@ impl Jobs {
         self.store.create_job(&job, request)
     }
 
-    /// A queued or interrupted job ends at once; a running one saves first.
+    /// A queued or interrupted job ends at once; a running one saves first. Asking again changes nothing.
     pub fn cancel(&self, id: &JobId) -> Result<Job, StoreError> {
-        let to = match self.store.job(id)?.state {
-            JobState::Running => JobState::Cancelling,
-            _ => JobState::Cancelled,
-        };
-        self.store.transition(id, Change::because(to, JobReason::User, Vec::new()))
+        loop {
+            let job = self.store.job(id)?;
+            let to = match job.state {
+                JobState::Cancelling => return Ok(job),
+                JobState::Running => JobState::Cancelling,
+                _ => JobState::Cancelled,
+            };
+            match self.store.transition(id, Change::because(to, JobReason::User, Vec::new())) {
+                // Its turn came, or it ended, between the look and the change.
+                Err(StoreError::NotAllowed { from, .. }) if from != job.state => {}
+                result => return result,
+            }
+        }
     }
 
     /// Queues a job again; it goes on from its newest checkpoint.

@@ -22,8 +22,9 @@ impl Daemon {
         let selector = selector.unwrap_or_default();
         if !selector.job.is_empty() {
             let job = self.job(&selector.job)?;
-            let adapter = newest_adapter(&job.run_dir);
-            return Ok(ModelFiles { adapter, ..job.model });
+            // Without its adapter the answer would be the base model's, and nobody would see the difference.
+            let adapter = newest_adapter(&job.run_dir).ok_or_else(|| nothing_trained(&job))?;
+            return Ok(ModelFiles { adapter: Some(adapter), ..job.model });
         }
         if selector.model.is_empty() {
             return Err(status::invalid("model", "", "a job, or the name of a model"));
@@ -55,6 +56,16 @@ pub(super) fn job_id(name: &str) -> Result<JobId, Status> {
     })
 }
 
+fn nothing_trained(job: &Job) -> Status {
+    let problem = Problem::error(
+        ProblemCode::Checkpoint,
+        format!("job {} has not saved anything yet, so there is no tuned model", job.id),
+        format!("任务 {} 尚未保存任何检查点，还没有微调后的模型", job.id),
+    )
+    .fix("wait for its first checkpoint, or resume it", "请等待第一个检查点，或恢复该任务");
+    status::of_problem(problem)
+}
+
 /// The finished adapter, else that of the newest checkpoint.
 fn newest_adapter(run_dir: &Path) -> Option<PathBuf> {
     let finished = run_dir.join("adapter");
@@ -75,4 +86,21 @@ pub(super) fn request_key(method: &'static str, id: &str, request: &impl Message
     let digest = Sha256::digest(request.encode_to_vec());
     let hash = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(RequestKey { id: id.to_owned(), method, hash })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_adapter_is_the_finished_one_or_that_of_the_last_step() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(newest_adapter(run.path()), None);
+        for step in ["step-9", "step-10", "step-11.partial"] {
+            std::fs::create_dir_all(run.path().join("checkpoints").join(step).join("adapter")).unwrap();
+        }
+        assert_eq!(newest_adapter(run.path()), Some(run.path().join("checkpoints/step-10/adapter")));
+        std::fs::create_dir(run.path().join("adapter")).unwrap();
+        assert_eq!(newest_adapter(run.path()), Some(run.path().join("adapter")));
+    }
 }

@@ -83,15 +83,16 @@ fn code_of(problem: Option<&Problem>) -> Code {
     }
 }
 
-/// A status whose details hold the reason and every problem.
+/// A status whose details hold the reason and the problems: all of them, or as many as fit and how many more there are.
 pub(super) fn with_code(code: Code, reason: &str, problems: &[Problem]) -> Status {
-    let message = problems.first().map(ToString::to_string).unwrap_or_default();
+    let mut message = problems.first().map(ToString::to_string).unwrap_or_default();
+    clip(&mut message);
     let info = tonic_types::pb::ErrorInfo {
         reason: reason.to_owned(),
         domain: DOMAIN.to_owned(),
         metadata: std::collections::HashMap::new(),
     };
-    let list = v1::Problems { problems: problems.iter().map(convert::problem).collect() };
+    let list = v1::Problems { problems: fitting(problems) };
     let any = |type_url: &str, value: Vec<u8>| prost_types::Any { type_url: type_url.to_owned(), value };
     let details = tonic_types::pb::Status {
         code: code as i32,
@@ -102,4 +103,80 @@ pub(super) fn with_code(code: Code, reason: &str, problems: &[Problem]) -> Statu
         ],
     };
     Status::with_details(code, message, details.encode_to_vec().into())
+}
+
+/// Details travel in an HTTP/2 header as base64, and clients refuse headers that exceed 16 KiB together; the call would
+/// seem to have lost its connection.
+const LARGEST_LIST: usize = 8 << 10;
+const LONGEST_TEXT: usize = 1 << 10;
+
+fn fitting(problems: &[Problem]) -> Vec<v1::Problem> {
+    // For the last entry, which says that there are more.
+    let mut room = LARGEST_LIST - 256;
+    let mut list = Vec::with_capacity(problems.len());
+    for (index, problem) in problems.iter().enumerate() {
+        let mut converted = convert::problem(problem);
+        let texts = [&mut converted.message, &mut converted.fix].into_iter().flatten();
+        texts.flat_map(|text| [&mut text.en, &mut text.zh]).for_each(clip);
+        [&mut converted.found, &mut converted.expected].into_iter().for_each(clip);
+        // The entry's own bytes, its tag and its length.
+        let size = converted.encoded_len() + 4;
+        if size > room && index > 0 {
+            let more = problems.len() - index;
+            let (en, zh) = (format!("there are {more} more problems"), format!("另有 {more} 个问题"));
+            list.push(convert::problem(&Problem::error(problem.code, en, zh)));
+            return list;
+        }
+        room = room.saturating_sub(size);
+        list.push(converted);
+    }
+    list
+}
+
+fn clip(text: &mut String) {
+    if text.len() > LONGEST_TEXT {
+        text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+        text.push('…');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems_of(status: &Status) -> Vec<v1::Problem> {
+        let details = tonic_types::pb::Status::decode(status.details()).unwrap();
+        let list = details.details.iter().find(|any| any.type_url == PROBLEMS_TYPE_URL).unwrap();
+        v1::Problems::decode(&*list.value).unwrap().problems
+    }
+
+    fn unknown_keys(count: u64) -> Vec<Problem> {
+        let one = |line| {
+            Problem::error(ProblemCode::UnknownKey, "there is no such key", "没有这个键")
+                .at(line, 1)
+                .fix("remove this line; \"justtrain recipe schema\" lists all keys", "请删除该行")
+        };
+        (1..=count).map(one).collect()
+    }
+
+    #[test]
+    fn every_problem_arrives_where_they_fit() {
+        let status = of_problems(&unknown_keys(20));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(problems_of(&status).iter().map(|problem| problem.line).collect::<Vec<_>>(), Vec::from_iter(1..=20));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_header_is_counted() {
+        for problems in
+            [unknown_keys(500), vec![Problem::error(ProblemCode::Syntax, "x".repeat(99_999), "错".repeat(99_999)); 9]]
+        {
+            let status = of_problems(&problems);
+            let header = status.details().len() * 4 / 3 + status.message().len() * 3;
+            assert!(header < 15 << 10, "{header} bytes");
+            let listed = problems_of(&status);
+            let more = problems.len() - (listed.len() - 1);
+            assert_eq!(listed.last().unwrap().message.as_ref().unwrap().en, format!("there are {more} more problems"));
+        }
+    }
 }
