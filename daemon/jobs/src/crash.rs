@@ -43,7 +43,7 @@ impl Crash {
         )
         .found(found)
         .fix(fix_en, fix_zh);
-        Failure { reason: FailureReason::Internal, problems: vec![problem] }
+        problem.because(FailureReason::Internal)
     }
 }
 

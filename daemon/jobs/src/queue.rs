@@ -134,7 +134,7 @@ impl Jobs {
         let result = match prepare(&job) {
             // A store that fails has ended the worker; the job must not seem to run for ever.
             Ok(()) => self.train(&job).await.unwrap_or_else(|error| Err(not_stored(&error))),
-            Err(problem) => Err(Failure { reason: FailureReason::DiskFull, problems: vec![problem] }),
+            Err(problem) => Err(problem.because(FailureReason::DiskFull)),
         };
         let cancelling = self.store.job(&id)?.state == JobState::Cancelling;
         let change = match result {
@@ -260,7 +260,7 @@ fn not_stored(error: &StoreError) -> Failure {
         format!("无法保存任务事件：{error}"),
     )
     .fix("free some disk space, then resume the job", "请释放磁盘空间，然后恢复任务");
-    Failure { reason, problems: vec![problem] }
+    problem.because(reason)
 }
 
 fn ended_well(outcome: Outcome) -> Change {

@@ -98,7 +98,7 @@ impl WorkerProgram {
                 () = cancelled(&mut cancel) => {
                     worker.kill().await;
                     let problem = Problem::error(ProblemCode::Cancelled, "it was cancelled", "已取消");
-                    return Err(Failure { reason: FailureReason::Internal, problems: vec![problem] });
+                    return Err(problem.because(FailureReason::Internal));
                 }
             };
             match message {
@@ -116,7 +116,7 @@ impl WorkerProgram {
         )
         .file(self.0.display())
         .fix("install JustTrain again", "请重新安装 JustTrain");
-        Failure { reason: FailureReason::Internal, problems: vec![problem] }
+        problem.because(FailureReason::Internal)
     }
 }
 

@@ -94,5 +94,5 @@ impl WarmModel {
 fn ended_early() -> Failure {
     let problem =
         Problem::error(ProblemCode::WorkerCrashed, "the model was unloaded before it answered", "模型在回答之前被卸载");
-    Failure { reason: FailureReason::Internal, problems: vec![problem] }
+    problem.because(FailureReason::Internal)
 }

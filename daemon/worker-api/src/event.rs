@@ -190,6 +190,13 @@ pub struct Failure {
     pub problems: Vec<Problem>,
 }
 
+impl Problem {
+    /// The failure of a command that this problem alone has ended.
+    pub fn because(self, reason: FailureReason) -> Failure {
+        Failure { reason, problems: vec![self] }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum FailureReason {

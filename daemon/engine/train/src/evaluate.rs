@@ -40,15 +40,15 @@ pub fn evaluate(
     options: &EvaluateOptions,
     events: &mut dyn EventSink,
 ) -> Result<EvaluationReport, Failure> {
-    let fail = |reason| move |problem: Problem| Failure { reason, problems: vec![problem] };
+    let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     events.phase(Phase::LoadingModel);
-    let checkpoint = Checkpoint::open(&model.path).map_err(fail(FailureReason::ModelInvalid))?;
-    let (encoder, _) = open_encoder(&checkpoint).map_err(fail(FailureReason::ModelInvalid))?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(fail(FailureReason::ModelInvalid))?;
+    let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
-        load_peft(&mut decoder, adapter).map_err(fail(FailureReason::ModelInvalid))?;
+        load_peft(&mut decoder, adapter).map_err(invalid)?;
     }
     let mut rows = held_out_rows(&recipe, data)?;
     if options.max_samples > 0 {
@@ -64,7 +64,7 @@ pub fn evaluate(
         let answers = answers(&encoder, &decoder, &rows, options, adapter, |answered| {
             events.emit(Event::Progress { done: done + answered, total });
         })
-        .map_err(fail(FailureReason::DataInvalid))?;
+        .map_err(|problem| problem.because(FailureReason::DataInvalid))?;
         let matches = answers.iter().zip(&rows).filter(|(answer, row)| answer.trim() == reference(row).trim()).count();
         let report = AccuracyReport {
             loss: scores.loss,
@@ -99,8 +99,7 @@ fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Convers
     let rows = match data {
         None => read_rows(recipe)?.1,
         Some(data) => {
-            let loaded = read_conversations(data)
-                .map_err(|problem| Failure { reason: FailureReason::DataInvalid, problems: vec![problem] })?;
+            let loaded = read_conversations(data).map_err(|problem| problem.because(FailureReason::DataInvalid))?;
             if !loaded.problems.is_empty() {
                 return Err(Failure { reason: FailureReason::DataInvalid, problems: loaded.problems });
             }
@@ -116,7 +115,7 @@ fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Convers
                 "name a data file with --data, or set val_size in the recipe",
                 "请用 --data 指定数据文件，或在配方中设置 val_size",
             );
-        return Err(Failure { reason: FailureReason::DataInvalid, problems: vec![problem] });
+        return Err(problem.because(FailureReason::DataInvalid));
     }
     Ok(rows)
 }

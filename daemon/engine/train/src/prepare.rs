@@ -57,7 +57,7 @@ pub(crate) fn encode_rows(
         match encoder.encode(row, &options) {
             Ok(sample) => samples.push(sample),
             Err(problem) if problem.code == ProblemCode::AnswerCut => cut.push(problem),
-            Err(problem) => return Err(Failure { reason: FailureReason::DataInvalid, problems: vec![problem] }),
+            Err(problem) => return Err(problem.because(FailureReason::DataInvalid)),
         }
         if (done + 1) % 1000 == 0 {
             events.emit(Event::Progress { done: done as u64 + 1, total: rows.len() as u64 });

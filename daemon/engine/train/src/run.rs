@@ -40,8 +40,7 @@ pub fn train(
     let mut decoder = Decoder::load(&checkpoint, &Device::flex().autodiff()).map_err(model_invalid)?;
     drop(checkpoint);
     let lora = lora_config(&recipe);
-    attach_lora(&mut decoder, &lora, recipe.seed)
-        .map_err(|problem| Failure { reason: FailureReason::RecipeInvalid, problems: vec![problem] })?;
+    attach_lora(&mut decoder, &lora, recipe.seed).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
@@ -189,11 +188,11 @@ fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Optio
 }
 
 fn model_invalid(problem: Problem) -> Failure {
-    Failure { reason: FailureReason::ModelInvalid, problems: vec![problem] }
+    problem.because(FailureReason::ModelInvalid)
 }
 
 fn disk_full(problem: Problem) -> Failure {
-    Failure { reason: FailureReason::DiskFull, problems: vec![problem] }
+    problem.because(FailureReason::DiskFull)
 }
 
 /// A checkpoint that does not fit, or a disk that failed.

@@ -179,5 +179,5 @@ fn diverged(step: u64, loss: f64, rows: &[u64]) -> Failure {
         "lower learning_rate, and look at these rows; the last checkpoint is from before",
         "请降低 learning_rate，并检查这些数据行；最近的检查点不受影响",
     );
-    Failure { reason: FailureReason::LossDiverged, problems: vec![problem] }
+    problem.because(FailureReason::LossDiverged)
 }

@@ -54,5 +54,5 @@ fn internal(reason: String) -> Failure {
             .found(reason)
             .expected("one command as a JSON line on standard input")
             .fix("the worker is started by the daemon: use `justtrain`", "工作进程由守护进程启动：请使用 `justtrain`");
-    Failure { reason: FailureReason::Internal, problems: vec![problem] }
+    problem.because(FailureReason::Internal)
 }

@@ -7,8 +7,6 @@ use justtrain_train::{EventSink, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, DataLanguage, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode};
 
-use super::because;
-
 pub(super) fn check(
     data: &DataFile,
     model: Option<&ModelFiles>,
@@ -23,7 +21,7 @@ pub(super) fn check(
     };
     justtrain_data::check(data, encoder.as_ref(), cutoff_len as usize, progress)
         .map(Outcome::DataChecked)
-        .map_err(because(FailureReason::DataInvalid))
+        .map_err(|problem| problem.because(FailureReason::DataInvalid))
 }
 
 pub(super) fn preview(
@@ -37,7 +35,7 @@ pub(super) fn preview(
     let options = EncodeOptions { cutoff_len: cutoff_len as usize, train_on_prompt: false, mask_history: false };
     justtrain_data::preview(data, &encoder, &options, offset as usize, rows as usize)
         .map(|rows| Outcome::DataPreviewed { rows })
-        .map_err(because(FailureReason::DataInvalid))
+        .map_err(|problem| problem.because(FailureReason::DataInvalid))
 }
 
 pub(super) fn generate(
@@ -49,12 +47,12 @@ pub(super) fn generate(
 ) -> Result<Outcome, Failure> {
     match generators::generate(kind, count, seed, language, &output) {
         Ok(rows) => Ok(Outcome::DataGenerated { path: output, rows }),
-        Err(problem) if problem.code == ProblemCode::DiskFull => Err(because(FailureReason::DiskFull)(problem)),
-        Err(problem) => Err(because(FailureReason::DataInvalid)(problem)),
+        Err(problem) if problem.code == ProblemCode::DiskFull => Err(problem.because(FailureReason::DiskFull)),
+        Err(problem) => Err(problem.because(FailureReason::DataInvalid)),
     }
 }
 
 fn encoder(model: &ModelFiles) -> Result<justtrain_data::Encoder, Failure> {
     let opened = Checkpoint::open(&model.path).and_then(|checkpoint| open_encoder(&checkpoint));
-    opened.map(|(encoder, _)| encoder).map_err(because(FailureReason::ModelInvalid))
+    opened.map(|(encoder, _)| encoder).map_err(|problem| problem.because(FailureReason::ModelInvalid))
 }

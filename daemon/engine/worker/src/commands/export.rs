@@ -12,8 +12,6 @@ use justtrain_worker_api::{
     Event, ExportFormat, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode,
 };
 
-use super::because;
-
 /// Writes into a folder beside `output` and renames it, so that an export is there whole or not at all.
 pub(super) fn run(
     model: &ModelFiles,
@@ -21,8 +19,8 @@ pub(super) fn run(
     output: &Path,
     events: &mut dyn EventSink,
 ) -> Result<Outcome, Failure> {
-    let invalid = because(FailureReason::ModelInvalid);
-    let disk = because(FailureReason::DiskFull);
+    let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
+    let disk = |problem: Problem| problem.because(FailureReason::DiskFull);
     let adapter = model.adapter.as_ref().ok_or_else(|| {
         invalid(
             Problem::error(ProblemCode::FileNotFound, "there is no adapter to export", "没有可导出的适配器")
@@ -31,13 +29,13 @@ pub(super) fn run(
                 .fix("name a job that was trained", "请指定已训练过的任务"),
         )
     })?;
-    refuse_strangers(output).map_err(&invalid)?;
+    refuse_strangers(output).map_err(invalid)?;
 
     events.phase(Phase::LoadingModel);
-    let checkpoint = Checkpoint::open(&model.path).map_err(&invalid)?;
-    let (encoder, _) = open_encoder(&checkpoint).map_err(&invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(&invalid)?;
-    let lora = load_peft(&mut decoder, adapter).map_err(&invalid)?;
+    let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
+    let lora = load_peft(&mut decoder, adapter).map_err(invalid)?;
 
     events.phase(Phase::Saving);
     let partial = output.with_extension("partial");

@@ -8,7 +8,7 @@ mod serve;
 use justtrain_train::evaluate::evaluate;
 use justtrain_train::recipe::Recipe;
 use justtrain_train::run::train;
-use justtrain_worker_api::{Command, Failure, FailureReason, Outcome, Problem};
+use justtrain_worker_api::{Command, Failure, FailureReason, Outcome};
 
 use crate::pipe::{Pipe, stop_on_request};
 
@@ -37,9 +37,4 @@ pub(crate) fn run(command: Command, pipe: &Pipe) -> Result<Outcome, Failure> {
         }
         Command::Probe { device: _ } => Ok(probe::run()),
     }
-}
-
-/// Turns a problem into a failure with this reason.
-fn because(reason: FailureReason) -> impl Fn(Problem) -> Failure {
-    move |problem| Failure { reason, problems: vec![problem] }
 }

@@ -15,18 +15,17 @@ use justtrain_worker_api::{
     Control, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
 };
 
-use super::because;
 use crate::pipe::{Pipe, controls};
 
 pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
-    let invalid = because(FailureReason::ModelInvalid);
+    let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
     let mut events = pipe.clone();
     events.phase(Phase::LoadingModel);
-    let checkpoint = Checkpoint::open(&model.path).map_err(&invalid)?;
-    let (encoder, _) = open_encoder(&checkpoint).map_err(&invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(&invalid)?;
+    let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
-        load_peft(&mut decoder, adapter).map_err(&invalid)?;
+        load_peft(&mut decoder, adapter).map_err(invalid)?;
     }
     events.emit(Event::Ready);
     let mut server = Server { encoder, decoder, controls: controls(), events, cancelled: Vec::new() };
