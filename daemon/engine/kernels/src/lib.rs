@@ -8,8 +8,10 @@
 //! To add an op, copy the shape of [`swiglu`], the smallest one.
 
 pub mod attention;
+pub mod blockwise;
 pub mod cross_entropy;
 pub mod linear;
+pub mod packed;
 pub mod rms_norm;
 pub mod rotary;
 pub mod row_store;
@@ -20,11 +22,14 @@ mod buffer;
 mod matmul;
 #[cfg(test)]
 mod testing;
+mod weight;
 
 pub use attention::{Heads, Segments, attention};
 pub use cross_entropy::{Targets, linear_cross_entropy, score_targets};
 pub use linear::{Dropout, Factors, linear};
+pub use packed::Packed;
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use row_store::write_rows;
 pub use swiglu::swiglu;
+pub use weight::Weight;

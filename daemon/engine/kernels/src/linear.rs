@@ -3,6 +3,7 @@
 //!
 //! The adapter stays factored: no dense `W + s·B·A` is ever made, and no gradient of a frozen `W` is computed.
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -12,8 +13,10 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
 use crate::matmul::{View, Write, matmul};
+use crate::packed::{self, Packed};
 
 /// The two factors of an adapter and how they are applied.
 #[derive(Debug, Clone)]
@@ -56,21 +59,28 @@ impl Dropout {
 }
 
 /// `x` is `[tokens, inputs]`, `weight` `[outputs, inputs]`; the result is `[tokens, outputs]`.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, adapter: Option<Factors>) -> Tensor<2> {
+pub fn linear(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[1]);
-    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(match adapter {
-        None => <Dispatch as LinearOp>::linear(x, weight),
-        Some(Factors { a, b, scale, dropout }) => {
-            assert_eq!(a.dims()[0], b.dims()[1], "both factors have the adapter's rank");
-            <Dispatch as LinearOp>::adapted_linear(x, weight, a.into_dispatch(), b.into_dispatch(), scale, dropout)
+    let x = x.into_dispatch();
+    let adapter = adapter.map(|Factors { a, b, scale, dropout }| {
+        assert_eq!(a.dims()[0], b.dims()[1], "both factors have the adapter's rank");
+        (a.into_dispatch(), b.into_dispatch(), Applied { scale, dropout })
+    });
+    Tensor::from_dispatch(match (weight, adapter) {
+        (Weight::Dense(weight), None) => <Dispatch as LinearOp>::linear(x, weight.clone().into_dispatch()),
+        (Weight::Dense(weight), Some((a, b, applied))) => {
+            <Dispatch as LinearOp>::adapted_linear(x, weight.clone().into_dispatch(), a, b, applied)
+        }
+        (Weight::Packed(weight), None) => <Dispatch as LinearOp>::packed_linear(x, weight.clone()),
+        (Weight::Packed(weight), Some((a, b, applied))) => {
+            <Dispatch as LinearOp>::adapted_packed_linear(x, weight.clone(), a, b, applied)
         }
     })
 }
 
 /// The same by burn's own ops.
-pub fn reference(x: Tensor<2>, weight: Tensor<2>, adapter: Option<Factors>) -> Tensor<2> {
-    let base = x.clone().matmul(weight.transpose());
+pub fn reference(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor<2> {
+    let base = x.clone().matmul(weight.to_tensor(&x).transpose());
     let Some(Factors { a, b, scale, dropout }) = adapter else { return base };
     let input = match dropout {
         None => x,
@@ -83,36 +93,57 @@ pub fn reference(x: Tensor<2>, weight: Tensor<2>, adapter: Option<Factors>) -> T
     base + input.matmul(a.transpose()).matmul(b.transpose()) * scale
 }
 
+/// How an adapter's factors are applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Applied {
+    pub scale: f32,
+    pub dropout: Option<Dropout>,
+}
+
 #[backend_extension(Flex, Autodiff)]
 pub trait LinearOp: Backend {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    fn packed_linear(x: FloatTensor<Self>, weight: Packed) -> FloatTensor<Self>;
 
     fn adapted_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
-        scale: f32,
-        dropout: Option<Dropout>,
+        applied: Applied,
+    ) -> FloatTensor<Self>;
+
+    fn adapted_packed_linear(
+        x: FloatTensor<Self>,
+        weight: Packed,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        applied: Applied,
     ) -> FloatTensor<Self>;
 }
 
 impl LinearOp for Flex {
     fn linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        forward(&contiguous(x), &contiguous(weight))
+        forward(&contiguous(x), &Matrix::Dense(contiguous(weight)))
     }
 
-    fn adapted_linear(
+    fn packed_linear(x: FlexTensor, weight: Packed) -> FlexTensor {
+        forward(&contiguous(x), &Matrix::Packed(weight))
+    }
+
+    fn adapted_linear(x: FlexTensor, weight: FlexTensor, a: FlexTensor, b: FlexTensor, applied: Applied) -> FlexTensor {
+        adapted_forward(x, Matrix::Dense(contiguous(weight)), a, b, applied).0
+    }
+
+    fn adapted_packed_linear(
         x: FlexTensor,
-        weight: FlexTensor,
+        weight: Packed,
         a: FlexTensor,
         b: FlexTensor,
-        scale: f32,
-        dropout: Option<Dropout>,
+        applied: Applied,
     ) -> FlexTensor {
-        let (x, weight) = (contiguous(x), contiguous(weight));
-        let (a, b) = (contiguous(a), contiguous(b));
-        adapted_forward(&x, &weight, &a, &b, scale, dropout).0
+        adapted_forward(x, Matrix::Packed(weight), a, b, applied).0
     }
 }
 
@@ -120,9 +151,20 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node()];
         let (x, weight) = (contiguous(x.into_primitive()), contiguous(weight.into_primitive()));
+        let weight = Matrix::Dense(weight);
         let output = forward(&x, &weight);
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((x, weight), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn packed_linear(x: FloatTensor<Self>, weight: Packed) -> FloatTensor<Self> {
+        let node = x.node();
+        let weight = Matrix::Packed(weight);
+        let output = forward(&contiguous(x.into_primitive()), &weight);
+        match PackedLinear.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(weight, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -132,16 +174,63 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
-        scale: f32,
-        dropout: Option<Dropout>,
+        applied: Applied,
     ) -> FloatTensor<Self> {
-        let nodes = [x.node(), weight.node(), a.node(), b.node()];
-        let (x, weight) = (contiguous(x.into_primitive()), contiguous(weight.into_primitive()));
-        let (a, b) = (contiguous(a.into_primitive()), contiguous(b.into_primitive()));
-        let (output, hidden) = adapted_forward(&x, &weight, &a, &b, scale, dropout);
+        let nodes = [x.node(), a.node(), b.node(), weight.node()];
+        let weight = Matrix::Dense(contiguous(weight.into_primitive()));
+        let [x, a, b] = [x, a, b].map(FloatTensor::<Self>::into_primitive);
+        let (output, saved) = adapted_forward(x, weight, a, b, applied);
         match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(Saved { x, weight, a, b, hidden, scale, dropout }, output),
+            OpsKind::Tracked(prep) => prep.finish(saved, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn adapted_packed_linear(
+        x: FloatTensor<Self>,
+        weight: Packed,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        applied: Applied,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), a.node(), b.node()];
+        let [x, a, b] = [x, a, b].map(FloatTensor::<Self>::into_primitive);
+        let (output, saved) = adapted_forward(x, Matrix::Packed(weight), a, b, applied);
+        match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(saved, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}
+
+/// A [`Weight`] on the processor.
+#[derive(Debug, Clone)]
+enum Matrix {
+    Dense(FlexTensor),
+    Packed(Packed),
+}
+
+impl Matrix {
+    fn dims(&self) -> [usize; 2] {
+        match self {
+            Matrix::Dense(weight) => shape2(weight),
+            Matrix::Packed(packed) => packed.dims(),
+        }
+    }
+
+    /// `output = x · Wᵀ`.
+    fn times_transposed(&self, x: &FlexTensor, output: &mut [f32]) {
+        match self {
+            Matrix::Dense(weight) => matmul(output, Write::Replace, 1.0, view(x), view(weight).t()),
+            Matrix::Packed(packed) => packed::times_transposed(elements(x), packed, output, Write::Replace),
+        }
+    }
+
+    /// `output (=|+=) grad · W`.
+    fn times(&self, grad: &FlexTensor, output: &mut [f32], write: Write) {
+        match self {
+            Matrix::Dense(weight) => matmul(output, write, 1.0, view(grad), view(weight)),
+            Matrix::Packed(packed) => packed::times(elements(grad), packed, output, write),
         }
     }
 }
@@ -150,7 +239,7 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
 struct Linear;
 
 impl Backward<Flex, 2> for Linear {
-    type State = (FlexTensor, FlexTensor);
+    type State = (FlexTensor, Matrix);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
@@ -166,18 +255,31 @@ impl Backward<Flex, 2> for Linear {
 }
 
 #[derive(Debug)]
+struct PackedLinear;
+
+impl Backward<Flex, 1> for PackedLinear {
+    type State = Matrix;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        if let [Some(node)] = ops.parents {
+            grads.register::<Flex>(node.id, input_grad(&ops.state, &grad));
+        }
+    }
+}
+
+#[derive(Debug)]
 struct AdaptedLinear;
 
 #[derive(Debug, Clone)]
 struct Saved {
     x: FlexTensor,
-    weight: FlexTensor,
+    weight: Matrix,
     a: FlexTensor,
     b: FlexTensor,
     /// `dropout(x)·Aᵀ`, `[tokens, rank]`.
     hidden: FlexTensor,
-    scale: f32,
-    dropout: Option<Dropout>,
+    applied: Applied,
 }
 
 impl Backward<Flex, 4> for AdaptedLinear {
@@ -185,98 +287,105 @@ impl Backward<Flex, 4> for AdaptedLinear {
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
-        let Saved { x, weight, a, b, hidden, scale, dropout } = ops.state;
-        let [x_node, weight_node, a_node, b_node] = ops.parents;
-        let ([tokens, inputs], [outputs, rank]) = (shape2(&x), shape2(&b));
-        let grad_view = View::new(elements(&grad), [tokens, outputs]);
-
-        if let Some(node) = b_node {
-            let mut b_grad = uninit(outputs * rank);
-            let hidden = View::new(elements(&hidden), [tokens, rank]);
-            matmul(&mut b_grad, Write::Replace, scale, grad_view.t(), hidden);
-            grads.register::<Flex>(node.id, tensor(b_grad, [outputs, rank]));
+        let [x, a, b, weight] = ops.parents.map(|node| node.map(|node| node.id));
+        if let Some(node) = weight {
+            grads.register::<Flex>(node, weight_grad(&ops.state.x, &grad));
         }
-        if a_node.is_none() && x_node.is_none() && weight_node.is_none() {
-            return;
-        }
-        let mut hidden_grad = uninit(tokens * rank);
-        matmul(&mut hidden_grad, Write::Replace, scale, grad_view, View::new(elements(&b), [outputs, rank]));
-        let hidden_grad = View::new(&hidden_grad, [tokens, rank]);
-        if let Some(node) = a_node {
-            let dropped = dropout.map(|dropout| dropout.apply(elements(&x)));
-            let input = View::new(dropped.as_deref().unwrap_or(elements(&x)), [tokens, inputs]);
-            let mut a_grad = uninit(rank * inputs);
-            matmul(&mut a_grad, Write::Replace, 1.0, hidden_grad.t(), input);
-            grads.register::<Flex>(node.id, tensor(a_grad, [rank, inputs]));
-        }
-        if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, weight_grad(&x, &grad));
-        }
-        if let Some(node) = x_node {
-            let a = View::new(elements(&a), [rank, inputs]);
-            let weight = View::new(elements(&weight), [outputs, inputs]);
-            let mut x_grad = uninit(tokens * inputs);
-            match dropout {
-                None => matmul(&mut x_grad, Write::Replace, 1.0, hidden_grad, a),
-                Some(dropout) => {
-                    let mut dropped = uninit(tokens * inputs);
-                    matmul(&mut dropped, Write::Replace, 1.0, hidden_grad, a);
-                    x_grad = dropout.apply(&dropped);
-                }
-            }
-            matmul(&mut x_grad, Write::Accumulate, 1.0, grad_view, weight);
-            grads.register::<Flex>(node.id, tensor(x_grad, [tokens, inputs]));
-        }
+        adapted_backward(&ops.state, &grad, [x, a, b], grads);
     }
 }
 
-fn forward(x: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    let ([tokens, inputs], [outputs, _]) = (shape2(x), shape2(weight));
+impl Backward<Flex, 3> for AdaptedLinear {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        let nodes = ops.parents.map(|node| node.map(|node| node.id));
+        adapted_backward(&ops.state, &grad, nodes, grads);
+    }
+}
+
+/// Registers the gradients of x, A and B, as far as they are wanted.
+fn adapted_backward(saved: &Saved, grad: &FlexTensor, nodes: [Option<NodeId>; 3], grads: &mut Gradients) {
+    let Saved { x, weight, a, b, hidden, applied: Applied { scale, dropout } } = saved;
+    let [x_node, a_node, b_node] = nodes;
+    let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
+    if let Some(node) = b_node {
+        let mut b_grad = uninit(outputs * rank);
+        matmul(&mut b_grad, Write::Replace, *scale, view(grad).t(), view(hidden));
+        grads.register::<Flex>(node, tensor(b_grad, [outputs, rank]));
+    }
+    if a_node.is_none() && x_node.is_none() {
+        return;
+    }
+    let mut hidden_grad = uninit(tokens * rank);
+    matmul(&mut hidden_grad, Write::Replace, *scale, view(grad), view(b));
+    let hidden_grad = View::new(&hidden_grad, [tokens, rank]);
+    if let Some(node) = a_node {
+        let dropped = dropout.map(|dropout| dropout.apply(elements(x)));
+        let input = View::new(dropped.as_deref().unwrap_or(elements(x)), [tokens, inputs]);
+        let mut a_grad = uninit(rank * inputs);
+        matmul(&mut a_grad, Write::Replace, 1.0, hidden_grad.t(), input);
+        grads.register::<Flex>(node, tensor(a_grad, [rank, inputs]));
+    }
+    if let Some(node) = x_node {
+        let mut x_grad = uninit(tokens * inputs);
+        matmul(&mut x_grad, Write::Replace, 1.0, hidden_grad, view(a));
+        if let Some(dropout) = dropout {
+            x_grad = dropout.apply(&x_grad);
+        }
+        weight.times(grad, &mut x_grad, Write::Accumulate);
+        grads.register::<Flex>(node, tensor(x_grad, [tokens, inputs]));
+    }
+}
+
+fn forward(x: &FlexTensor, weight: &Matrix) -> FlexTensor {
+    let ([tokens, _], [outputs, _]) = (shape2(x), weight.dims());
     let mut output = uninit(tokens * outputs);
-    let weight = View::new(elements(weight), [outputs, inputs]);
-    matmul(&mut output, Write::Replace, 1.0, View::new(elements(x), [tokens, inputs]), weight.t());
+    weight.times_transposed(x, &mut output);
     tensor(output, [tokens, outputs])
 }
 
-/// The output and `dropout(x)·Aᵀ`.
+/// The output, and what the backward needs.
 fn adapted_forward(
-    x: &FlexTensor,
-    weight: &FlexTensor,
-    a: &FlexTensor,
-    b: &FlexTensor,
-    scale: f32,
-    dropout: Option<Dropout>,
-) -> (FlexTensor, FlexTensor) {
-    let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
-    let input = View::new(elements(x), [tokens, inputs]);
+    x: FlexTensor,
+    weight: Matrix,
+    a: FlexTensor,
+    b: FlexTensor,
+    applied: Applied,
+) -> (FlexTensor, Saved) {
+    let [x, a, b] = [x, a, b].map(contiguous);
+    let ([tokens, inputs], [outputs, rank]) = (shape2(&x), shape2(&b));
     let mut output = uninit(tokens * outputs);
-    matmul(&mut output, Write::Replace, 1.0, input, View::new(elements(weight), [outputs, inputs]).t());
+    weight.times_transposed(&x, &mut output);
 
-    let dropped = dropout.map(|dropout| dropout.apply(elements(x)));
-    let input = dropped.as_ref().map_or(input, |dropped| View::new(dropped, [tokens, inputs]));
+    let dropped = applied.dropout.map(|dropout| dropout.apply(elements(&x)));
+    let input = dropped.as_ref().map_or(view(&x), |dropped| View::new(dropped, [tokens, inputs]));
     let mut hidden = uninit(tokens * rank);
-    matmul(&mut hidden, Write::Replace, 1.0, input, View::new(elements(a), [rank, inputs]).t());
-    let hidden_view = View::new(&hidden, [tokens, rank]);
-    matmul(&mut output, Write::Accumulate, scale, hidden_view, View::new(elements(b), [outputs, rank]).t());
-    (tensor(output, [tokens, outputs]), tensor(hidden, [tokens, rank]))
+    matmul(&mut hidden, Write::Replace, 1.0, input, view(&a).t());
+    let hidden = tensor(hidden, [tokens, rank]);
+    matmul(&mut output, Write::Accumulate, applied.scale, view(&hidden), view(&b).t());
+    (tensor(output, [tokens, outputs]), Saved { x, weight, a, b, hidden, applied })
 }
 
 /// `gradᵀ · x`.
 fn weight_grad(x: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
-    let ([tokens, inputs], [_, outputs]) = (shape2(x), shape2(grad));
+    let ([_, inputs], [_, outputs]) = (shape2(x), shape2(grad));
     let mut output = uninit(outputs * inputs);
-    let grad = View::new(elements(grad), [tokens, outputs]);
-    matmul(&mut output, Write::Replace, 1.0, grad.t(), View::new(elements(x), [tokens, inputs]));
+    matmul(&mut output, Write::Replace, 1.0, view(grad).t(), view(x));
     tensor(output, [outputs, inputs])
 }
 
 /// `grad · W`.
-fn input_grad(weight: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
-    let ([outputs, inputs], [tokens, _]) = (shape2(weight), shape2(grad));
+fn input_grad(weight: &Matrix, grad: &FlexTensor) -> FlexTensor {
+    let ([_, inputs], [tokens, _]) = (weight.dims(), shape2(grad));
     let mut output = uninit(tokens * inputs);
-    let weight = View::new(elements(weight), [outputs, inputs]);
-    matmul(&mut output, Write::Replace, 1.0, View::new(elements(grad), [tokens, outputs]), weight);
+    weight.times(grad, &mut output, Write::Replace);
     tensor(output, [tokens, inputs])
+}
+
+fn view(tensor: &FlexTensor) -> View<'_> {
+    View::new(elements(tensor), shape2(tensor))
 }
 
 #[cfg(test)]
@@ -284,7 +393,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, random, track};
 
-    type Op = fn(Tensor<2>, Tensor<2>, Option<Factors>) -> Tensor<2>;
+    type Op = fn(Tensor<2>, &Weight, Option<Factors>) -> Tensor<2>;
 
     #[test]
     fn forward_and_every_gradient_equal_the_reference() {
@@ -297,7 +406,7 @@ mod tests {
             let run = |op: Op| {
                 let [x, weight, a, b] = [&x, &weight, &a, &b].map(track);
                 let factors = Factors { a: a.clone(), b: b.clone(), scale: 0.5, dropout };
-                let output = op(x.clone(), weight.clone(), Some(factors));
+                let output = op(x.clone(), &weight.clone().into(), Some(factors));
                 let grads = (output.clone() * upstream.clone()).sum().backward();
                 let mut results = vec![output.inner()];
                 results.extend([x, weight, a, b].map(|leaf| leaf.grad(&grads).unwrap()));
@@ -314,7 +423,7 @@ mod tests {
         let (x, weight, upstream) = (random([6, 10], 1), random([4, 10], 2), random([6, 4], 3));
         let run = |op: Op| {
             let (x, weight) = (track(&x), track(&weight));
-            let output = op(x.clone(), weight.clone(), None);
+            let output = op(x.clone(), &weight.clone().into(), None);
             let grads = (output.clone() * upstream.clone()).sum().backward();
             [output.inner(), x.grad(&grads).unwrap(), weight.grad(&grads).unwrap()]
         };
@@ -328,7 +437,7 @@ mod tests {
         let weight = random([4, 10], 2).detach();
         let a = track(&random([2, 10], 3));
         let factors = Factors { a: a.clone(), b: track(&random([4, 2], 4)), scale: 1.0, dropout: None };
-        let grads = linear(random([6, 10], 1), weight.clone(), Some(factors)).sum().backward();
+        let grads = linear(random([6, 10], 1), &weight.clone().into(), Some(factors)).sum().backward();
         assert!(a.grad(&grads).is_some());
         assert!(weight.grad(&grads).is_none());
     }

@@ -187,7 +187,7 @@ impl Decoder {
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear(hidden, self.output_weight(), None)
+        linear(hidden, &self.output_weight().into(), None)
     }
 }
 
@@ -208,6 +208,6 @@ impl Loader<'_> {
     }
 
     fn projection(&self, name: String, shape: [usize; 2]) -> Result<Projection, Problem> {
-        Ok(Projection { weight: self.matrix(&format!("{name}.weight"), shape)?, name, lora: None })
+        Ok(Projection { weight: self.matrix(&format!("{name}.weight"), shape)?.into(), name, lora: None })
     }
 }

@@ -1,7 +1,7 @@
 //! A linear layer of the decoder: the one place where adapters meet weights.
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Dropout, Factors, linear};
+use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
 use crate::Mode;
 
@@ -11,7 +11,7 @@ pub struct Projection {
     /// Such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// `[outputs, inputs]`.
-    pub weight: Tensor<2>,
+    pub weight: Weight,
     pub lora: Option<Lora>,
 }
 
@@ -43,7 +43,7 @@ impl Projection {
                 seed: seed.wrapping_add((lora.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
             }),
         });
-        linear(x, self.weight.clone(), adapter)
+        linear(x, &self.weight, adapter)
     }
 
     /// `[outputs, inputs]`.

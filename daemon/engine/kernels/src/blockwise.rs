@@ -1,0 +1,93 @@
+//! Numbers in 8 bits: codes of a fixed map, scaled by the largest magnitude of their block (Dettmers et al. 2021, arXiv
+//! 2110.02861), bit for bit as bitsandbytes defines it (`backends/default/ops.py: quantize_blockwise`).
+
+use std::sync::LazyLock;
+
+/// 256 ascending numbers in −1…1.
+pub type Map = [f32; 256];
+
+/// The dynamic map: a sign (where `signed`), a decimal exponent in unary, and what bits are left of linear fraction
+/// (Dettmers 2015, arXiv 1511.04561; `functional.py: create_dynamic_map`).
+pub fn dynamic_map(signed: bool) -> &'static Map {
+    static SIGNED: LazyLock<Map> = LazyLock::new(|| make_map(true));
+    static UNSIGNED: LazyLock<Map> = LazyLock::new(|| make_map(false));
+    if signed { &SIGNED } else { &UNSIGNED }
+}
+
+fn make_map(signed: bool) -> Map {
+    const EXPONENTS: i32 = 7;
+    let mut values = vec![0.0, 1.0];
+    for exponent in 0..EXPONENTS {
+        let intervals = 1usize << (exponent + i32::from(!signed));
+        let scale = 10f64.powi(exponent - (EXPONENTS - 1)) as f32;
+        let bounds = linspace(intervals + 1);
+        for pair in bounds.windows(2) {
+            let value = scale * ((pair[0] + pair[1]) / 2.0);
+            values.push(value);
+            if signed {
+                values.push(-value);
+            }
+        }
+    }
+    values.sort_by(f32::total_cmp);
+    values.try_into().expect("127 magnitudes of either sign, or 254 of one, and two more")
+}
+
+/// `count` evenly spaced numbers from 0.1 to 1, counted from the nearer end as `torch.linspace` does.
+fn linspace(count: usize) -> Vec<f32> {
+    let step = (1.0f32 - 0.1) / (count - 1) as f32;
+    let value = |index: usize| {
+        if index < count / 2 { 0.1 + step * index as f32 } else { 1.0 - step * (count - 1 - index) as f32 }
+    };
+    (0..count).map(value).collect()
+}
+
+/// A vector of numbers as codes of a map.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blockwise {
+    codes: Vec<u8>,
+    /// The largest magnitude of each block.
+    scales: Vec<f32>,
+    block: usize,
+    map: &'static Map,
+}
+
+impl Blockwise {
+    pub fn zeros(len: usize, map: &'static Map, block: usize) -> Self {
+        let zero = map.partition_point(|&value| value < 0.0) as u8;
+        Self { codes: vec![zero; len], scales: vec![0.0; len.div_ceil(block)], block, map }
+    }
+
+    pub fn quantize(values: &[f32], map: &'static Map, block: usize) -> Self {
+        let mut quantized = Self::zeros(values.len(), map, block);
+        let blocks = quantized.codes.chunks_mut(block).zip(&mut quantized.scales).zip(values.chunks(block));
+        blocks.for_each(|((codes, scale), values)| *scale = quantize_block(map, values, codes));
+        quantized
+    }
+
+    #[inline]
+    pub fn get(&self, index: usize) -> f32 {
+        self.map[usize::from(self.codes[index])] * self.scales[index / self.block]
+    }
+
+    /// Bytes in memory, without the map, which all share.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + self.scales.len() * 4
+    }
+}
+
+/// Writes the nearest codes and returns the scale; half-way is the lower code.
+pub fn quantize_block(map: &Map, values: &[f32], codes: &mut [u8]) -> f32 {
+    let scale = values.iter().fold(0.0f32, |largest, value| value.abs().max(largest));
+    let inverse = 1.0 / scale.max(1e-38);
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = nearest(map, (value * inverse).clamp(-1.0, 1.0));
+    }
+    scale
+}
+
+fn nearest(map: &Map, value: f32) -> u8 {
+    let above = map.partition_point(|&code| code < value).clamp(1, 255);
+    let middle = (map[above - 1] + map[above]) / 2.0;
+    (if value > middle { above } else { above - 1 }) as u8
+}

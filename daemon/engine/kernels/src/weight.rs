@@ -1,0 +1,53 @@
+//! A weight matrix as a layer holds it: a tensor, or a frozen matrix in fewer bits.
+
+use burn::tensor::{Tensor, TensorData};
+
+use crate::packed::Packed;
+
+/// `[outputs, inputs]`.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// May be trained.
+    Dense(Tensor<2>),
+    /// Never changes, has no gradient, and is decoded a tile at a time where it is used.
+    Packed(Packed),
+}
+
+impl Weight {
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Weight::Dense(weight) => weight.dims(),
+            Weight::Packed(packed) => packed.dims(),
+        }
+    }
+
+    /// The same numbers without gradient tracking, sharing their memory.
+    pub fn inner(self) -> Self {
+        match self {
+            Weight::Dense(weight) => Weight::Dense(weight.inner()),
+            packed => packed,
+        }
+    }
+
+    /// All numbers as a tensor on the device of `like`: what ops without a kernel of their own go through.
+    pub fn to_tensor(&self, like: &Tensor<2>) -> Tensor<2> {
+        match self {
+            Weight::Dense(weight) => weight.clone(),
+            Weight::Packed(packed) => {
+                Tensor::from_data(TensorData::new(packed.to_f32(), packed.dims()), &like.device())
+            }
+        }
+    }
+}
+
+impl From<Tensor<2>> for Weight {
+    fn from(weight: Tensor<2>) -> Self {
+        Weight::Dense(weight)
+    }
+}
+
+impl From<Packed> for Weight {
+    fn from(packed: Packed) -> Self {
+        Weight::Packed(packed)
+    }
+}
