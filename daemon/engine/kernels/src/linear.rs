@@ -150,11 +150,13 @@ impl LinearOp for Flex {
 impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node()];
-        let (x, weight) = (contiguous(x.into_primitive()), contiguous(weight.into_primitive()));
-        let weight = Matrix::Dense(weight);
-        let output = forward(&x, &weight);
+        let weight = Matrix::Dense(contiguous(weight.into_primitive()));
+        let output = forward(&contiguous(x.primitive().clone()), &weight);
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weight), output),
+            OpsKind::Tracked(mut prep) => {
+                let x = prep.checkpoint(&x);
+                prep.finish((x, weight), output)
+            }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -178,10 +180,13 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), a.node(), b.node(), weight.node()];
         let weight = Matrix::Dense(contiguous(weight.into_primitive()));
-        let [x, a, b] = [x, a, b].map(FloatTensor::<Self>::into_primitive);
-        let (output, saved) = adapted_forward(x, weight, a, b, applied);
+        let (a, b) = (a.into_primitive(), b.into_primitive());
+        let (output, saved) = adapted_forward(x.primitive().clone(), weight, a, b, applied);
         match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(saved, output),
+            OpsKind::Tracked(mut prep) => {
+                let x = prep.checkpoint(&x);
+                prep.finish((x, saved), output)
+            }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -194,10 +199,13 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         applied: Applied,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), a.node(), b.node()];
-        let [x, a, b] = [x, a, b].map(FloatTensor::<Self>::into_primitive);
-        let (output, saved) = adapted_forward(x, Matrix::Packed(weight), a, b, applied);
+        let (a, b) = (a.into_primitive(), b.into_primitive());
+        let (output, saved) = adapted_forward(x.primitive().clone(), Matrix::Packed(weight), a, b, applied);
         match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(saved, output),
+            OpsKind::Tracked(mut prep) => {
+                let x = prep.checkpoint(&x);
+                prep.finish((x, saved), output)
+            }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -239,11 +247,12 @@ impl Matrix {
 struct Linear;
 
 impl Backward<Flex, 2> for Linear {
-    type State = (FlexTensor, Matrix);
+    type State = (NodeId, Matrix);
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
         let (x, weight) = ops.state;
+        let x = contiguous(checkpointer.retrieve_node_output(x));
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = weight_node {
             grads.register::<Flex>(node.id, weight_grad(&x, &grad));
@@ -273,7 +282,6 @@ struct AdaptedLinear;
 
 #[derive(Debug, Clone)]
 struct Saved {
-    x: FlexTensor,
     weight: Matrix,
     a: FlexTensor,
     b: FlexTensor,
@@ -283,31 +291,41 @@ struct Saved {
 }
 
 impl Backward<Flex, 4> for AdaptedLinear {
-    type State = Saved;
+    type State = (NodeId, Saved);
 
-    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
-        let [x, a, b, weight] = ops.parents.map(|node| node.map(|node| node.id));
+        let (x, saved) = ops.state;
+        let x = contiguous(checkpointer.retrieve_node_output(x));
+        let [x_node, a, b, weight] = ops.parents.map(|node| node.map(|node| node.id));
         if let Some(node) = weight {
-            grads.register::<Flex>(node, weight_grad(&ops.state.x, &grad));
+            grads.register::<Flex>(node, weight_grad(&x, &grad));
         }
-        adapted_backward(&ops.state, &grad, [x, a, b], grads);
+        adapted_backward(&x, &saved, &grad, [x_node, a, b], grads);
     }
 }
 
 impl Backward<Flex, 3> for AdaptedLinear {
-    type State = Saved;
+    type State = (NodeId, Saved);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        let (x, saved) = ops.state;
+        let x = contiguous(checkpointer.retrieve_node_output(x));
         let nodes = ops.parents.map(|node| node.map(|node| node.id));
-        adapted_backward(&ops.state, &grad, nodes, grads);
+        adapted_backward(&x, &saved, &grad, nodes, grads);
     }
 }
 
 /// Registers the gradients of x, A and B, as far as they are wanted.
-fn adapted_backward(saved: &Saved, grad: &FlexTensor, nodes: [Option<NodeId>; 3], grads: &mut Gradients) {
-    let Saved { x, weight, a, b, hidden, applied: Applied { scale, dropout } } = saved;
+fn adapted_backward(
+    x: &FlexTensor,
+    saved: &Saved,
+    grad: &FlexTensor,
+    nodes: [Option<NodeId>; 3],
+    grads: &mut Gradients,
+) {
+    let Saved { weight, a, b, hidden, applied: Applied { scale, dropout } } = saved;
     let [x_node, a_node, b_node] = nodes;
     let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
     if let Some(node) = b_node {
@@ -365,7 +383,7 @@ fn adapted_forward(
     matmul(&mut hidden, Write::Replace, 1.0, input, view(&a).t());
     let hidden = tensor(hidden, [tokens, rank]);
     matmul(&mut output, Write::Accumulate, applied.scale, view(&hidden), view(&b).t());
-    (tensor(output, [tokens, outputs]), Saved { x, weight, a, b, hidden, applied })
+    (tensor(output, [tokens, outputs]), Saved { weight, a, b, hidden, applied })
 }
 
 /// `gradᵀ · x`.
@@ -391,7 +409,9 @@ fn view(tensor: &FlexTensor) -> View<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, random, track};
+    use crate::testing::{assert_close, random, track, values};
+    use crate::{rms_norm, swiglu};
+    use burn::tensor::Device;
 
     type Op = fn(Tensor<2>, &Weight, Option<Factors>) -> Tensor<2>;
 
@@ -440,6 +460,32 @@ mod tests {
         let grads = linear(random([6, 10], 1), &weight.clone().into(), Some(factors)).sum().backward();
         assert!(a.grad(&grads).is_some());
         assert!(weight.grad(&grads).is_none());
+    }
+
+    #[test]
+    fn activations_made_a_second_time_give_the_same_gradients_to_the_last_bit() {
+        let run = |device: Device| {
+            let leaf = |shape: [usize; 2], seed| {
+                let values = values(random::<2>(shape, seed));
+                Tensor::<2>::from_data(TensorData::new(values, shape), &device).require_grad()
+            };
+            let (x, a, b) = (leaf([9, 12], 1), leaf([2, 12], 2), leaf([12, 2], 3));
+            let weight = leaf([12, 12], 4).detach();
+            let scale = Tensor::<1>::ones([12], &device);
+            let mut state = x.clone();
+            for seed in 0..3 {
+                let normed = rms_norm(state.clone(), scale.clone(), 1e-5);
+                let dropout = Some(Dropout { probability: 0.2, seed });
+                let factors = Factors { a: a.clone(), b: b.clone(), scale: 0.5, dropout };
+                let gate = linear(normed.clone(), &weight.clone().into(), Some(factors.clone()));
+                let product = swiglu(gate, linear(normed, &weight.clone().into(), None));
+                state = state + linear(product, &weight.clone().into(), Some(factors));
+            }
+            let grads = state.powf_scalar(2.0).sum().backward();
+            [x, a, b].map(|leaf| values(leaf.grad(&grads).unwrap()))
+        };
+        let device = Device::flex().autodiff();
+        assert_eq!(run(device.clone().gradient_checkpointing()), run(device));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Root-mean-square normalisation: `x / √(mean(x²) + ε) · weight`, row by row (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
@@ -37,13 +41,33 @@ impl RmsNormOp for Flex {
 
 impl<C: CheckpointStrategy> RmsNormOp for Autodiff<Flex, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        let (x_node, weight_node) = (x.node(), weight.node());
-        let (x, weight) = (contiguous(x.into_primitive()), contiguous(weight.into_primitive()));
-        let (output, inverse_rms) = forward(&x, &weight, epsilon);
-        match RmsNorm.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(Saved { x, weight, inverse_rms }, output),
+        let nodes = [x.node(), weight.node()];
+        let again = Again { x: x.id(), weight: contiguous(weight.primitive().clone()), epsilon };
+        let tracked = [&x, &weight].into_iter().filter(|parent| parent.is_tracked());
+        let prep = RmsNorm.prepare::<C>(nodes).memory_bound().retro_forward(again.clone()).parents(tracked);
+        let (output, inverse_rms) = forward(&contiguous(x.primitive().clone()), &again.weight, epsilon);
+        match prep.stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let saved = Saved { x: prep.checkpoint(&x), weight: again.weight, inverse_rms };
+                prep.finish(saved, output)
+            }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
+    }
+}
+
+/// Makes the output a second time, so that nothing keeps it from the forward to the backward.
+#[derive(Debug, Clone)]
+struct Again {
+    x: NodeId,
+    weight: FlexTensor,
+    epsilon: f32,
+}
+
+impl RetroForward for Again {
+    fn forward(&self, states: &mut BackwardStates, output: NodeId) {
+        let x = contiguous(states.get_state::<FlexTensor>(&self.x));
+        states.save(output, forward(&x, &self.weight, self.epsilon).0);
     }
 }
 
@@ -52,7 +76,7 @@ struct RmsNorm;
 
 #[derive(Debug, Clone)]
 struct Saved {
-    x: FlexTensor,
+    x: NodeId,
     weight: FlexTensor,
     /// `1 / √(mean(x²) + ε)` of each row.
     inverse_rms: Vec<f32>,
@@ -61,14 +85,16 @@ struct Saved {
 impl Backward<Flex, 2> for RmsNorm {
     type State = Saved;
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
+        let x = contiguous(checkpointer.retrieve_node_output(ops.state.x));
+        let Saved { weight, inverse_rms, .. } = ops.state;
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, weight_grad(&ops.state, &grad));
+            grads.register::<Flex>(node.id, weight_grad(&x, &inverse_rms, &grad));
         }
         if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, input_grad(&ops.state, &grad));
+            grads.register::<Flex>(node.id, input_grad(&x, &weight, &inverse_rms, &grad));
         }
     }
 }
@@ -87,22 +113,22 @@ fn forward(x: &FlexTensor, weight: &FlexTensor, epsilon: f32) -> (FlexTensor, Ve
 }
 
 /// With `x̂ = x·r`: `dx = r · (g·w − x̂ · mean(g·w·x̂))`.
-fn input_grad(saved: &Saved, grad: &FlexTensor) -> FlexTensor {
+fn input_grad(x: &FlexTensor, weight: &FlexTensor, inverse_rms: &[f32], grad: &FlexTensor) -> FlexTensor {
     let [rows, cols] = shape2(grad);
-    let weight = elements(&saved.weight);
+    let weight = elements(weight);
     let mut output = uninit(rows * cols);
     output
         .par_chunks_mut(cols)
-        .zip(elements(&saved.x).par_chunks(cols).zip(elements(grad).par_chunks(cols)))
-        .zip(saved.inverse_rms.par_iter())
+        .zip(elements(x).par_chunks(cols).zip(elements(grad).par_chunks(cols)))
+        .zip(inverse_rms.par_iter())
         .for_each(|((output, (x, grad)), &inverse)| input_grad_row(x, weight, grad, inverse, output));
     tensor(output, [rows, cols])
 }
 
-fn weight_grad(saved: &Saved, grad: &FlexTensor) -> FlexTensor {
+fn weight_grad(x: &FlexTensor, inverse_rms: &[f32], grad: &FlexTensor) -> FlexTensor {
     let [_, cols] = shape2(grad);
     let mut output = vec![0.0; cols];
-    let rows = elements(&saved.x).chunks(cols).zip(elements(grad).chunks(cols)).zip(&saved.inverse_rms);
+    let rows = elements(x).chunks(cols).zip(elements(grad).chunks(cols)).zip(inverse_rms);
     for ((x, grad), &inverse) in rows {
         weight_grad_row(x, grad, inverse, &mut output);
     }

@@ -1,6 +1,10 @@
 //! SwiGLU: `silu(gate) · up`, element by element (Shazeer 2020, arXiv 2002.05202).
 
-use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::retro_forward::RetroForward;
+use burn::backend::autodiff::checkpoint::state::BackwardStates;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
@@ -36,11 +40,17 @@ impl SwiGluOp for Flex {
 
 impl<C: CheckpointStrategy> SwiGluOp for Autodiff<Flex, C> {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let (gate_node, up_node) = (gate.node(), up.node());
-        let (gate, up) = (contiguous(gate.into_primitive()), contiguous(up.into_primitive()));
-        let output = forward(&gate, &up);
-        match SwiGlu.prepare::<C>([gate_node, up_node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((gate, up), output),
+        let nodes = [gate.node(), up.node()];
+        let inputs = Inputs { gate: gate.id(), up: up.id() };
+        let tracked = [&gate, &up].into_iter().filter(|parent| parent.is_tracked());
+        let prep = SwiGlu.prepare::<C>(nodes).memory_bound().retro_forward(inputs).parents(tracked);
+        let output = Flex::swiglu(gate.primitive().clone(), up.primitive().clone());
+        match prep.stateful() {
+            OpsKind::Tracked(mut prep) => {
+                prep.checkpoint(&gate);
+                prep.checkpoint(&up);
+                prep.finish(inputs, output)
+            }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -49,12 +59,26 @@ impl<C: CheckpointStrategy> SwiGluOp for Autodiff<Flex, C> {
 #[derive(Debug)]
 struct SwiGlu;
 
-impl Backward<Flex, 2> for SwiGlu {
-    type State = (FlexTensor, FlexTensor);
+#[derive(Debug, Clone, Copy)]
+struct Inputs {
+    gate: NodeId,
+    up: NodeId,
+}
 
-    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+/// Makes the output a second time, so that nothing keeps it from the forward to the backward.
+impl RetroForward for Inputs {
+    fn forward(&self, states: &mut BackwardStates, output: NodeId) {
+        let (gate, up) = (states.get_state(&self.gate), states.get_state(&self.up));
+        states.save(output, Flex::swiglu(gate, up));
+    }
+}
+
+impl Backward<Flex, 2> for SwiGlu {
+    type State = Inputs;
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
-        let (gate, up) = ops.state;
+        let [gate, up] = [ops.state.gate, ops.state.up].map(|node| contiguous(checkpointer.retrieve_node_output(node)));
         let [gate_node, up_node] = ops.parents;
         let (gate_grad, up_grad) = backward(&gate, &up, &grad);
         if let Some(node) = gate_node {
