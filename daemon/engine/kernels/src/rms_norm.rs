@@ -43,8 +43,8 @@ impl<C: CheckpointStrategy> RmsNormOp for Autodiff<Flex, C> {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node()];
         let again = Again { x: x.id(), weight: contiguous(weight.primitive().clone()), epsilon };
-        let tracked = [&x, &weight].into_iter().filter(|parent| parent.is_tracked());
-        let prep = RmsNorm.prepare::<C>(nodes).memory_bound().retro_forward(again.clone()).parents(tracked);
+        let parents = [&x].into_iter().chain(Some(&weight).filter(|weight| weight.is_tracked()));
+        let prep = RmsNorm.prepare::<C>(nodes).memory_bound().retro_forward(again.clone()).parents(parents);
         let (output, inverse_rms) = forward(&contiguous(x.primitive().clone()), &again.weight, epsilon);
         match prep.stateful() {
             OpsKind::Tracked(mut prep) => {

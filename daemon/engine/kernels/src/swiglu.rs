@@ -42,8 +42,7 @@ impl<C: CheckpointStrategy> SwiGluOp for Autodiff<Flex, C> {
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         let nodes = [gate.node(), up.node()];
         let inputs = Inputs { gate: gate.id(), up: up.id() };
-        let tracked = [&gate, &up].into_iter().filter(|parent| parent.is_tracked());
-        let prep = SwiGlu.prepare::<C>(nodes).memory_bound().retro_forward(inputs).parents(tracked);
+        let prep = SwiGlu.prepare::<C>(nodes).memory_bound().retro_forward(inputs).parents([&gate, &up]);
         let output = Flex::swiglu(gate.primitive().clone(), up.primitive().clone());
         match prep.stateful() {
             OpsKind::Tracked(mut prep) => {
