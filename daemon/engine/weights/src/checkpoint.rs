@@ -1,5 +1,6 @@
 //! A model on disk, seen as a Hugging Face checkpoint: `config.json`'s keys and tensors by Hugging Face names.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,8 @@ use std::path::{Path, PathBuf};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use crate::gguf::{Gguf, architecture};
+use crate::gguf::architecture::{self, RowOrder};
+use crate::gguf::{Blocks, Gguf, blocks};
 use crate::mapped;
 use crate::safetensors::SafetensorsFile;
 
@@ -155,27 +157,39 @@ impl Checkpoint {
         }
         match &self.source {
             Source::Folder { files, names, .. } => files[names[name]].read_f32(name),
-            Source::Gguf { gguf, names } => {
-                let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
-                let order = architecture::find(gguf)?.row_order(name, &self.config);
-                let rows = expected.first().copied().unwrap_or(1);
-                if !order.fits(rows) {
-                    return Err(Problem::error(
-                        ProblemCode::ShapeMismatch,
-                        format!("the rows of tensor {name} are not whole attention heads"),
-                        format!("张量 {name} 的行数不是注意力头数的整数倍"),
-                    )
-                    .file(gguf.path().display())
-                    .found(format!("{rows} rows"))
-                    .expected(format!("a multiple of {}, twice the number of heads", order.divisor()))
-                    .fix("download the model again", "请重新下载模型"));
-                }
+            Source::Gguf { .. } => {
+                let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
                 let mut elements = vec![0.0; expected.iter().product()];
-                crate::gguf::dequantize(tensor.tensor_type, gguf.bytes(tensor), &mut elements);
-                order.restore(&mut elements, rows);
+                blocks.decode_rows(0..blocks.rows(), &mut elements);
                 Ok(elements)
             }
         }
+    }
+
+    /// A GGUF file's tensor, still encoded; None in a folder. `ShapeMismatch` where it is missing.
+    pub fn blocks(&self, name: &str) -> Result<Option<Blocks<'_>>, Problem> {
+        let Source::Gguf { gguf, names } = &self.source else { return Ok(None) };
+        let stored = names.get(name).ok_or_else(|| missing_tensor(gguf.path(), name))?;
+        let tensor = gguf.tensor(stored).expect("names come from the tensor table");
+        let order = architecture::find(gguf)?.row_order(name, &self.config);
+        if order == RowOrder::AsStored {
+            return Ok(Some(Blocks::new(tensor, Cow::Borrowed(gguf.bytes(tensor)))));
+        }
+        let rows = tensor.shape.iter().product::<usize>().checked_div(blocks::row_len(tensor)).unwrap_or(0);
+        if !order.fits(rows) {
+            return Err(Problem::error(
+                ProblemCode::ShapeMismatch,
+                format!("the rows of tensor {name} are not whole attention heads"),
+                format!("张量 {name} 的行数不是注意力头数的整数倍"),
+            )
+            .file(gguf.path().display())
+            .found(format!("{rows} rows"))
+            .expected(format!("a multiple of {}, twice the number of heads", order.divisor()))
+            .fix("download the model again", "请重新下载模型"));
+        }
+        let mut bytes = gguf.bytes(tensor).to_vec();
+        order.restore(&mut bytes, rows);
+        Ok(Some(Blocks::new(tensor, Cow::Owned(bytes))))
     }
 }
 
@@ -261,6 +275,21 @@ mod tests {
         for key in ["hidden_size", "num_key_value_heads", "rms_norm_eps", "vocab_size", "tie_word_embeddings"] {
             assert_eq!(gguf.config()[key], folder.config()[key], "{key}");
         }
+    }
+
+    #[test]
+    fn some_rows_are_the_same_as_in_the_whole() {
+        let checkpoint = Checkpoint::open(&fixture("tiny.gguf")).unwrap();
+        for name in checkpoint.names() {
+            let whole = checkpoint.read_f32(name, checkpoint.shape(name).unwrap()).unwrap();
+            let blocks = checkpoint.blocks(name).unwrap().unwrap();
+            assert_eq!(blocks.rows() * blocks.row_len(), whole.len(), "{name}");
+            let mut rows = vec![0.0; 3 * blocks.row_len()];
+            blocks.decode_rows(2..5, &mut rows);
+            assert_eq!(rows, whole[2 * blocks.row_len()..5 * blocks.row_len()], "{name}");
+        }
+        assert!(Checkpoint::open(&fixture("tiny")).unwrap().blocks("model.norm.weight").unwrap().is_none());
+        assert_eq!(checkpoint.blocks("nothing").unwrap_err().code, ProblemCode::ShapeMismatch);
     }
 
     #[test]

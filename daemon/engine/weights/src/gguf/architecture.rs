@@ -91,21 +91,21 @@ impl RowOrder {
         divisor > 0 && rows.is_multiple_of(divisor)
     }
 
-    /// Moves `rows` rows, for which it [`fits`](Self::fits), into Hugging Face's order.
-    pub(crate) fn restore(self, elements: &mut [f32], rows: usize) {
+    /// Moves `rows` rows, for which it [`fits`](Self::fits), into Hugging Face's order. Rows move whole, so that it does
+    /// not matter whether they are numbers or encoded.
+    pub(crate) fn restore<T: Copy>(self, matrix: &mut [T], rows: usize) {
         let Self::InterleavedHalves { heads } = self else { return };
-        if elements.is_empty() {
+        if matrix.is_empty() {
             return;
         }
-        let (head_len, cols) = (elements.len() / heads, elements.len() / rows);
+        let (head_len, cols) = (matrix.len() / heads, matrix.len() / rows);
         let half = rows / heads / 2;
-        let mut restored = vec![0.0; head_len];
-        for head in elements.chunks_mut(head_len) {
-            for (stored, row) in head.chunks(cols).enumerate() {
-                let destination = (stored % 2) * half + stored / 2;
-                restored[destination * cols..][..cols].copy_from_slice(row);
+        for head in matrix.chunks_mut(head_len) {
+            let stored = head.to_vec();
+            for (at, row) in stored.chunks(cols).enumerate() {
+                let destination = (at % 2) * half + at / 2;
+                head[destination * cols..][..cols].copy_from_slice(row);
             }
-            head.copy_from_slice(&restored);
         }
     }
 }

@@ -21,9 +21,15 @@ pub fn dequantize(tensor_type: TensorType, bytes: &[u8], output: &mut [f32]) {
         TensorType::Q8_0 => q8_0_block,
         TensorType::Q4_0 => q4_0_block,
         TensorType::Q4_1 => q4_1_block,
+        TensorType::Q5_0 => q5_0_block,
+        TensorType::Q5_1 => q5_1_block,
+        TensorType::Q2_K => q2_k_block,
+        TensorType::Q3_K => q3_k_block,
         TensorType::Q4_K => q4_k_block,
         TensorType::Q5_K => q5_k_block,
         TensorType::Q6_K => q6_k_block,
+        TensorType::IQ4_NL => iq4_nl_block,
+        TensorType::IQ4_XS => iq4_xs_block,
     };
     // About 16 thousand numbers a task.
     let blocks = (16 * 1024 / block_len).max(1);
@@ -78,6 +84,63 @@ fn q4_1_block(block: &[u8], output: &mut [f32]) {
     }
 }
 
+/// The fifth bit of number `i` out of 32, in its place.
+fn fifth_bit(bits: &[u8], i: usize) -> u8 {
+    (bits[i / 8] >> (i % 8) & 1) << 4
+}
+
+/// As Q4_0 with a fifth bit for each number, around 16.
+fn q5_0_block(block: &[u8], output: &mut [f32]) {
+    let scale = half_at(block, 0);
+    let (high, nibbles) = (&block[2..6], &block[6..]);
+    for (i, &q) in nibbles.iter().enumerate() {
+        output[i] = f32::from((q & 15 | fifth_bit(high, i)) as i8 - 16) * scale;
+        output[i + 16] = f32::from((q >> 4 | fifth_bit(high, i + 16)) as i8 - 16) * scale;
+    }
+}
+
+/// As Q4_1 with a fifth bit for each number.
+fn q5_1_block(block: &[u8], output: &mut [f32]) {
+    let (scale, min) = (half_at(block, 0), half_at(block, 2));
+    let (high, nibbles) = (&block[4..8], &block[8..]);
+    for (i, &q) in nibbles.iter().enumerate() {
+        output[i] = f32::from(q & 15 | fifth_bit(high, i)) * scale + min;
+        output[i + 16] = f32::from(q >> 4 | fifth_bit(high, i + 16)) * scale + min;
+    }
+}
+
+/// Number `i` of 256 that have two bits each: 128 share 32 bytes, in four runs of 32.
+fn two_bits(bytes: &[u8], i: usize) -> u8 {
+    let (part, run, at) = (i / 128, i % 128 / 32, i % 32);
+    bytes[part * 32 + at] >> (run * 2) & 3
+}
+
+/// Sixteen sub-blocks of 16 numbers of 2 bits, each with a scale and a minimum of 4 bits.
+fn q2_k_block(block: &[u8], output: &mut [f32]) {
+    let (scales, numbers) = (&block[..16], &block[16..80]);
+    let (scale, min) = (half_at(block, 80), half_at(block, 82));
+    for (i, output) in output.iter_mut().enumerate() {
+        let packed = scales[i / 16];
+        *output = scale * f32::from(packed & 15) * f32::from(two_bits(numbers, i)) - min * f32::from(packed >> 4);
+    }
+}
+
+/// Sixteen sub-blocks of 16 numbers of 3 bits around 4, each with a scale of 6 bits around 32.
+fn q3_k_block(block: &[u8], output: &mut [f32]) {
+    let (high, numbers, packed) = (&block[..32], &block[32..96], &block[96..108]);
+    let scale = half_at(block, 108);
+    for (j, output) in output.chunks_mut(16).enumerate() {
+        let low_scale = packed[j % 8] >> (j / 8 * 4) & 15;
+        let high_scale = packed[8 + j % 4] >> (j / 4 * 2) & 3;
+        let sub_scale = scale * f32::from((low_scale | high_scale << 4) as i8 - 32);
+        for (at, output) in output.iter_mut().enumerate() {
+            let i = j * 16 + at;
+            let third = high[i % 32] >> (i / 32) & 1;
+            *output = sub_scale * f32::from((two_bits(numbers, i) | third << 2) as i8 - 4);
+        }
+    }
+}
+
 /// The 6-bit scale and minimum of sub-block `j` out of 12 packed bytes.
 fn k_scale_min(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = if j < 4 {
@@ -126,6 +189,34 @@ fn q6_k_block(block: &[u8], output: &mut [f32]) {
         let high = high[part * 32 + at] >> (run * 2) & 3;
         let q = (low | high << 4) as i8 - 32;
         *output = scale * f32::from(scales[i / 16] as i8) * f32::from(q);
+    }
+}
+
+/// What the sixteen nibbles of IQ4_NL and IQ4_XS stand for (`kvalues_iq4nl`).
+const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// 32 nibbles that stand for unevenly spaced values: the low ones are the first half.
+fn iq4_values(scale: f32, nibbles: &[u8], output: &mut [f32]) {
+    for (i, &q) in nibbles.iter().enumerate() {
+        output[i] = scale * f32::from(IQ4_VALUES[usize::from(q & 15)]);
+        output[i + 16] = scale * f32::from(IQ4_VALUES[usize::from(q >> 4)]);
+    }
+}
+
+/// A scale, then 32 nibbles of unevenly spaced values.
+fn iq4_nl_block(block: &[u8], output: &mut [f32]) {
+    iq4_values(half_at(block, 0), &block[2..], output);
+}
+
+/// Eight sub-blocks as in IQ4_NL, each with a scale of 6 bits around 32.
+fn iq4_xs_block(block: &[u8], output: &mut [f32]) {
+    let scale = half_at(block, 0);
+    let high_scales = u16::from_le_bytes([block[2], block[3]]);
+    let (low_scales, nibbles) = (&block[4..8], &block[8..]);
+    for (j, (output, nibbles)) in output.chunks_mut(32).zip(nibbles.chunks(16)).enumerate() {
+        let low = low_scales[j / 2] >> (j % 2 * 4) & 15;
+        let high = (high_scales >> (j * 2) & 3) as u8;
+        iq4_values(scale * f32::from((low | high << 4) as i8 - 32), nibbles, output);
     }
 }
 

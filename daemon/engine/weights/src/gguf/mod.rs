@@ -3,6 +3,7 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 pub(crate) mod architecture;
+pub(crate) mod blocks;
 mod dequantize;
 mod header;
 mod llama;
@@ -19,6 +20,7 @@ use std::{
 use justtrain_worker_api::Problem;
 use memmap2::Mmap;
 
+pub use blocks::Blocks;
 pub use dequantize::dequantize;
 pub use metadata::{Array, Metadata, Value};
 pub use tensor_type::TensorType;

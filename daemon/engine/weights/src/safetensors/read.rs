@@ -68,24 +68,51 @@ impl SafetensorsFile {
         self.tensors.get(name).map(|info| &self.bytes[info.range.clone()])
     }
 
-    /// Decodes F32, F16 or BF16; `UnknownTensorType` for others, `ShapeMismatch` where there is no such tensor.
+    /// Decodes any type of floats, F64 rounded; `UnknownTensorType` for others, `ShapeMismatch` where there is no such
+    /// tensor.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, Problem> {
         let info = self.tensors.get(name).ok_or_else(|| crate::missing_tensor(&self.path, name))?;
         let bytes = &self.bytes[info.range.clone()];
         match info.dtype {
+            Dtype::F64 => Ok(decode(bytes, |b| f64::from_le_bytes(b) as f32)),
             Dtype::F32 => Ok(decode(bytes, f32::from_le_bytes)),
             Dtype::F16 => Ok(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
             Dtype::BF16 => Ok(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+            Dtype::F8_E4M3 if !self.is_scaled(name) => Ok(decode(bytes, |[b]| e4m3(b))),
+            Dtype::F8_E5M2 if !self.is_scaled(name) => Ok(decode(bytes, |[b]| e5m2(b))),
             other => Err(Problem::error(
                 ProblemCode::UnknownTensorType,
                 format!("tensor {name} is stored in a type that cannot be read"),
                 format!("张量 {name} 的存储类型无法读取"),
             )
             .file(self.path.display())
-            .found(format!("{other:?}"))
-            .expected("F32, F16 or BF16")),
+            .found(if self.is_scaled(name) { format!("{other:?} with scales apart") } else { format!("{other:?}") })
+            .expected("F64, F32, F16, BF16, F8_E4M3 or F8_E5M2")
+            .fix("download the model's 16-bit or GGUF version", "请下载该模型的 16 位或 GGUF 版本")),
         }
     }
+
+    /// Quantised checkpoints keep what an 8-bit weight is multiplied by in a tensor beside it (`weight_scale` in
+    /// compressed-tensors, `weight_scale_inv` in DeepSeek's). Without it the numbers mean something else.
+    fn is_scaled(&self, name: &str) -> bool {
+        ["_scale", "_scale_inv"].iter().any(|suffix| self.tensors.contains_key(&format!("{name}{suffix}")))
+    }
+}
+
+/// OCP's 8-bit float with 4 exponent bits (bias 7) and 3 of mantissa; no infinity, and NaN where all are set.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+/// OCP's other 8-bit float: the upper half of a half.
+fn e5m2(byte: u8) -> f32 {
+    f16::from_bits(u16::from(byte) << 8).to_f32()
 }
 
 fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
@@ -152,6 +179,23 @@ mod tests {
         let file = [&(header.len() as u64).to_le_bytes(), header.as_slice(), &[0; 8]].concat();
         let problem = read_all(&file).unwrap_err();
         assert_eq!((problem.code, problem.found.as_deref()), (ProblemCode::UnknownTensorType, Some("I64")));
+    }
+
+    /// Every 8-bit float and some 64-bit ones, beside what PyTorch makes of them (`scripts/golden/float_types.py`).
+    #[test]
+    fn every_type_of_floats_is_read_as_pytorch_does() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/float_types.safetensors");
+        let file = SafetensorsFile::open(&path).unwrap();
+        for name in ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"] {
+            let (got, want) = (file.read_f32(name).unwrap(), file.read_f32(&format!("{name}.values")).unwrap());
+            assert!(want.len() >= 8);
+            for (got, want) in got.iter().zip(&want) {
+                assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{name}: {got} {want}");
+            }
+        }
+        let problem = file.read_f32("scaled.weight").unwrap_err();
+        assert_eq!(problem.code, ProblemCode::UnknownTensorType);
+        assert!(problem.found.unwrap().contains("scales"));
     }
 
     proptest! {
