@@ -1,111 +1,122 @@
-//! A tokenizer out of a GGUF file's own vocabulary and merges.
+//! A tokenizer out of a GGUF file's own vocabulary (`tokenizer.ggml.*`).
 
-use justtrain_weights::gguf::Metadata;
+use justtrain_weights::gguf::{Array, Metadata};
 use justtrain_worker_api::Problem;
-use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::unicode::NFC;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::AddedToken;
+use tokenizers::processors::template::TemplateProcessing;
 
+use super::byte_level::{self, parse_merges};
+use super::sentencepiece::{Algorithm, DummyPrefix, Kind, Piece, SentencePiece};
+use super::splitting::Splitting;
 use super::{SpecialTokens, Tokenizer, broken};
 
-/// `tokenizer.ggml.token_type` (`enum llama_token_type` in `llama.h`).
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// How Llama 3 splits text before merging.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// How Qwen 2 does: every digit alone.
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 pub(super) fn open(metadata: &Metadata) -> Result<Tokenizer, Problem> {
-    let model = metadata.require_str("tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        return Err(broken(format!("tokenizer.ggml.model {model}")).expected("gpt2 (byte-level BPE)"));
-    }
-    let tokens = metadata.require_strings("tokenizer.ggml.tokens")?;
-    let merges = metadata
-        .require_strings("tokenizer.ggml.merges")?
-        .iter()
-        .map(|merge| {
-            let (left, right) = merge.split_once(' ').ok_or_else(|| broken(format!("the merge \"{merge}\"")))?;
-            Ok((left.to_owned(), right.to_owned()))
-        })
-        .collect::<Result<Vec<_>, Problem>>()?;
-    let vocab: tokenizers::models::bpe::Vocab = tokens.iter().cloned().zip(0u32..).collect();
-    let pre = metadata.get_str("tokenizer.ggml.pre").unwrap_or("default");
-    let bpe =
-        BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe").build().map_err(broken)?;
-    let mut inner = tokenizers::Tokenizer::new(bpe);
-    inner.with_pre_tokenizer(Some(pre_tokenizer(pre)?));
-    inner.with_decoder(Some(ByteLevel::new(false, false, false)));
-    if pre == "qwen2" {
-        inner.with_normalizer(Some(NFC)).map_err(broken)?;
-    }
-    let types = metadata.get_i64s("tokenizer.ggml.token_type").unwrap_or_default();
-    let of_kind = |kind| tokens.iter().zip(&types).filter(move |&(_, &of)| of == kind).map(|(token, _)| token.clone());
-    inner.add_special_tokens(of_kind(CONTROL).map(|token| AddedToken::from(token, true))).map_err(broken)?;
-    inner
-        .add_tokens(of_kind(USER_DEFINED).map(|token| AddedToken::from(token, false).normalized(false)))
-        .map_err(broken)?;
-    let special = |key: &str| {
-        let id = metadata.get_u32(&format!("tokenizer.ggml.{key}_token_id"))?;
-        tokens.get(id as usize).cloned()
+    let (mut inner, adds_bos) = match metadata.require_str("tokenizer.ggml.model")? {
+        "gpt2" => {
+            let splitting = Splitting::named(metadata.get_str("tokenizer.ggml.pre").unwrap_or("default"))?;
+            (byte_level(metadata, splitting)?, splitting.adds_bos)
+        }
+        "llama" => (sentencepiece(metadata, Algorithm::Bpe)?, true),
+        "t5" => (sentencepiece(metadata, Algorithm::Unigram)?, false),
+        other => {
+            let known = "gpt2 (byte-level BPE), llama (SentencePiece) or t5 (unigram)";
+            return Err(broken(format!("tokenizer.ggml.model {other}")).expected(known));
+        }
     };
+    let tokens = metadata.require_strings("tokenizer.ggml.tokens")?;
+    let id = |name: &str| metadata.get_u32(&format!("tokenizer.ggml.{name}_token_id"));
+    let special = |name: &str| tokens.get(id(name)? as usize).cloned();
     let special = SpecialTokens {
         bos: special("bos"),
         eos: special("eos"),
         pad: special("padding"),
         unknown: special("unknown"),
     };
-    let end_ids = ["eos", "eot"].iter().filter_map(|name| metadata.get_u32(&format!("tokenizer.ggml.{name}_token_id")));
-    Ok(Tokenizer::new(inner, special, end_ids.collect()))
+    surround(&mut inner, metadata, &special, adds_bos)?;
+    Ok(Tokenizer::new(inner, special, ["eos", "eot", "eom"].into_iter().filter_map(id).collect()))
 }
 
-/// `tokenizer.ggml.pre`, as `llama-vocab.cpp` names them.
-fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, Problem> {
-    let split = |pattern: &str| {
-        let split = Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false);
-        Ok::<_, Problem>(Sequence::new(vec![split.map_err(broken)?.into(), ByteLevel::new(false, false, false).into()]))
-    };
-    Ok(match name {
-        "smollm" => Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, false, true).into()]).into(),
-        "gpt-2" | "default" => ByteLevel::new(false, false, true).into(),
-        "llama-bpe" => split(LLAMA3)?.into(),
-        "qwen2" => split(QWEN2)?.into(),
-        other => {
-            let known = "smollm, gpt-2, llama-bpe, qwen2 or default";
-            return Err(broken(format!("tokenizer.ggml.pre {other}")).expected(known));
+/// Tokens with their kinds; a file without kinds has normal tokens only.
+fn tokens(metadata: &Metadata) -> Result<impl Iterator<Item = (&String, Kind)>, Problem> {
+    let tokens = metadata.require_strings("tokenizer.ggml.tokens")?;
+    let kinds = metadata.get_i64s("tokenizer.ggml.token_type").unwrap_or_default();
+    let kinds = kinds.into_iter().map(Kind::from_number).chain(std::iter::repeat(Kind::Normal));
+    Ok(tokens.iter().zip(kinds))
+}
+
+fn byte_level(metadata: &Metadata, splitting: Splitting) -> Result<tokenizers::Tokenizer, Problem> {
+    let vocab = metadata.require_strings("tokenizer.ggml.tokens")?.iter().cloned().zip(0u32..).collect();
+    let merges = metadata.require_strings("tokenizer.ggml.merges")?.iter().map(String::as_str);
+    let mut inner = byte_level::build(vocab, parse_merges(merges)?, splitting)?;
+    for (token, kind) in tokens(metadata)? {
+        if matches!(kind, Kind::Control | Kind::UserDefined) {
+            let token = AddedToken::from(token.clone(), kind == Kind::Control).normalized(false);
+            inner.add_tokens([token]).map_err(broken)?;
         }
-    })
+    }
+    Ok(inner)
 }
 
-#[cfg(test)]
-mod tests {
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+fn sentencepiece(metadata: &Metadata, algorithm: Algorithm) -> Result<tokenizers::Tokenizer, Problem> {
+    let scores = metadata.get_f32s("tokenizer.ggml.scores").unwrap_or_default();
+    let scores = scores.into_iter().chain(std::iter::repeat(0.0));
+    let pieces = tokens(metadata)?.zip(scores).map(|((text, kind), score)| Piece {
+        text: text.clone(),
+        score,
+        kind,
+        rstrip: swallows_spaces(metadata, text, kind),
+    });
+    let flag = |name: &str| metadata.get_bool(&format!("tokenizer.ggml.{name}"));
+    let charsmap = match metadata.get("tokenizer.ggml.precompiled_charsmap").and_then(|value| value.as_array()) {
+        Some(Array::U8(bytes)) => bytes.clone(),
+        Some(Array::I8(bytes)) => bytes.iter().map(|&byte| byte as u8).collect(),
+        _ => Vec::new(),
+    };
+    let sentencepiece = SentencePiece {
+        algorithm,
+        pieces: pieces.collect(),
+        charsmap,
+        dummy_prefix: if flag("add_space_prefix").unwrap_or(true) { DummyPrefix::Always } else { DummyPrefix::Never },
+        remove_extra_whitespaces: flag("remove_extra_whitespaces").unwrap_or(false),
+    };
+    sentencepiece.build()
+}
 
-    use super::*;
+/// Phi-3's marks take the white space after them along, which a GGUF file has no key for: llama.cpp, too, knows it by
+/// the model (`LLAMA_TOKEN_ATTR_RSTRIP` in `llama-vocab.cpp`).
+fn swallows_spaces(metadata: &Metadata, text: &str, kind: Kind) -> bool {
+    metadata.get_str("general.architecture") == Some("phi3")
+        && (text == "</s>" || (kind == Kind::Control && !["<s>", "<|endoftext|>"].contains(&text)))
+}
 
-    fn split(name: &str, text: &str) -> Vec<String> {
-        let mut pieces = PreTokenizedString::from(text);
-        pre_tokenizer(name).unwrap().pre_tokenize(&mut pieces).unwrap();
-        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        pieces.into_iter().map(|(_, (start, end), _)| text[start..end].to_owned()).collect()
+/// What a text without a chat template starts and ends with; for those who load the exported tokenizer elsewhere.
+fn surround(
+    inner: &mut tokenizers::Tokenizer,
+    metadata: &Metadata,
+    special: &SpecialTokens,
+    adds_bos: bool,
+) -> Result<(), Problem> {
+    let adds =
+        |name: &str, default: bool| metadata.get_bool(&format!("tokenizer.ggml.add_{name}_token")).unwrap_or(default);
+    let bos = special.bos.as_ref().filter(|_| adds("bos", adds_bos));
+    let eos = special.eos.as_ref().filter(|_| adds("eos", false));
+    let tokens = |token: Option<&String>| token.and_then(|token| Some((token.clone(), inner.token_to_id(token)?)));
+    let (bos, eos) = (tokens(bos), tokens(eos));
+    if bos.is_none() && eos.is_none() {
+        return Ok(());
     }
-
-    /// What sets the models' ways of splitting apart: digits, capitals after an apostrophe, line breaks.
-    #[test]
-    fn each_model_splits_text_in_its_own_way() {
-        let text = "It'S 1234!\n\nok";
-        assert_eq!(split("gpt-2", text), ["It", "'", "S", " 1234", "!", "\n", "\n", "ok"]);
-        assert_eq!(split("smollm", text), ["It", "'", "S", " ", "1", "2", "3", "4", "!", "\n", "\n", "ok"]);
-        assert_eq!(split("llama-bpe", text), ["It", "'S", " ", "123", "4", "!\n\n", "ok"]);
-        assert_eq!(split("qwen2", text), ["It", "'S", " ", "1", "2", "3", "4", "!\n\n", "ok"]);
-        let problem = pre_tokenizer("tekken").unwrap_err();
-        assert!(problem.found.unwrap().contains("tekken") && problem.expected.unwrap().contains("smollm"));
-    }
+    let text = |text: &str| -> Vec<String> {
+        let bos = bos.iter().map(|(token, _)| token.clone());
+        bos.chain([text.to_owned()]).chain(eos.iter().map(|(token, _)| token.clone())).collect()
+    };
+    let (single, pair) = (text("$A:0"), [text("$A:0"), text("$B:1")].concat());
+    let processing = TemplateProcessing::builder()
+        .try_single(single)
+        .and_then(|builder| builder.try_pair(pair))
+        .map_err(broken)?
+        .special_tokens(bos.iter().chain(&eos).cloned().collect::<Vec<_>>())
+        .build()
+        .map_err(broken)?;
+    inner.with_post_processor(Some(processing));
+    Ok(())
 }

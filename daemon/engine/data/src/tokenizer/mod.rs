@@ -1,11 +1,19 @@
-//! Text to token ids and back: a GGUF's own vocabulary, or a Hugging Face folder's `tokenizer.json`.
+//! Text to token ids and back, whatever files a model brings: a GGUF's own vocabulary, a folder's `tokenizer.json`,
+//! SentencePiece's `tokenizer.model`, or GPT-2's `vocab.json` and `merges.txt`. All become one `tokenizers` pipeline.
 
+mod byte_level;
 mod folder;
 mod gguf;
 mod save;
+mod sentencepiece;
+mod sentencepiece_model;
+mod splitting;
 mod stream;
 
+use std::path::Path;
+
 use justtrain_weights::Checkpoint;
+use justtrain_weights::gguf::Gguf;
 use justtrain_worker_api::{Problem, ProblemCode};
 
 pub use stream::TextStream;
@@ -36,14 +44,23 @@ pub struct Encoding {
 
 impl Tokenizer {
     pub fn open(checkpoint: &Checkpoint) -> Result<Self, Problem> {
-        let result = match (checkpoint.gguf(), checkpoint.folder()) {
-            (Some(gguf), _) => gguf::open(gguf.metadata()),
-            (None, Some(folder)) => folder::open(folder),
-            (None, None) => Err(broken("the model brings no tokenizer")),
-        };
-        result.map_err(|problem| match problem.file {
+        match (checkpoint.gguf(), checkpoint.folder()) {
+            (Some(gguf), _) => Self::open_gguf(gguf),
+            (None, Some(folder)) => Self::open_folder(folder),
+            (None, None) => Err(broken("the model brings no tokenizer").file(checkpoint.path().display())),
+        }
+    }
+
+    /// The vocabulary in a GGUF file, whatever the model in it.
+    pub fn open_gguf(gguf: &Gguf) -> Result<Self, Problem> {
+        gguf::open(gguf.metadata()).map_err(|problem| problem.file(gguf.path().display()))
+    }
+
+    /// The tokenizer's files in a folder, with or without weights beside them.
+    pub fn open_folder(folder: &Path) -> Result<Self, Problem> {
+        folder::open(folder).map_err(|problem| match problem.file {
             Some(_) => problem,
-            None => problem.file(checkpoint.path().display()),
+            None => problem.file(folder.display()),
         })
     }
 
@@ -80,6 +97,14 @@ impl Tokenizer {
 
     pub fn bos_token(&self) -> Option<&str> {
         self.special.bos.as_deref()
+    }
+
+    pub fn pad_token(&self) -> Option<&str> {
+        self.special.pad.as_deref()
+    }
+
+    pub fn unknown_token(&self) -> Option<&str> {
+        self.special.unknown.as_deref()
     }
 
     pub fn eos_token(&self) -> Option<&str> {

@@ -1,0 +1,62 @@
+//! A small tokenizer of each kind against transformers, out of each form that models keep it in
+//! (`scripts/golden/tokenizer_kinds.py`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use justtrain_data::Tokenizer;
+use justtrain_weights::gguf::Gguf;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+#[derive(Deserialize)]
+struct Goldens {
+    /// Of all lines together.
+    tokens: usize,
+    /// For each line, a hash of its ids and of the text that they decode to.
+    lines: Vec<u32>,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenizers")
+}
+
+fn json<T: DeserializeOwned>(path: &Path) -> T {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// FNV-1a.
+fn hash(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+fn assert_same(name: &str, tokenizer: &Tokenizer, lines: &[String], goldens: &Goldens) {
+    let mut tokens = 0;
+    for (line, &golden) in lines.iter().zip(&goldens.lines) {
+        let ids = tokenizer.encode(line).unwrap().ids;
+        let text = tokenizer.decode(&ids).unwrap();
+        tokens += ids.len();
+        let bytes = ids.iter().flat_map(|id| id.to_le_bytes()).chain(text.bytes());
+        assert_eq!(hash(bytes), golden, "{name}: {line:?} became {ids:?} and then {text:?}");
+    }
+    assert_eq!(tokens, goldens.tokens, "{name}");
+}
+
+#[test]
+fn each_kind_tokenises_as_transformers_does_from_each_of_its_files() {
+    let lines: Vec<String> = json(&fixtures().join("lines.json"));
+    let kinds: Vec<PathBuf> =
+        fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    assert_eq!((lines.len(), kinds.len()), (2000, 13));
+    for kind in kinds {
+        let name = kind.file_name().unwrap().to_str().unwrap();
+        let goldens: Goldens = json(&kind.join("goldens.json"));
+        assert_eq!(goldens.lines.len(), lines.len());
+        let folder = Tokenizer::open_folder(&kind).unwrap();
+        assert_same(&format!("{name}, folder"), &folder, &lines, &goldens);
+        let gguf = Tokenizer::open_gguf(&Gguf::open(&kind.join("vocab.gguf")).unwrap()).unwrap();
+        assert_same(&format!("{name}, GGUF"), &gguf, &lines, &goldens);
+        assert_eq!(gguf.vocab_size(), folder.vocab_size(), "{name}");
+        assert_eq!((gguf.bos_token(), gguf.eos_token()), (Some("<s>"), Some("</s>")), "{name}");
+    }
+}
