@@ -6,6 +6,8 @@ use crate::packed::Packed;
 
 /// `[outputs, inputs]`.
 #[derive(Debug, Clone)]
+// There are a few hundred of these, each beside megabytes of numbers.
+#[allow(clippy::large_enum_variant)]
 pub enum Weight {
     /// May be trained.
     Dense(Tensor<2>),
