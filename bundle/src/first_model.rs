@@ -41,7 +41,7 @@ async fn pull(hub: &Hub, model: String, source: Option<SourceKind>, say: &Say) -
     };
     // Nobody cancels: a person who has enough ends the installer, and partial downloads are kept.
     let (_keep, cancel) = watch::channel(false);
-    let pulled = hub.pull(PullRequest { model, source }, progress, cancel).await;
+    let pulled = hub.pull(PullRequest { model, source, ..PullRequest::default() }, progress, cancel).await;
     bar.finish_and_clear();
     let PulledModel { model, attempts } = pulled?;
     for attempt in &attempts {

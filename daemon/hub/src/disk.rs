@@ -9,11 +9,16 @@ use justtrain_worker_api::{Problem, ProblemCode};
 /// Kept free for the database and the logs of running jobs.
 const RESERVE: u64 = 64 << 20;
 
+/// Of the disk that `folder` is on, or will be.
+pub(crate) fn free_space(folder: &Path) -> Option<u64> {
+    let stat = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok())?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// # Errors
 /// `DISK_FULL` when `folder`'s disk has less than `bytes` and a small reserve left.
 pub(crate) fn ensure_room(folder: &Path, bytes: u64) -> Result<(), Problem> {
-    let Ok(stat) = rustix::fs::statvfs(folder) else { return Ok(()) };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let Some(free) = free_space(folder) else { return Ok(()) };
     if free >= bytes.saturating_add(RESERVE) {
         return Ok(());
     }

@@ -1,164 +1,271 @@
-//! One file over HTTP: resumed where it stopped, verified, and durable before it gets its name.
+//! One file over HTTP: in parts, resumed where each stopped, verified, and durable before it gets its name.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod partial;
+mod transfer;
 
-use justtrain_worker_api::{Problem, ProblemCode};
-use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE};
-use reqwest::{Response, StatusCode, Url};
-use sha2::{Digest, Sha256};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use crate::disk::{ensure_room, io_problem, rename_durably};
-use crate::hash::hex;
-use crate::http::{Http, HttpError, reason};
+use justtrain_worker_api::{Problem, ProblemCode, Text};
+use reqwest::Url;
+use tokio::task::JoinSet;
+
+use self::partial::Partial;
+use self::transfer::{Broken, Request, probe};
+use crate::disk::{ensure_room, io_problem};
+use crate::hash::{Digest, Hashed};
+use crate::http::{Http, HttpError, Token};
 use crate::progress::{Cancel, Meter};
+use crate::store::StoredFile;
 
-/// The file is flushed to the disk, and progress told, after this much or this long.
-const FLUSH_BYTES: u64 = 8 << 20;
+/// Requests for one file at the same time.
+const CONNECTIONS: usize = 4;
+/// The bytes are flushed to the disk, and progress told, this often.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// A pause longer than this is explained to the person who waits.
+const NOTICEABLE: Duration = Duration::from_secs(3);
 
 /// What to fetch and how to know that it is right.
 #[derive(Debug)]
 pub(crate) struct Download<'a> {
     pub(crate) url: &'a Url,
-    pub(crate) token: Option<&'a str>,
-    /// Name of the partial file: the SHA-256 where it is known, so that every source goes on with the same bytes.
+    pub(crate) token: Option<&'a Token>,
+    /// Path inside the model's folder.
+    pub(crate) path: &'a str,
+    /// Name of the partial file: the digest where it is known, so that every source goes on with the same bytes.
     pub(crate) key: &'a str,
     pub(crate) size: Option<u64>,
-    /// Lower-case hex.
-    pub(crate) sha256: Option<&'a str>,
+    pub(crate) digest: Option<&'a Digest>,
     /// What a file of this name must start with.
     pub(crate) magic: &'static [u8],
 }
 
-/// Fetches into `blobs/SHA256` and returns size and SHA-256. A partial file survives every error but a wrong hash.
+/// Fetches into `blobs`, under the digest that was promised, else under the SHA-256. A partial file survives every
+/// error but bytes that are wrong.
 pub(crate) async fn download(
     http: &Http,
     blobs: &Path,
     what: &Download<'_>,
     meter: &mut Meter<'_>,
     cancel: &Cancel,
-) -> Result<(u64, String), Problem> {
-    if let (Some(sha256), Some(size)) = (what.sha256, what.size)
-        && fs::metadata(blobs.join(sha256)).is_ok_and(|blob| blob.len() == size)
-    {
-        meter.file_ended(size);
-        return Ok((size, sha256.to_owned()));
+) -> Result<StoredFile, Problem> {
+    if let Some(file) = already_there(blobs, what) {
+        meter.file_ended(file.size);
+        return Ok(file);
     }
-    let mut partial = Partial::open(blobs, what.key)?;
-    ensure_room(blobs, what.size.unwrap_or(0).saturating_sub(partial.len))?;
-    meter.file_has(partial.len);
-    let mut failed = 0;
-    while what.size.is_none_or(|size| partial.len < size) {
-        let before = partial.len;
-        let error = match cancel.guard(attempt(http, what, &mut partial, meter)).await? {
-            Ok(()) => break,
-            Err(Broken::Disk(error)) => return Err(io_problem(&partial.path, &error)),
-            Err(Broken::Wrong(problem)) => return Err(*problem),
-            Err(Broken::Http(error)) => error,
-        };
-        failed = if partial.len > before { 1 } else { failed + 1 };
-        tracing::debug!(url = %what.url, ?error, at = partial.len, "download broke off");
-        let resumable = error.is_transient() || (partial.len > 0 && matches!(error, HttpError::Unreachable(_)));
-        if !resumable || failed >= http.patience.tries {
-            return Err(error.problem(what.url.as_str()));
-        }
-        let pause = error.retry_after().unwrap_or(http.patience.pause(failed));
-        cancel.guard(tokio::time::sleep(pause)).await?;
+    let partial = Partial::open(blobs, what.key, what.size)?;
+    ensure_room(blobs, what.size.unwrap_or(0).saturating_sub(partial.durable()))?;
+    meter.file_has(partial.durable());
+    let mut fetch = Fetch { http, what, partial, meter };
+    let fetched = cancel.guard(fetch.run()).await;
+    if fetched.is_err() {
+        // What the stopped requests have written since the last flush stays too.
+        let _ = fetch.flush();
     }
-    let (size, sha256) = partial.finish(blobs, what)?;
-    meter.file_ended(size);
-    Ok((size, sha256))
+    fetched??;
+    let Fetch { partial, .. } = fetch;
+    meter.status(Text::new(format!("verifying {}", what.path), format!("正在校验 {}", what.path)));
+    let file = cancel.guard(finish(partial, blobs, what)).await??;
+    meter.file_ended(file.size);
+    Ok(file)
 }
 
-/// Why one attempt ended early.
-enum Broken {
-    Http(HttpError),
-    Disk(io::Error),
-    Wrong(Box<Problem>),
-}
-
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        Self::Disk(error)
+/// A blob of the promised size under the promised digest was verified when it got its name.
+fn already_there(blobs: &Path, what: &Download<'_>) -> Option<StoredFile> {
+    let digest = what.digest?;
+    let blob = blobs.join(digest.as_str());
+    let size = fs::metadata(&blob).ok()?.len();
+    if what.size.is_some_and(|expected| expected != size) {
+        return None;
     }
-}
-
-/// One request, appended to what is there.
-async fn attempt(http: &Http, what: &Download<'_>, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<(), Broken> {
-    if partial.len > 0 && partial.etag.is_none() && what.sha256.is_none() {
-        // Nothing would tell whether the rest belongs to the same file.
-        partial.restart()?;
-    }
-    let mut headers = HeaderMap::new();
-    if partial.len > 0 {
-        headers.insert(RANGE, HeaderValue::try_from(format!("bytes={}-", partial.len)).expect("digits are ASCII"));
-        if let Some(etag) = partial.etag.as_deref().and_then(|etag| HeaderValue::from_str(etag).ok()) {
-            headers.insert(IF_RANGE, etag);
-        }
-    }
-    let mut response = match http.get(what.url, what.token, &headers).await {
-        Ok(response) => response,
-        Err(HttpError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => {
-            partial.restart()?;
-            return Err(Broken::Http(HttpError::Cut("the part that is here does not fit the server's file".into())));
-        }
-        Err(error) => return Err(Broken::Http(error)),
+    let sha256 = match digest {
+        Digest::Sha256(sha256) => sha256.clone(),
+        Digest::GitSha1(_) => Hashed::of(&blob, |_| Ok(())).ok()?.sha256,
     };
-    if partial.len > 0 && !continues_at(&response, partial.len) {
-        partial.restart()?;
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            return Err(Broken::Http(HttpError::Cut("the server sent another part than the one asked for".into())));
+    Some(StoredFile { path: what.path.to_owned(), size, sha256, blob: Some(digest.as_str().to_owned()) })
+}
+
+/// One file on its way.
+struct Fetch<'a, 'm> {
+    http: &'a Http,
+    what: &'a Download<'a>,
+    partial: Partial,
+    meter: &'a mut Meter<'m>,
+}
+
+impl Fetch<'_, '_> {
+    /// Rounds of requests until every part is full.
+    async fn run(&mut self) -> Result<(), Problem> {
+        if self.partial.written() == 0 {
+            self.plan().await?;
+        }
+        let (mut failed, mut best) = (0, self.partial.durable());
+        loop {
+            let Err(broken) = self.round().await else { return Ok(()) };
+            let advanced = self.partial.durable() > best;
+            best = best.max(self.partial.durable());
+            failed = if advanced { 1 } else { failed + 1 };
+            tracing::debug!(url = %self.what.url, ?broken, at = best, "download broke off");
+            let error = match broken {
+                Broken::Disk(error) => return Err(self.disk(error)),
+                Broken::WrongSize(found) => {
+                    return Err(wrong_size(self.what, found, self.partial.size().unwrap_or(0)));
+                }
+                // Whatever is here, its digest decides.
+                Broken::OutOfRange if self.partial.size().is_none() && self.what.digest.is_some() => return Ok(()),
+                Broken::WholeFile | Broken::OutOfRange => {
+                    self.restart()?;
+                    HttpError::Cut("the server does not give the rest of this file".into())
+                }
+                Broken::Http(error) => error,
+            };
+            if self.what.digest.is_none() && self.partial.validator().is_none() && self.partial.written() > 0 {
+                // Nothing would tell whether the rest belongs to the same file.
+                self.restart()?;
+            }
+            let unreachable = matches!(error, HttpError::Unreachable(_));
+            if !(error.is_transient() || (best > 0 && unreachable)) || failed >= self.http.patience.tries {
+                return Err(error.problem(self.what.url.as_str()));
+            }
+            self.pause(self.http.patience.before_retry(&error, failed)).await;
         }
     }
-    partial.remember_etag(strong_etag(&response))?;
 
-    let mut told = Instant::now();
-    let mut unflushed = 0;
-    loop {
-        let chunk = match response.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(error) => {
-                partial.file.sync_data()?;
-                meter.file_has(partial.len);
-                return Err(Broken::Http(HttpError::Cut(reason(&error))));
+    /// How many parts, once it is known how long the file is and whether the server gives parts.
+    async fn plan(&mut self) -> Result<(), Problem> {
+        if self.what.size.is_some() && self.what.digest.is_some() {
+            return self.partial.plan(self.what.size, true).map_err(|error| self.disk(error));
+        }
+        let mut failed = 0;
+        let probed = loop {
+            match probe(self.http, self.what.url, self.what.token).await {
+                Ok(probed) => break probed,
+                // An empty file has no first byte; some servers refuse any range they do not like.
+                Err(HttpError::Status { status, .. }) if status == reqwest::StatusCode::RANGE_NOT_SATISFIABLE => {
+                    return Ok(());
+                }
+                Err(error) => {
+                    failed += 1;
+                    if !error.is_transient() || failed >= self.http.patience.tries {
+                        return Err(error.problem(self.what.url.as_str()));
+                    }
+                    self.pause(self.http.patience.before_retry(&error, failed)).await;
+                }
             }
         };
-        partial.append(&chunk)?;
-        if let Some(size) = what.size.filter(|size| partial.len > *size) {
-            partial.restart()?;
-            return Err(Broken::Wrong(Box::new(wrong_size(what, partial.len, size))));
-        }
-        unflushed += chunk.len() as u64;
-        if unflushed >= FLUSH_BYTES || told.elapsed() >= FLUSH_EVERY {
-            partial.file.sync_data()?;
-            meter.file_has(partial.len);
-            (told, unflushed) = (Instant::now(), 0);
-        }
+        let size = self.what.size.or(probed.size);
+        ensure_room(self.partial.path.parent().unwrap_or(Path::new(".")), size.unwrap_or(0))?;
+        self.meter.learned_size(size);
+        // Parts that are put together must be of the same file.
+        let many = probed.ranges && (probed.validator.is_some() || self.what.digest.is_some());
+        self.partial.plan(size, many).map_err(|error| self.disk(error))?;
+        self.partial.learn(probed.validator);
+        Ok(())
     }
-    match what.size {
-        Some(size) if partial.len < size => Err(Broken::Http(HttpError::Cut("the server closed early".into()))),
-        _ => Ok(()),
+
+    /// Requests for all that is missing, a few at a time. The first that breaks ends the round; what the others have
+    /// brought is kept.
+    async fn round(&mut self) -> Result<(), Broken> {
+        let learned = Arc::new(OnceLock::new());
+        let request = Request {
+            http: self.http.clone(),
+            url: self.what.url.clone(),
+            token: self.what.token.cloned(),
+            file: self.partial.file.clone(),
+            size: self.partial.size(),
+            validator: self.partial.validator().cloned(),
+            learned: learned.clone(),
+        };
+        let mut missing: VecDeque<_> = self.partial.parts().iter().filter(|part| !part.is_full()).cloned().collect();
+        let mut running = JoinSet::new();
+        let mut tick = tokio::time::interval(FLUSH_EVERY);
+        let ended = loop {
+            while running.len() < CONNECTIONS
+                && let Some(part) = missing.pop_front()
+            {
+                running.spawn(request.clone().fill(part));
+            }
+            tokio::select! {
+                ended = running.join_next() => match ended {
+                    None => break Ok(()),
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(broken))) => break Err(broken),
+                    Some(Err(panicked)) => break Err(io::Error::other(panicked).into()),
+                },
+                _ = tick.tick() => {
+                    self.partial.learn(learned.get().cloned());
+                    if let Err(error) = self.flush() {
+                        break Err(error.into());
+                    }
+                }
+            }
+        };
+        running.shutdown().await;
+        self.partial.learn(learned.get().cloned());
+        self.flush()?;
+        ended
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let durable = self.partial.flush()?;
+        self.meter.file_has(durable);
+        Ok(())
+    }
+
+    /// From the first byte, in one piece.
+    fn restart(&mut self) -> Result<(), Problem> {
+        tracing::info!(url = %self.what.url, "the download starts again");
+        self.meter.status(Text::new(
+            format!("{}: the server does not go on where the download stopped; starting again", self.what.path),
+            format!("{}：服务器不支持续传，重新下载", self.what.path),
+        ));
+        self.partial.plan(self.partial.size(), false).map_err(|error| self.disk(error))
+    }
+
+    async fn pause(&mut self, pause: Duration) {
+        if pause >= NOTICEABLE {
+            let (path, seconds) = (self.what.path, pause.as_secs());
+            self.meter.status(Text::new(
+                format!("{path}: waiting {seconds} s before the next try"),
+                format!("{path}：{seconds} 秒后重试"),
+            ));
+        }
+        tokio::time::sleep(pause).await;
+    }
+
+    fn disk(&self, error: io::Error) -> Problem {
+        io_problem(&self.partial.path, &error)
     }
 }
 
-/// Whether the answer to a range request goes on at `offset`. A 200 is the whole file again.
-fn continues_at(response: &Response, offset: u64) -> bool {
-    let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-    response.status() == StatusCode::PARTIAL_CONTENT
-        && range
-            .and_then(|range| range.strip_prefix("bytes "))
-            .and_then(|range| range.split_once('-'))
-            .is_some_and(|(start, _)| start.parse() == Ok(offset))
+/// Checks the whole file as it is on the disk and gives it its name; a file that is wrong is deleted.
+async fn finish(partial: Partial, blobs: &Path, what: &Download<'_>) -> Result<StoredFile, Problem> {
+    let path = partial.path.clone();
+    let hashed = tokio::task::spawn_blocking(move || Hashed::of(&path, |_| Ok(()))).await;
+    let hashed = hashed.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+    let hashed = hashed.map_err(|error| io_problem(&partial.path, &error))?;
+    if let Err(problem) = check(&partial.path, &hashed, what) {
+        partial.discard();
+        return Err(problem);
+    }
+    let blob = what.digest.map_or(hashed.sha256.as_str(), Digest::as_str).to_owned();
+    let path = partial.path.clone();
+    partial.rename(&blobs.join(&blob)).map_err(|error| io_problem(&path, &error))?;
+    Ok(StoredFile { path: what.path.to_owned(), size: hashed.size, sha256: hashed.sha256, blob: Some(blob) })
 }
 
-/// A weak one does not promise the same bytes.
-fn strong_etag(response: &Response) -> Option<String> {
-    let etag = response.headers().get(ETAG)?.to_str().ok()?;
-    (etag.starts_with('"')).then(|| etag.to_owned())
+fn check(path: &Path, hashed: &Hashed, what: &Download<'_>) -> Result<(), Problem> {
+    if let Some(size) = what.size.filter(|size| *size != hashed.size) {
+        return Err(wrong_size(what, hashed.size, size));
+    }
+    if let Some(digest) = what.digest.filter(|digest| !hashed.is(digest)) {
+        return Err(wrong_hash(what.url.as_str(), &hashed.like(digest), digest));
+    }
+    check_magic(path, what.magic, what.url.as_str())
 }
 
 fn wrong_size(what: &Download<'_>, found: u64, expected: u64) -> Problem {
@@ -168,90 +275,11 @@ fn wrong_size(what: &Download<'_>, found: u64, expected: u64) -> Problem {
         .expected(format!("{expected} bytes"))
 }
 
-/// A file that is being downloaded, locked against a second writer for as long as this lives.
-struct Partial {
-    path: PathBuf,
-    etag_path: PathBuf,
-    etag: Option<String>,
-    file: File,
-    len: u64,
-    hasher: Sha256,
-    _lock: File,
-}
-
-impl Partial {
-    /// Opens `KEY.incomplete`, which may hold the beginning already.
-    fn open(blobs: &Path, key: &str) -> Result<Self, Problem> {
-        let lock = lock(&blobs.join(format!("{key}.lock")))?;
-        let path = blobs.join(format!("{key}.incomplete"));
-        let etag_path = blobs.join(format!("{key}.etag"));
-        let open = || {
-            let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
-            let (hasher, len) = hash_rest(&mut file)?;
-            Ok((file, hasher, len))
-        };
-        let (file, hasher, len) = open().map_err(|error| io_problem(&path, &error))?;
-        let etag = fs::read_to_string(&etag_path).ok();
-        Ok(Self { path, etag_path, etag, file, len, hasher, _lock: lock })
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.hasher = Sha256::new();
-        self.len = 0;
-        self.remember_etag(None)
-    }
-
-    fn remember_etag(&mut self, etag: Option<String>) -> io::Result<()> {
-        match &etag {
-            Some(etag) => fs::write(&self.etag_path, etag)?,
-            None => drop(fs::remove_file(&self.etag_path)),
-        }
-        self.etag = etag;
-        Ok(())
-    }
-
-    /// Checks the whole file and gives it its name; a file that is wrong is deleted.
-    fn finish(mut self, blobs: &Path, what: &Download<'_>) -> Result<(u64, String), Problem> {
-        let sha256 = hex(&std::mem::take(&mut self.hasher).finalize());
-        if let Err(problem) = self.check(what, &sha256) {
-            let _ = self.restart();
-            let _ = fs::remove_file(&self.path);
-            return Err(problem);
-        }
-        let name = || {
-            self.file.sync_all()?;
-            rename_durably(&self.path, &blobs.join(&sha256))
-        };
-        name().map_err(|error| io_problem(&self.path, &error))?;
-        let _ = fs::remove_file(&self.etag_path);
-        Ok((self.len, sha256))
-    }
-
-    fn check(&self, what: &Download<'_>, sha256: &str) -> Result<(), Problem> {
-        if let Some(size) = what.size.filter(|size| *size != self.len) {
-            return Err(wrong_size(what, self.len, size));
-        }
-        if let Some(expected) = what.sha256.filter(|expected| *expected != sha256) {
-            return Err(wrong_hash(what.url.as_str(), sha256, expected));
-        }
-        check_magic(&self.path, what.magic, what.url.as_str())
-    }
-}
-
-pub(crate) fn wrong_hash(file: &str, found: &str, expected: &str) -> Problem {
+pub(crate) fn wrong_hash(file: &str, found: &Digest, expected: &Digest) -> Problem {
     Problem::error(
         ProblemCode::ChecksumMismatch,
-        "the file's SHA-256 is not the one that was promised",
-        "文件的 SHA-256 校验不通过",
+        "the file's hash is not the one that was promised",
+        "文件的哈希校验不通过",
     )
     .file(file)
     .found(found)
@@ -275,38 +303,6 @@ pub(crate) fn check_magic(path: &Path, magic: &[u8], shown: &str) -> Result<(), 
         .file(shown)
         .found(format!("{:?} at its start", String::from_utf8_lossy(&start)))
         .expected("\"GGUF\""))
-}
-
-/// Held by whoever writes the file. The lock file stays; the lock is what counts.
-fn lock(path: &Path) -> Result<File, Problem> {
-    let file = File::create(path).map_err(|error| io_problem(path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Problem::error(
-            ProblemCode::SourceFailed,
-            "another program is downloading this file",
-            "另一个程序正在下载该文件",
-        )
-        .file(path.display())
-        .fix("wait for it, then run the command again", "请等待其完成后再试")),
-        Err(TryLockError::Error(error)) => Err(io_problem(path, &error)),
-    }
-}
-
-/// Hashes what is there and leaves the cursor at the end.
-fn hash_rest(file: &mut File) -> io::Result<(Sha256, u64)> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut len = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok((hasher, len)),
-            read => {
-                hasher.update(&buffer[..read]);
-                len += read as u64;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,19 @@
 //! HTTP with redirects followed by hand, so that a token never reaches another host.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use justtrain_worker_api::{Problem, ProblemCode};
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT};
+use rand::RngExt;
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, COOKIE, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
+};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 
 const MAX_REDIRECTS: usize = 10;
-/// Longest pause that a server's `Retry-After` can ask for.
+/// Longest pause of our own choice.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// A server that asks for a longer pause than this is left instead.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +39,18 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// Somewhere in the upper half of the doubled pause: parts that broke off together do not come back together.
     pub(crate) fn pause(&self, failed_tries: u32) -> Duration {
-        self.first_pause.saturating_mul(1 << failed_tries.saturating_sub(1).min(6)).min(MAX_PAUSE)
+        let longest = self.first_pause.saturating_mul(1 << failed_tries.saturating_sub(1).min(6)).min(MAX_PAUSE);
+        longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+
+    /// Before the next try after `error`: what the server asked for, never less.
+    pub(crate) fn before_retry(&self, error: &HttpError, failed_tries: u32) -> Duration {
+        match error.retry_after() {
+            Some(asked) => asked + self.pause(1),
+            None => self.pause(failed_tries),
+        }
     }
 }
 
@@ -47,6 +62,8 @@ pub(crate) enum HttpError {
     Status {
         status: StatusCode,
         retry_after: Option<Duration>,
+        /// The hub's own word for it, such as `GatedRepo`.
+        code: Option<String>,
     },
     /// Too many redirects, or one that leads nowhere.
     Redirect(String),
@@ -58,6 +75,7 @@ impl HttpError {
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
+            Self::Status { retry_after: Some(pause), .. } if *pause > MAX_RETRY_AFTER => false,
             Self::Status { status, .. } => {
                 *status == StatusCode::TOO_MANY_REQUESTS
                     || *status == StatusCode::REQUEST_TIMEOUT
@@ -70,7 +88,7 @@ impl HttpError {
 
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Status { retry_after, .. } => retry_after.map(|pause| pause.min(MAX_PAUSE)),
+            Self::Status { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -78,19 +96,14 @@ impl HttpError {
     pub(crate) fn problem(&self, url: &str) -> Problem {
         let (en, zh, found) = match self {
             Self::Unreachable(reason) => ("the server cannot be reached", "无法连接服务器", reason.clone()),
+            Self::Status { status, retry_after: Some(pause), .. } if *status == StatusCode::TOO_MANY_REQUESTS => (
+                "the server has had too many requests",
+                "请求过于频繁",
+                format!("{status}, wait {} s", pause.as_secs()),
+            ),
             Self::Status { status, .. } => match *status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    return Problem::error(
-                        ProblemCode::SourceFailed,
-                        "the server does not let this user have it (a gated or private model?)",
-                        "服务器拒绝访问（可能是需授权或私有的模型）",
-                    )
-                    .file(url)
-                    .found(status)
-                    .fix(
-                        "accept the licence on the model's page, then set HF_TOKEN to your access token",
-                        "请先在模型页面同意许可协议，再把访问令牌设置到环境变量 HF_TOKEN",
-                    );
+                    ("the server does not let this user have it", "服务器拒绝访问", status.to_string())
                 }
                 StatusCode::NOT_FOUND => ("the server does not have it", "服务器上没有该内容", status.to_string()),
                 _ => ("the server refused the request", "服务器返回错误", status.to_string()),
@@ -99,6 +112,31 @@ impl HttpError {
             Self::Cut(reason) => ("the transfer broke off", "传输中断", reason.clone()),
         };
         Problem::error(ProblemCode::SourceFailed, en, zh).file(url).found(found)
+    }
+}
+
+/// An access token and how it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) secret: String,
+    /// The cookie that carries it as well, for servers that look there.
+    pub(crate) cookie: Option<&'static str>,
+}
+
+impl Token {
+    fn headers(&self) -> Result<HeaderMap, HttpError> {
+        let sensitive = |text: String| {
+            let mut value = HeaderValue::try_from(text)
+                .map_err(|_| HttpError::Unreachable("the access token has characters that HTTP forbids".into()))?;
+            value.set_sensitive(true);
+            Ok(value)
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, sensitive(format!("Bearer {}", self.secret))?);
+        if let Some(cookie) = self.cookie {
+            headers.insert(COOKIE, sensitive(format!("{cookie}={}", self.secret))?);
+        }
+        Ok(headers)
     }
 }
 
@@ -127,7 +165,12 @@ impl Http {
     }
 
     /// A GET that ends with a 2xx answer. `token` goes to `url`'s own host, over the same scheme, and no further.
-    pub(crate) async fn get(&self, url: &Url, token: Option<&str>, headers: &HeaderMap) -> Result<Response, HttpError> {
+    pub(crate) async fn get(
+        &self,
+        url: &Url,
+        token: Option<&Token>,
+        headers: &HeaderMap,
+    ) -> Result<Response, HttpError> {
         let first = url.origin();
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -139,10 +182,7 @@ impl Http {
                 .header(ACCEPT_ENCODING, "identity")
                 .headers(headers.clone());
             if let Some(token) = token.filter(|_| url.origin() == first) {
-                let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                    .map_err(|_| HttpError::Unreachable("the access token has characters that HTTP forbids".into()))?;
-                value.set_sensitive(true);
-                request = request.header(AUTHORIZATION, value);
+                request = request.headers(token.headers()?);
             }
             let response = request.send().await.map_err(|error| HttpError::Unreachable(reason(&error)))?;
             let status = response.status();
@@ -150,7 +190,7 @@ impl Http {
                 return Ok(response);
             }
             if !status.is_redirection() {
-                return Err(HttpError::Status { status, retry_after: retry_after(response.headers()) });
+                return Err(refusal(&response));
             }
             url = next_hop(&url, response.headers())?;
         }
@@ -158,7 +198,7 @@ impl Http {
     }
 
     /// A small document, with retries.
-    pub(crate) async fn get_bytes(&self, url: &Url, token: Option<&str>) -> Result<Vec<u8>, HttpError> {
+    pub(crate) async fn get_bytes(&self, url: &Url, token: Option<&Token>) -> Result<Vec<u8>, HttpError> {
         let mut failed = 0;
         loop {
             let answer = async {
@@ -172,7 +212,7 @@ impl Http {
                     if !error.is_transient() || failed >= self.patience.tries {
                         return Err(error);
                     }
-                    tokio::time::sleep(error.retry_after().unwrap_or(self.patience.pause(failed))).await;
+                    tokio::time::sleep(self.patience.before_retry(&error, failed)).await;
                 }
             }
         }
@@ -191,9 +231,25 @@ fn next_hop(url: &Url, headers: &HeaderMap) -> Result<Url, HttpError> {
     Ok(next)
 }
 
-/// `Retry-After` in seconds; the form with a date is rare enough to be ignored.
+fn refusal(response: &Response) -> HttpError {
+    let code = response.headers().get("x-error-code").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    HttpError::Status { status: response.status(), retry_after: retry_after(response.headers()), code }
+}
+
+/// `Retry-After`, in seconds or as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            Some(httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO))
+        }
+    }
+}
+
+/// The server's clock.
+pub(crate) fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    httpdate::parse_http_date(headers.get(DATE)?.to_str().ok()?).ok()
 }
 
 /// The innermost causes say what happened; reqwest's own sentence only repeats the URL.
@@ -208,5 +264,36 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
     match causes.pop() {
         Some(last) => last,
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_the_server_asks_for_is_kept() {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, "7".parse().unwrap());
+        assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100));
+        headers.insert(RETRY_AFTER, date.parse().unwrap());
+        assert!((90..=100).contains(&retry_after(&headers).unwrap().as_secs()));
+
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let busy = |pause| HttpError::Status { status, retry_after: Some(pause), code: None };
+        let asked = Duration::from_secs(100);
+        assert!(busy(asked).is_transient() && Patience::default().before_retry(&busy(asked), 1) >= asked);
+        assert!(!busy(MAX_RETRY_AFTER * 2).is_transient());
+    }
+
+    #[test]
+    fn pauses_grow_and_differ() {
+        let patience = Patience::default();
+        for failed in 1..20 {
+            let longest = patience.first_pause.saturating_mul(1 << (failed - 1).min(6)).min(MAX_PAUSE);
+            let pause = patience.pause(failed);
+            assert!(pause <= longest && pause >= longest / 2, "{failed}: {pause:?}");
+        }
     }
 }

@@ -8,63 +8,59 @@ mod disk;
 mod download;
 mod hash;
 mod http;
+mod hub_cache;
 mod name;
+mod order;
 mod progress;
+mod search;
+mod selection;
+mod settings;
 mod sources;
 mod store;
 #[cfg(test)]
 mod testing;
+mod verify;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use justtrain_worker_api::{Problem, ProblemCode, Text};
 use tokio::sync::watch;
 
 pub use crate::name::ModelName;
 pub use crate::progress::PullProgress;
+pub use crate::search::{Findings, FoundModel, OfferedModel};
+pub use crate::selection::Selection;
+pub use crate::settings::Settings;
 pub use crate::sources::SourceKind;
-pub use crate::store::{ModelFormat, StoredModel};
+pub use crate::store::{ModelFormat, StoredFile, StoredModel};
+pub use crate::verify::VerifiedFile;
 
 use crate::http::{Http, HttpError, Patience};
+use crate::hub_cache::HubCache;
+use crate::order::{Choice, Order, reason};
 use crate::progress::{Cancel, Meter};
 use crate::sources::{Context, Source, Wanted};
 use crate::store::Store;
 
-/// Servers and the token for one of them.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub hub_endpoint: String,
-    /// Sent to `hub_endpoint` only.
-    pub hub_token: Option<String>,
-    pub mirror_endpoint: String,
-}
-
-impl Settings {
-    /// `HF_ENDPOINT` and `HF_TOKEN`, as Hugging Face's own tools read them.
-    pub fn from_env() -> Self {
-        let filled = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-        Self {
-            hub_endpoint: filled("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
-            hub_token: filled("HF_TOKEN"),
-            mirror_endpoint: "https://hf-mirror.com".to_owned(),
-        }
-    }
-}
-
 /// What to pull.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PullRequest {
     /// A repository name, a catalogue name such as `smollm2`, a web address, or a path.
     pub model: String,
     /// Only this source; else all in order.
     pub source: Option<SourceKind>,
+    pub selection: Selection,
+    /// The name that a model without a repository gets; by default that of its file or folder.
+    pub name: Option<ModelName>,
 }
 
 /// A model that a pull brought, or found here already.
 #[derive(Debug, Clone)]
 pub struct PulledModel {
     pub model: StoredModel,
-    /// One line for each source that was tried before, with the reason it was left.
+    /// One line for each source that was asked or tried: what it has, or why it was left.
     pub attempts: Vec<Text>,
 }
 
@@ -72,6 +68,8 @@ pub struct PulledModel {
 #[derive(Debug, Clone)]
 pub struct Hub {
     store: Store,
+    /// What Hugging Face's own tools have fetched.
+    cache: Option<HubCache>,
     settings: Settings,
     patience: Patience,
 }
@@ -83,7 +81,8 @@ impl Hub {
     }
 
     pub fn with_settings(models_dir: PathBuf, settings: Settings) -> Self {
-        Self { store: Store::new(models_dir), settings, patience: Patience::default() }
+        let cache = settings.hub_cache.clone().map(HubCache::new);
+        Self { store: Store::new(models_dir), cache, settings, patience: Patience::default() }
     }
 
     /// Brings a model into the store. One that is there already is returned as it is, unless a source is named.
@@ -104,28 +103,45 @@ impl Hub {
             _ => Wanted::parse(&request.model).map_err(|problem| vec![problem])?,
         };
         if let (Wanted::Repository { name, .. }, None) = (&wanted, request.source)
-            && let Some(model) = self.store.get(name)
+            && request.selection == Selection::default()
+            && let Some(model) = self.stored(name)
         {
             return Ok(PulledModel { model, attempts: Vec::new() });
         }
         let http = Http::new(self.patience).map_err(|problem| vec![problem])?;
         let cancel = Cancel::new(cancel);
         let mut meter = Meter::new(&mut progress);
-        let mut problems = Vec::new();
-        for source in self.sources(&wanted, request.source).map_err(|problem| vec![problem])? {
-            let mut context = Context { store: &self.store, http: &http, meter: &mut meter, cancel: &cancel };
-            match source.fetch(&wanted, &mut context).await.and_then(|delivery| self.store.publish(delivery)) {
-                Ok(model) => {
-                    let attempts = problems.iter().map(attempt_line).collect();
-                    return Ok(PulledModel { model, attempts });
-                }
+        let sources = self.sources(&wanted, request.source).map_err(|problem| vec![problem])?;
+        let kinds = sources.iter().map(|source| source.kind().as_str()).collect::<Vec<_>>().join(", ");
+        meter.status(Text::new(format!("asking {kinds}"), format!("正在询问 {kinds}")));
+        let order = cancel.guard(Order::of(sources, &wanted, &http)).await.map_err(|problem| vec![problem])?;
+        for line in &order.reasons {
+            meter.status(line.clone());
+        }
+        let (mut attempts, mut problems) = (order.reasons, order.problems);
+        for choice in order.choices {
+            let kind = choice.source.kind();
+            let mut context = Context {
+                store: &self.store,
+                http: &http,
+                selection: &request.selection,
+                name: request.name.as_ref(),
+                meter: &mut meter,
+                cancel: &cancel,
+            };
+            match fetch(choice, &wanted, &mut context).await.and_then(|delivery| self.store.publish(delivery)) {
+                Ok(model) => return Ok(PulledModel { model, attempts }),
                 Err(problem) => {
-                    tracing::info!(source = %source.kind(), %problem, "source was left");
-                    let ends = matches!(problem.code, ProblemCode::DiskFull | ProblemCode::Cancelled);
-                    problems.push(problem.key(source.kind().as_str()));
-                    if ends {
-                        return Err(problems.split_off(problems.len() - 1));
+                    tracing::info!(source = %kind, %problem, "source was left");
+                    let problem = problem.key(kind.as_str());
+                    // Another source would not have more room, nor other files.
+                    if matches!(problem.code, ProblemCode::DiskFull | ProblemCode::Cancelled | ProblemCode::FileFormat)
+                    {
+                        return Err(vec![problem]);
                     }
+                    attempts.push(reason(&problem));
+                    meter.status(reason(&problem));
+                    problems.push(problem);
                 }
             }
         }
@@ -133,18 +149,19 @@ impl Hub {
     }
 
     /// The servers that pulls ask, as kind and address.
-    pub fn servers(&self) -> [(SourceKind, String); 2] {
+    pub fn servers(&self) -> [(SourceKind, String); 3] {
         [
             (SourceKind::Hub, self.settings.hub_endpoint.clone()),
             (SourceKind::Mirror, self.settings.mirror_endpoint.clone()),
+            (SourceKind::ModelScope, self.settings.modelscope_endpoint.clone()),
         ]
     }
 
-    /// Whether anything answers at a server's address; any answer counts.
+    /// Whether anything answers at a server's address; any answer counts. Returns the server's clock, where it tells.
     ///
     /// # Errors
     /// `SOURCE_FAILED` after a short while without one.
-    pub async fn reach(&self, address: &str) -> Result<(), Problem> {
+    pub async fn reach(&self, address: &str) -> Result<Option<SystemTime>, Problem> {
         let invalid = |error| {
             Problem::error(ProblemCode::InvalidValue, "this is not a web address", "网址无效")
                 .file(address)
@@ -153,12 +170,13 @@ impl Hub {
         let url = reqwest::Url::parse(address).map_err(|error| invalid(error.to_string()))?;
         let patience = Patience { stall: self.patience.connect, ..self.patience };
         match Http::new(patience)?.get(&url, None, &reqwest::header::HeaderMap::new()).await {
+            Ok(response) => Ok(http::date(response.headers())),
             Err(error @ HttpError::Unreachable(_)) => Err(error.problem(address)),
-            Ok(_) | Err(_) => Ok(()),
+            Err(_) => Ok(None),
         }
     }
 
-    fn sources(&self, wanted: &Wanted, only: Option<SourceKind>) -> Result<Vec<Box<dyn Source>>, Problem> {
+    fn sources(&self, wanted: &Wanted, only: Option<SourceKind>) -> Result<Vec<Arc<dyn Source>>, Problem> {
         let mut sources = sources::all(&self.settings);
         sources.retain(|source| source.has(wanted) && only.is_none_or(|only| only == source.kind()));
         if sources.is_empty() {
@@ -177,9 +195,18 @@ impl Hub {
         Ok(sources)
     }
 
-    /// Every whole model, by name.
+    /// Every whole model, by name: those of the store, and those of Hugging Face's cache that the store does not have.
     pub fn list(&self) -> Vec<StoredModel> {
-        self.store.list()
+        let mut models = self.store.list();
+        let cached = self.cache.iter().flat_map(HubCache::list);
+        let new: Vec<_> = cached.filter(|cached| models.iter().all(|model| model.name != cached.name)).collect();
+        models.extend(new);
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    fn stored(&self, name: &ModelName) -> Option<StoredModel> {
+        self.store.get(name).or_else(|| self.cache.as_ref()?.get(name))
     }
 
     /// The model that a person means by a name, an alias of the catalogue, or an id.
@@ -188,10 +215,10 @@ impl Hub {
     /// `MODEL_NOT_FOUND`.
     pub fn get(&self, wanted: &str) -> Result<StoredModel, Problem> {
         let name = name_of(wanted)?;
-        self.store.get(&name).ok_or_else(|| self.store.not_found(name.as_str()))
+        self.stored(&name).ok_or_else(|| self.store.not_found(name.as_str()))
     }
 
-    /// The GGUF file or Hugging Face folder of a model in the store, or of one given by path.
+    /// The GGUF file or Hugging Face folder of a model in the store, or of one given by path. The model counts as used.
     ///
     /// # Errors
     /// `MODEL_NOT_FOUND`, with the command that fetches it and the names that are there.
@@ -204,7 +231,16 @@ impl Hub {
                     .fix("give a .gguf file or a folder with config.json", "请指定 .gguf 文件或含 config.json 的文件夹")
             });
         }
-        self.get(wanted).map(|model| model.path)
+        let model = self.get(wanted)?;
+        if model.source != SourceKind::Cache {
+            self.store.touch(&model.name);
+        }
+        Ok(model.path)
+    }
+
+    /// Bytes that models can still take on the store's disk; `None` where the system does not tell.
+    pub fn free_space(&self) -> Option<u64> {
+        disk::free_space(self.store.root())
     }
 
     /// Deletes a model, given by id or name, with its partial downloads. Returns the bytes that were freed.
@@ -212,7 +248,20 @@ impl Hub {
     /// # Errors
     /// `MODEL_NOT_FOUND`.
     pub fn remove(&self, wanted: &str) -> Result<u64, Problem> {
-        self.store.remove(&name_of(wanted)?)
+        let name = name_of(wanted)?;
+        if self.stored(&name).is_some_and(|model| model.source == SourceKind::Cache) {
+            return Err(Problem::error(
+                ProblemCode::InvalidValue,
+                "this model belongs to Hugging Face's own cache, which other programs use too",
+                "该模型属于 Hugging Face 的缓存，其他程序也在使用",
+            )
+            .found(&name)
+            .fix(
+                format!("remove it there: `hf cache rm model/{name}`"),
+                format!("请在缓存中删除：`hf cache rm model/{name}`"),
+            ));
+        }
+        self.store.remove(&name)
     }
 }
 
@@ -223,14 +272,12 @@ fn name_of(wanted: &str) -> Result<ModelName, Problem> {
     }
 }
 
-/// `hub: the server cannot be reached (…)`.
-fn attempt_line(problem: &Problem) -> Text {
-    let source = problem.key.as_deref().unwrap_or_default();
-    let found = problem.found.as_deref().unwrap_or_default();
-    Text::new(
-        format!("{source}: {} ({found})", problem.message.en),
-        format!("{source}：{}（{found}）", problem.message.zh),
-    )
+async fn fetch(choice: Choice, wanted: &Wanted, context: &mut Context<'_, '_>) -> Result<store::Delivery, Problem> {
+    let offer = match choice.offer {
+        Some(offer) => offer,
+        None => context.cancel.guard(choice.source.look(wanted, context.http)).await??,
+    };
+    choice.source.fetch(wanted, offer, context).await
 }
 
 #[cfg(test)]

@@ -37,8 +37,15 @@ impl<'a> Meter<'a> {
 
     /// A source starts: `total` bytes will come from it, 0 while unknown.
     pub(crate) fn start(&mut self, total: u64) {
-        self.now.total = total;
+        self.now.total = if total == 0 { 0 } else { total.max(self.now.done) };
         self.base = 0;
+    }
+
+    /// The present file, the only one of a source that could not say how long it is, is this long.
+    pub(crate) fn learned_size(&mut self, size: Option<u64>) {
+        if self.now.total == 0 {
+            self.now.total = self.base + size.unwrap_or(0);
+        }
     }
 
     /// `bytes` of the present file are durable.

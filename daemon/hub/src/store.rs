@@ -3,29 +3,29 @@
 //! ```text
 //! models--ORG--NAME/
 //!   justtrain.json              where it came from; written last, so a folder without it is not a model yet
-//!   blobs/SHA256                the bytes, once
-//!   blobs/KEY.incomplete        a download that goes on at the next try
+//!   last-used                   empty; its time is when a job or an answer last read the model
+//!   blobs/DIGEST                the bytes, once; SHA-256, or git's hash where the hub knows a small file by that
+//!   blobs/KEY.partial, .parts   a download that goes on at the next try, and what of it is on the disk
 //!   refs/main                   REVISION
-//!   snapshots/REVISION/FILE     links to ../../blobs/SHA256
+//!   snapshots/REVISION/FILE     links to ../../blobs/DIGEST
 //! ```
-//!
-//! One difference: small files too are named by their SHA-256, where the hub's own tools use a git hash. Readers go
-//! through `refs` and `snapshots` and do not see it.
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use crate::disk::{io_problem, rename_durably, sync_folder, write_durably};
-use crate::hash::hex;
+use crate::hash::{Digest, hex};
 use crate::{ModelName, SourceKind};
 
 const SIDECAR: &str = "justtrain.json";
+const LAST_USED: &str = "last-used";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +55,9 @@ pub struct StoredModel {
     pub sha256: String,
     /// When it was stored, in seconds since 1970.
     pub created: u64,
+    /// When something last read it, in seconds since 1970; `None` where nothing has, or nobody keeps count.
+    pub last_used: Option<u64>,
+    pub files: Vec<StoredFile>,
 }
 
 /// What a source has put into `blobs`, ready to become a model.
@@ -67,12 +70,23 @@ pub(crate) struct Delivery {
     pub(crate) files: Vec<StoredFile>,
 }
 
+/// A file of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StoredFile {
+pub struct StoredFile {
     /// Relative to the snapshot, with `/` between its parts.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    pub(crate) sha256: String,
+    pub path: String,
+    pub size: u64,
+    /// Empty in a cache that other tools keep: there the blob's name is its digest.
+    pub sha256: String,
+    /// Name in `blobs` where it is not the SHA-256.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blob: Option<String>,
+}
+
+impl StoredFile {
+    pub(crate) fn blob(&self) -> &str {
+        self.blob.as_deref().unwrap_or(&self.sha256)
+    }
 }
 
 /// The contents of `justtrain.json`.
@@ -127,6 +141,29 @@ impl Store {
         self.read(&self.root.join(name.folder()))
     }
 
+    /// Bytes of `digests` that are in `blobs` already, whole or in part.
+    pub(crate) fn downloaded<'a>(&self, name: &ModelName, digests: impl Iterator<Item = &'a Digest>) -> u64 {
+        let blobs = self.root.join(name.folder()).join("blobs");
+        let size = |path: PathBuf| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        digests
+            .map(|digest| match size(blobs.join(digest.as_str())) {
+                // Blocks, not length: a partial file has holes.
+                0 => fs::metadata(blobs.join(format!("{}.partial", digest.as_str())))
+                    .map_or(0, |metadata| metadata.blocks() * 512),
+                size => size,
+            })
+            .sum()
+    }
+
+    /// Remembers that the model is read now. Nothing depends on it, so nothing fails with it.
+    pub(crate) fn touch(&self, name: &ModelName) {
+        let path = self.root.join(name.folder()).join(LAST_USED);
+        let touched = fs::File::create(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(path = %path.display(), %error, "the time of use was not kept");
+        }
+    }
+
     fn read(&self, folder: &Path) -> Option<StoredModel> {
         let sidecar: Sidecar = serde_json::from_slice(&fs::read(folder.join(SIDECAR)).ok()?)
             .inspect_err(|error| tracing::warn!(folder = %folder.display(), %error, "unreadable model description"))
@@ -140,11 +177,14 @@ impl Store {
             tracing::warn!(folder = %folder.display(), "files of this model are missing or cut");
             return None;
         }
-        let path = match (sidecar.format, &sidecar.files[..]) {
-            (ModelFormat::Gguf, [file, ..]) => snapshot.join(&file.path),
+        let gguf = sidecar.files.iter().find(|file| file.path.ends_with(".gguf"));
+        let path = match (sidecar.format, gguf) {
+            (ModelFormat::Gguf, Some(file)) => snapshot.join(&file.path),
             _ => snapshot,
         };
+        let touched = fs::metadata(folder.join(LAST_USED)).and_then(|metadata| metadata.modified());
         Some(StoredModel {
+            last_used: touched.ok().map(seconds),
             id: sidecar.name.id(),
             path,
             format: sidecar.format,
@@ -155,6 +195,7 @@ impl Store {
             sha256: sidecar.sha256,
             created: sidecar.created,
             name: sidecar.name,
+            files: sidecar.files,
         })
     }
 
@@ -168,7 +209,7 @@ impl Store {
                 ModelFormat::Safetensors
             },
             sha256: overall_sha256(&delivery.files),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            created: seconds(SystemTime::now()),
             name: delivery.name,
             source: delivery.source,
             revision: delivery.revision,
@@ -195,7 +236,7 @@ impl Store {
         }
         for file in &sidecar.files {
             let link = snapshot.join(safe_relative(&file.path)?);
-            link_blob(folder, &link, &file.sha256).map_err(|error| io_problem(&link, &error))?;
+            link_blob(folder, &link, file.blob()).map_err(|error| io_problem(&link, &error))?;
         }
         let write = || {
             sync_folder(&snapshot)?;
@@ -236,6 +277,10 @@ impl Store {
     }
 }
 
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// `path` with the platform's separators, refused when it could leave the snapshot.
 pub(crate) fn safe_relative(path: &str) -> Result<PathBuf, Problem> {
     let relative = PathBuf::from(path);
@@ -252,11 +297,11 @@ pub(crate) fn safe_relative(path: &str) -> Result<PathBuf, Problem> {
 }
 
 /// Points `link` to the blob; a link that is already there is replaced by rename.
-fn link_blob(folder: &Path, link: &Path, sha256: &str) -> std::io::Result<()> {
+fn link_blob(folder: &Path, link: &Path, blob: &str) -> std::io::Result<()> {
     let parent = link.parent().unwrap_or(folder);
     fs::create_dir_all(parent)?;
     let depth = parent.strip_prefix(folder).map_or(0, |inside| inside.components().count());
-    let target: PathBuf = std::iter::repeat_n("..", depth).chain(["blobs", sha256]).collect();
+    let target: PathBuf = std::iter::repeat_n("..", depth).chain(["blobs", blob]).collect();
     let fresh = link.with_extension("new-link");
     let _ = fs::remove_file(&fresh);
     #[cfg(unix)]
@@ -268,8 +313,7 @@ fn link_blob(folder: &Path, link: &Path, sha256: &str) -> std::io::Result<()> {
 
 /// Removes snapshots and whole blobs that `sidecar` does not name. What cannot be removed stays and costs only room.
 fn drop_former(folder: &Path, sidecar: &Sidecar) {
-    let kept: HashSet<&str> =
-        sidecar.files.iter().map(|file| file.sha256.as_str()).chain([sidecar.revision.as_str()]).collect();
+    let kept: HashSet<&str> = sidecar.files.iter().map(StoredFile::blob).chain([sidecar.revision.as_str()]).collect();
     for inside in ["snapshots", "blobs"] {
         for entry in fs::read_dir(folder.join(inside)).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -283,7 +327,7 @@ fn drop_former(folder: &Path, sidecar: &Sidecar) {
 }
 
 /// The weights file's own hash; with several files, the hash of the sorted lines `SHA256  PATH`.
-fn overall_sha256(files: &[StoredFile]) -> String {
+pub(crate) fn overall_sha256(files: &[StoredFile]) -> String {
     if let [file] = files {
         return file.sha256.clone();
     }
@@ -305,7 +349,7 @@ mod tests {
         let name = ModelName::parse(name).unwrap();
         let sha256 = hex(&Sha256::digest(bytes));
         fs::write(store.blobs(&name).unwrap().join(&sha256), bytes).unwrap();
-        let files = vec![StoredFile { path: "deep/model.gguf".into(), size: bytes.len() as u64, sha256 }];
+        let files = vec![StoredFile { path: "deep/model.gguf".into(), size: bytes.len() as u64, sha256, blob: None }];
         let delivery =
             Delivery { name, source: SourceKind::File, revision: revision.into(), license: Some("MIT".into()), files };
         store.publish(delivery).unwrap()
@@ -327,7 +371,7 @@ mod tests {
         let store = Store::new(folder.path().to_owned());
         deliver(&store, "org/small", "r1", b"GGUF one");
         let blobs = folder.path().join("models--org--small/blobs");
-        fs::write(blobs.join("key.incomplete"), b"half").unwrap();
+        fs::write(blobs.join("key.partial"), b"half").unwrap();
         let model = deliver(&store, "org/small", "r2", b"GGUF two");
         assert_eq!(fs::read(&model.path).unwrap(), b"GGUF two");
         assert_eq!(fs::read_dir(&blobs).unwrap().count(), 2);

@@ -1,4 +1,6 @@
-//! A tiny web server that misbehaves on demand.
+//! A tiny web server that misbehaves on demand, and on it a hub with the wire protocols of the real ones.
+
+pub(crate) mod hub;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,6 +20,7 @@ pub(crate) const EAGER: Patience = Patience {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
+    pub(crate) method: String,
     pub(crate) path: String,
     head: String,
 }
@@ -30,10 +33,15 @@ impl Asked {
             .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
     }
 
+    /// First and last byte that a range request wants; the last may be left open.
+    fn range(&self) -> Option<(usize, Option<usize>)> {
+        let (start, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((start.parse().unwrap(), last.parse().ok()))
+    }
+
     /// Where a range request starts; 0 without one.
     pub(crate) fn offset(&self) -> usize {
-        let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
-        range.map_or(0, |start| start.parse().unwrap())
+        self.range().map_or(0, |(start, _)| start)
     }
 }
 
@@ -42,22 +50,37 @@ pub(crate) struct Reply {
     headers: Vec<String>,
     body: Vec<u8>,
     cut_after: usize,
+    /// Between two single bytes.
+    drip: Option<Duration>,
+    /// After so many bytes nothing more comes, and the connection stays.
+    stall_after: usize,
 }
 
 impl Reply {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut_after: usize::MAX }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            cut_after: usize::MAX,
+            drip: None,
+            stall_after: usize::MAX,
+        }
     }
 
     /// `bytes` from where the request wants them, as a well-behaved server answers.
     pub(crate) fn range(asked: &Asked, bytes: &[u8], etag: &str) -> Self {
-        let offset = asked.offset();
         let fits = asked.header("if-range").is_none_or(|wanted| wanted == etag);
-        let reply = if offset > 0 && fits {
-            let range = format!("Content-Range: bytes {offset}-{}/{}", bytes.len() - 1, bytes.len());
-            Self::new(206, &bytes[offset..]).header(range)
-        } else {
-            Self::new(200, bytes)
+        let reply = match asked.range().filter(|_| fits) {
+            Some((start, _)) if start >= bytes.len() => {
+                Self::new(416, "").header(format!("Content-Range: bytes */{}", bytes.len()))
+            }
+            Some((start, last)) => {
+                let end = last.map_or(bytes.len(), |last| bytes.len().min(last + 1));
+                let range = format!("Content-Range: bytes {start}-{}/{}", end - 1, bytes.len());
+                Self::new(206, &bytes[start..end]).header(range)
+            }
+            None => Self::new(200, bytes),
         };
         reply.header(format!("ETag: {etag}"))
     }
@@ -70,6 +93,17 @@ impl Reply {
     /// Promises the whole body and closes the connection after `bytes` of it.
     pub(crate) fn cut_after(mut self, bytes: usize) -> Self {
         self.cut_after = bytes;
+        self
+    }
+
+    pub(crate) fn stalling_after(mut self, bytes: usize) -> Self {
+        self.stall_after = bytes;
+        self
+    }
+
+    /// Sends one byte, waits, and so on.
+    pub(crate) fn dripping(mut self, pause: Duration) -> Self {
+        self.drip = Some(pause);
         self
     }
 }
@@ -86,17 +120,20 @@ impl FakeServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let seen = asked.clone();
+        let (seen, answer) = (asked.clone(), Arc::new(answer));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let request = read_head(stream).await;
-                let Some((stream, asked)) = request else { continue };
-                let before = {
-                    let mut seen = seen.lock().unwrap();
-                    seen.push(asked.clone());
-                    seen.len() - 1
-                };
-                let _ = write_reply(stream, answer(&asked, before)).await;
+                let (seen, answer) = (seen.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let Some((stream, asked)) = read_head(stream).await else { return };
+                    let before = {
+                        let mut seen = seen.lock().unwrap();
+                        seen.push(asked.clone());
+                        seen.len() - 1
+                    };
+                    let is_head = asked.method == "HEAD";
+                    let _ = write_reply(stream, answer(&asked, before), is_head).await;
+                });
             }
         });
         Self { address, asked }
@@ -113,11 +150,12 @@ async fn read_head(mut stream: TcpStream) -> Option<(TcpStream, Asked)> {
         head.push(stream.read_u8().await.ok()?);
     }
     let head = String::from_utf8(head).unwrap();
-    let path = head.split(' ').nth(1)?.to_owned();
-    Some((stream, Asked { path, head }))
+    let mut words = head.split(' ').map(str::to_owned);
+    let (method, path) = (words.next()?, words.next()?);
+    Some((stream, Asked { method, path, head }))
 }
 
-async fn write_reply(mut stream: TcpStream, reply: Reply) -> std::io::Result<()> {
+async fn write_reply(mut stream: TcpStream, reply: Reply, is_head: bool) -> std::io::Result<()> {
     let mut head =
         format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n", reply.status, reply.body.len());
     for header in reply.headers {
@@ -126,6 +164,20 @@ async fn write_reply(mut stream: TcpStream, reply: Reply) -> std::io::Result<()>
     }
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(b"\r\n").await?;
-    stream.write_all(&reply.body[..reply.body.len().min(reply.cut_after)]).await?;
+    let body = &reply.body[..reply.body.len().min(reply.cut_after)];
+    match reply.drip {
+        _ if is_head => {}
+        None if body.len() > reply.stall_after => {
+            stream.write_all(&body[..reply.stall_after]).await?;
+            std::future::pending::<()>().await;
+        }
+        None => stream.write_all(body).await?,
+        Some(pause) => {
+            for byte in body {
+                stream.write_all(&[*byte]).await?;
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
     stream.shutdown().await
 }

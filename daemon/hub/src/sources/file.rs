@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use justtrain_worker_api::{Problem, ProblemCode, Text};
 
-use super::hub::belongs_to_checkpoint;
-use super::{Context, Fetched, Source, SourceKind, Wanted, not_mine};
+use super::{Context, Fetched, Offer, Source, SourceKind, Wanted, not_mine};
 use crate::ModelName;
 use crate::catalogue;
 use crate::disk::{ensure_room, io_problem, rename_durably};
 use crate::download::check_magic;
 use crate::hash::copy_hashed;
 use crate::progress::cancelled_problem;
+use crate::selection::{self, Selection};
 use crate::store::{Delivery, StoredFile, revision_of};
 
 pub(super) struct Local;
@@ -26,7 +26,7 @@ impl Source for Local {
         matches!(wanted, Wanted::Path(_))
     }
 
-    fn fetch<'a>(&'a self, wanted: &'a Wanted, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, _: Offer, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
         Box::pin(async move {
             match wanted {
                 Wanted::Path(path) => tokio::task::block_in_place(|| deliver(path, context)),
@@ -38,7 +38,7 @@ impl Source for Local {
 
 fn deliver(path: &Path, context: &mut Context<'_, '_>) -> Result<Delivery, Problem> {
     let path = fs::canonicalize(path).map_err(|error| io_problem(path, &error))?;
-    let (chosen, name) = choose(&path)?;
+    let (chosen, name) = choose(&path, context.selection)?;
     let total = chosen.iter().filter_map(|file| fs::metadata(file).ok()).map(|metadata| metadata.len()).sum();
     fs::create_dir_all(context.store.root()).map_err(|error| io_problem(context.store.root(), &error))?;
     ensure_room(context.store.root(), total)?;
@@ -56,7 +56,11 @@ fn deliver(path: &Path, context: &mut Context<'_, '_>) -> Result<Delivery, Probl
         [file] => catalogue::find_by_sha256(&file.sha256),
         _ => None,
     };
-    let name = known.map_or(name, |entry| entry.name.clone());
+    let name = match (context.name, known) {
+        (Some(name), _) => name.clone(),
+        (None, Some(entry)) => entry.name.clone(),
+        (None, None) => ModelName::from_file_name(&name)?,
+    };
     let blobs = context.store.blobs(&name)?;
     for file in &files {
         rename_durably(&incoming.path().join(&file.sha256), &blobs.join(&file.sha256))
@@ -66,29 +70,48 @@ fn deliver(path: &Path, context: &mut Context<'_, '_>) -> Result<Delivery, Probl
     Ok(Delivery { name, source: SourceKind::File, revision: revision_of(&files), license, files })
 }
 
-/// The files of the model at `path`, and the name it gets.
-fn choose(path: &Path) -> Result<(Vec<PathBuf>, ModelName), Problem> {
-    let plain_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// The files of the model at `path`, and what it is called there.
+fn choose(path: &Path, selection: &Selection) -> Result<(Vec<PathBuf>, String), Problem> {
+    let called = plain_name(path);
     if path.is_file() {
-        check_magic(path, b"GGUF", &path.display().to_string())?;
-        return Ok((vec![path.to_owned()], ModelName::from_file_name(plain_name(path).trim_end_matches(".gguf"))?));
+        if called.ends_with(".gguf") || !has_other_ending(&called) {
+            check_magic(path, b"GGUF", &path.display().to_string())?;
+            return Ok((vec![path.to_owned()], called.trim_end_matches(".gguf").to_owned()));
+        }
+        // One file of a folder: say what is wrong with it, or that the folder is meant.
+        selection::choose(&path.display().to_string(), &[&called], selection)?;
+        return Err(Problem::error(
+            ProblemCode::FileFormat,
+            "this file is a part of a model",
+            "该文件只是模型的一部分",
+        )
+        .file(path.display())
+        .expected("a .gguf file, or the folder with config.json and *.safetensors"));
     }
     let entries = fs::read_dir(path).map_err(|error| io_problem(path, &error))?;
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|file| file.is_file()).collect();
-    files.sort();
-    let ends_with = |file: &PathBuf, ending: &str| plain_name(file).ends_with(ending);
-    let ggufs: Vec<_> = files.iter().filter(|file| ends_with(file, ".gguf")).cloned().collect();
-    if files.iter().any(|file| ends_with(file, ".safetensors")) && path.join("config.json").is_file() {
-        files.retain(|file| belongs_to_checkpoint(&plain_name(file)));
-        return Ok((files, ModelName::from_file_name(&plain_name(path))?));
+    let mut names: Vec<_> =
+        entries.flatten().filter(|entry| entry.path().is_file()).map(|entry| plain_name(&entry.path())).collect();
+    names.sort();
+    let paths: Vec<_> = names.iter().map(String::as_str).collect();
+    let chosen = selection::choose(&path.display().to_string(), &paths, selection)?;
+    for gguf in chosen.iter().filter(|name| name.ends_with(".gguf")).map(|name| path.join(name)) {
+        check_magic(&gguf, b"GGUF", &gguf.display().to_string())?;
     }
-    match &ggufs[..] {
-        [gguf] => choose(gguf),
-        _ => Err(Problem::error(ProblemCode::FileFormat, "this folder does not hold a model", "该文件夹里没有模型")
+    if chosen.iter().any(|name| name.ends_with(".safetensors")) && !chosen.contains("config.json") {
+        return Err(Problem::error(ProblemCode::FileFormat, "this folder does not hold a model", "该文件夹里没有模型")
             .file(path.display())
-            .found(format!("{} .gguf files", ggufs.len()))
-            .expected("config.json with *.safetensors, or one .gguf file")),
+            .found("*.safetensors without config.json")
+            .expected("config.json with *.safetensors, or one .gguf file"));
     }
+    Ok((names.iter().filter(|name| chosen.contains(*name)).map(|name| path.join(name)).collect(), called))
+}
+
+fn plain_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn has_other_ending(name: &str) -> bool {
+    [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|ending| name.ends_with(ending))
 }
 
 fn copy(file: &Path, incoming: &Path, context: &mut Context<'_, '_>) -> Result<StoredFile, Problem> {
@@ -105,5 +128,5 @@ fn copy(file: &Path, incoming: &Path, context: &mut Context<'_, '_>) -> Result<S
     })?;
     context.meter.file_ended(size);
     fs::rename(&copying, incoming.join(&sha256)).map_err(|error| io_problem(incoming, &error))?;
-    Ok(StoredFile { path: name, size, sha256 })
+    Ok(StoredFile { path: name, size, sha256, blob: None })
 }

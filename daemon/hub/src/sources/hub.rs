@@ -1,122 +1,121 @@
 //! The Hugging Face hub and servers that speak its protocol: one request lists a repository, one per file brings it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use justtrain_worker_api::{Problem, ProblemCode};
-use reqwest::Url;
+use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
-use super::{Context, Fetched, Source, SourceKind, Wanted, downloading, not_mine};
-use crate::download::{Download, download};
-use crate::store::{Delivery, StoredFile, safe_relative};
+use super::SourceKind;
+use super::repository::{Answer, Listing, RemoteFile, Repository, encoded, get_json};
+use crate::hash::Digest;
+use crate::http::{Http, HttpError, Token};
+use crate::search::FoundModel;
 use crate::{ModelName, Settings};
 
 /// One server.
-pub(super) struct HuggingFace {
+pub(crate) struct HuggingFace {
     kind: SourceKind,
     endpoint: String,
-    /// Sent to this server's own address only.
-    token: Option<String>,
+    token: Option<Token>,
 }
 
 impl HuggingFace {
     pub(super) fn hub(settings: &Settings) -> Self {
-        Self { kind: SourceKind::Hub, endpoint: settings.hub_endpoint.clone(), token: settings.hub_token.clone() }
+        let token = settings.hub_token().map(|secret| Token { secret, cookie: None });
+        Self { kind: SourceKind::Hub, endpoint: settings.hub_endpoint.clone(), token }
     }
 
     /// The mirror never sees the token.
     pub(super) fn mirror(settings: &Settings) -> Self {
         Self { kind: SourceKind::Mirror, endpoint: settings.mirror_endpoint.clone(), token: None }
     }
-
-    fn url(&self, path: &str) -> Result<Url, Problem> {
-        let text = format!("{}/{path}", self.endpoint.trim_end_matches('/'));
-        Url::parse(&text).map_err(|error| {
-            Problem::error(ProblemCode::InvalidValue, "HF_ENDPOINT is not a web address", "HF_ENDPOINT 不是有效网址")
-                .found(format!("{text}: {error}"))
-                .expected("such as https://huggingface.co")
-        })
-    }
-
-    async fn list(&self, name: &ModelName, context: &mut Context<'_, '_>) -> Result<Repository, Problem> {
-        let url = self.url(&format!("api/models/{name}/revision/main?blobs=true"))?;
-        let answer = context.cancel.guard(context.http.get_bytes(&url, self.token.as_deref())).await?;
-        let bytes = answer.map_err(|error| error.problem(url.as_str()))?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            Problem::error(
-                ProblemCode::SourceFailed,
-                "the server's answer is not a list of files",
-                "服务器返回的不是文件列表",
-            )
-            .file(&url)
-            .found(error)
-        })
-    }
-
-    async fn deliver(&self, name: &ModelName, context: &mut Context<'_, '_>) -> Result<Delivery, Problem> {
-        context.meter.status(downloading(name, &self.endpoint));
-        let repository = self.list(name, context).await?;
-        safe_relative(&repository.sha)?;
-        let chosen = repository.choose(name)?;
-        context.meter.start(chosen.iter().map(|file| file.size().unwrap_or(0)).sum());
-        let blobs = context.store.blobs(name)?;
-        let mut files = Vec::with_capacity(chosen.len());
-        for file in chosen {
-            safe_relative(&file.path)?;
-            let url = self.url(&format!("{name}/resolve/{}/{}", repository.sha, file.path))?;
-            context.meter.status(downloading(&file.path, &self.endpoint));
-            let key = match (&file.lfs, &file.blob_id) {
-                (Some(lfs), _) => lfs.sha256.clone(),
-                (None, Some(blob_id)) => blob_id.clone(),
-                (None, None) => file.path.replace('/', "--"),
-            };
-            safe_relative(&key)?;
-            let what = Download {
-                url: &url,
-                token: self.token.as_deref(),
-                key: &key,
-                size: file.size(),
-                sha256: file.lfs.as_ref().map(|lfs| lfs.sha256.as_str()),
-                magic: if file.path.ends_with(".gguf") { b"GGUF" } else { b"" },
-            };
-            let (size, sha256) = download(context.http, &blobs, &what, context.meter, context.cancel).await?;
-            files.push(StoredFile { path: file.path.clone(), size, sha256 });
-        }
-        let license = repository.license();
-        Ok(Delivery { name: name.clone(), source: self.kind, revision: repository.sha, license, files })
-    }
 }
 
-impl Source for HuggingFace {
+impl Repository for HuggingFace {
     fn kind(&self) -> SourceKind {
         self.kind
     }
 
-    fn has(&self, wanted: &Wanted) -> bool {
-        matches!(wanted, Wanted::Repository { .. })
+    fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
-    fn fetch<'a>(&'a self, wanted: &'a Wanted, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
+    fn token(&self) -> Option<&Token> {
+        self.token.as_ref()
+    }
+
+    fn list<'a>(&'a self, name: &'a ModelName, http: &'a Http) -> Answer<'a, Listing> {
         Box::pin(async move {
-            match wanted {
-                Wanted::Repository { name, .. } => self.deliver(name, context).await,
-                Wanted::Url(_) | Wanted::Path(_) => Err(not_mine(self.kind)),
-            }
+            let path = format!("api/models/{name}/revision/main?blobs=true");
+            get_json::<Model>(self, &path, Some(name), http).await?.listing()
         })
+    }
+
+    fn file_path(&self, name: &ModelName, revision: &str, path: &str) -> String {
+        format!("{name}/resolve/{revision}/{}", encoded(path))
+    }
+
+    fn search<'a>(&'a self, query: &'a str, limit: usize, http: &'a Http) -> Answer<'a, Vec<FoundModel>> {
+        Box::pin(async move {
+            let fields =
+                ["downloads", "gated", "safetensors", "tags"].map(|field| format!("&expand[]={field}")).concat();
+            let query = encoded(query);
+            let path = format!("api/models?search={query}&limit={limit}&sort=downloads&direction=-1{fields}");
+            let models: Vec<Model> = get_json(self, &path, None, http).await?;
+            Ok(models.iter().filter_map(|model| model.found(self.kind)).collect())
+        })
+    }
+
+    fn refused(&self, name: &ModelName, url: &Url, error: &HttpError) -> Problem {
+        let HttpError::Status { status, code, .. } = error else { return error.problem(url.as_str()) };
+        let page = format!("https://huggingface.co/{name}");
+        match (code.as_deref(), *status) {
+            (Some("GatedRepo"), _) | (None, StatusCode::FORBIDDEN) => {
+                Problem::error(ProblemCode::SourceFailed, "this model is given only to people who accepted its terms", "该模型需要先同意使用条款")
+                    .file(url)
+                    .found(if self.token.is_some() { "a token without access to it" } else { "no token" })
+                    .fix(
+                        format!("1. sign in at {page} and click “Agree and access repository” (some owners answer by hand, later); 2. make a token with read access at https://huggingface.co/settings/tokens; 3. put it into HF_TOKEN before the daemon starts, or run `hf auth login`, which writes it to the file that we read too"),
+                        format!("1. 登录 {page}，点击 “Agree and access repository”（有的作者需要人工审批）；2. 在 https://huggingface.co/settings/tokens 创建有读权限的令牌；3. 启动守护进程前设置 HF_TOKEN，或执行 `hf auth login` 写入令牌文件，本程序也会读取"),
+                    )
+            }
+            // Without a token the hub says the same of what is private and of what is not there.
+            (Some("RepoNotFound"), _) | (None, StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) => {
+                Problem::error(ProblemCode::SourceFailed, "the server does not have this model, or it is private", "服务器上没有该模型，或它是私有模型")
+                    .file(url)
+                    .found(status)
+                    .fix(
+                        format!("check the spelling with `justtrain models search`; for a private model make a token at https://huggingface.co/settings/tokens and put it into HF_TOKEN ({page})"),
+                        format!("用 `justtrain models search` 核对名称；私有模型请在 https://huggingface.co/settings/tokens 创建令牌并设置 HF_TOKEN（{page}）"),
+                    )
+            }
+            _ => error.problem(url.as_str()),
+        }
     }
 }
 
-/// The answer to `/api/models/NAME/revision/main?blobs=true`, as far as it is used.
+/// A model as `/api/models` describes it, as far as it is used.
 #[derive(Debug, Deserialize)]
-struct Repository {
+struct Model {
+    #[serde(default)]
+    id: String,
     /// The commit.
+    #[serde(default)]
     sha: String,
     #[serde(default)]
-    siblings: Vec<RepositoryFile>,
+    siblings: Vec<Sibling>,
     #[serde(default, rename = "cardData")]
     card: Option<Card>,
     #[serde(default)]
     tags: Vec<String>,
+    #[serde(default)]
+    downloads: Option<u64>,
+    /// `false`, `"auto"` or `"manual"`.
+    #[serde(default)]
+    gated: serde_json::Value,
+    #[serde(default)]
+    safetensors: Option<Safetensors>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,8 +124,15 @@ struct Card {
     license: Option<serde_json::Value>,
 }
 
+/// How many parameters there are of each type.
 #[derive(Debug, Deserialize)]
-struct RepositoryFile {
+struct Safetensors {
+    #[serde(default)]
+    parameters: HashMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sibling {
     #[serde(rename = "rfilename")]
     path: String,
     #[serde(default)]
@@ -143,35 +149,33 @@ struct Lfs {
     size: u64,
 }
 
-impl RepositoryFile {
-    fn size(&self) -> Option<u64> {
-        self.lfs.as_ref().map(|lfs| lfs.size).or(self.size)
+impl Model {
+    fn listing(self) -> Result<Listing, Problem> {
+        let license = self.license();
+        Ok(Listing {
+            license,
+            gated: self.is_gated(),
+            downloads: self.downloads,
+            revision: self.sha,
+            files: self.siblings.into_iter().map(Sibling::file).collect(),
+        })
     }
-}
 
-impl Repository {
-    /// The safetensors weights with everything small beside them, or the only GGUF file.
-    fn choose(&self, name: &ModelName) -> Result<Vec<&RepositoryFile>, Problem> {
-        // Subfolders hold other formats of the same weights.
-        let top: Vec<_> = self.siblings.iter().filter(|file| !file.path.contains('/')).collect();
-        if top.iter().any(|file| file.path.ends_with(".safetensors")) {
-            return Ok(top.into_iter().filter(|file| belongs_to_checkpoint(&file.path)).collect());
-        }
-        let ggufs: Vec<_> = top.into_iter().filter(|file| file.path.ends_with(".gguf")).collect();
-        if ggufs.len() == 1 {
-            return Ok(ggufs);
-        }
-        let names: HashSet<_> = ggufs.iter().map(|file| file.path.as_str()).collect();
-        let found =
-            if names.is_empty() { "neither".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(", ") };
-        Err(Problem::error(
-            ProblemCode::SourceFailed,
-            format!("{name} has no weights that can be taken as they are"),
-            format!("{name} 中没有可直接使用的权重"),
-        )
-        .found(found)
-        .expected("*.safetensors, or one .gguf file")
-        .fix("of several GGUF files, pull one by its web address", "若有多个 GGUF 文件，请用其中一个的网址下载"))
+    fn found(&self, source: SourceKind) -> Option<FoundModel> {
+        let parameters = self.safetensors.as_ref().map(|counts| counts.parameters.values().sum());
+        Some(FoundModel {
+            name: ModelName::parse(&self.id).ok()?,
+            source,
+            license: self.license(),
+            downloads: self.downloads,
+            size_bytes: self.safetensors.as_ref().and_then(Safetensors::bytes),
+            parameters,
+            gated: self.is_gated(),
+        })
+    }
+
+    fn is_gated(&self) -> bool {
+        self.gated.is_string() || self.gated == true
     }
 
     fn license(&self) -> Option<String> {
@@ -180,37 +184,61 @@ impl Repository {
     }
 }
 
-/// Weights, configuration, tokenizer, template and licence; no pictures, no other framework's weights.
-pub(super) fn belongs_to_checkpoint(file: &str) -> bool {
-    [".safetensors", ".json", ".jinja", ".txt"].iter().any(|ending| file.ends_with(ending))
-        || file == "tokenizer.model"
-        || file.starts_with("LICENSE")
+impl Safetensors {
+    /// `None` where a type is one that we do not know the width of.
+    fn bytes(&self) -> Option<u64> {
+        let width = |dtype: &str| match dtype {
+            "F64" | "I64" | "U64" => Some(8),
+            "F32" | "I32" | "U32" => Some(4),
+            "F16" | "BF16" | "I16" | "U16" => Some(2),
+            "I8" | "U8" | "BOOL" => Some(1),
+            dtype if dtype.starts_with("F8_") => Some(1),
+            _ => None,
+        };
+        self.parameters.iter().map(|(dtype, count)| Some(count * width(dtype)?)).sum()
+    }
+}
+
+impl Sibling {
+    fn file(self) -> RemoteFile {
+        let (size, digest) = match self.lfs {
+            Some(lfs) => (Some(lfs.size), Digest::parse(&lfs.sha256)),
+            None => (self.size, self.blob_id.as_deref().and_then(Digest::parse)),
+        };
+        RemoteFile { path: self.path, size, digest }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn repository(files: &[&str]) -> Repository {
-        let siblings: Vec<_> = files.iter().map(|file| serde_json::json!({"rfilename": file, "size": 1})).collect();
-        serde_json::from_value(serde_json::json!({"sha": "c0", "siblings": siblings, "tags": ["license:mit"]})).unwrap()
+    #[test]
+    fn a_model_is_described_as_far_as_the_hub_does() {
+        let found = |extra: &str| {
+            let model: Model =
+                serde_json::from_str(&format!(r#"{{"id": "a/b", "tags": ["license:mit"]{extra}}}"#)).unwrap();
+            model.found(SourceKind::Hub).unwrap()
+        };
+        let plain = found("");
+        assert_eq!((plain.license.as_deref(), plain.size_bytes, plain.gated), (Some("mit"), None, false));
+        let full = found(r#", "gated": "auto", "downloads": 7, "safetensors": {"parameters": {"BF16": 10, "F32": 1}}"#);
+        assert_eq!((full.size_bytes, full.parameters, full.downloads, full.gated), (Some(24), Some(11), Some(7), true));
+        assert_eq!(found(r#", "gated": false, "safetensors": {"parameters": {"X4": 10}}"#).size_bytes, None);
     }
 
     #[test]
-    fn the_checkpoint_is_taken_and_nothing_else() {
-        let all = ["README.md", "config.json", "model.safetensors", "onnx/model.onnx", "pytorch_model.bin", "x.gguf"];
-        let repository = repository(&all);
-        let chosen: Vec<_> =
-            repository.choose(&ModelName::parse("a/b").unwrap()).unwrap().iter().map(|file| &*file.path).collect();
-        assert_eq!(chosen, ["config.json", "model.safetensors"]);
-        assert_eq!(repository.license().as_deref(), Some("mit"));
-    }
-
-    #[test]
-    fn one_gguf_is_taken_and_several_are_named() {
-        let name = ModelName::parse("a/b").unwrap();
-        assert_eq!(repository(&["a.gguf", "README.md"]).choose(&name).unwrap().len(), 1);
-        let problem = repository(&["a.gguf", "b.gguf"]).choose(&name).unwrap_err();
-        assert!(problem.found.unwrap().contains("b.gguf"));
+    fn a_gated_model_is_explained() {
+        let settings = Settings { hub_token: None, ..Settings::at("https://hub.invalid", "https://mirror.invalid") };
+        let hub = HuggingFace::hub(&settings);
+        let url = Url::parse("https://hub.invalid/x").unwrap();
+        let refused = |status, code: Option<&str>| {
+            let error = HttpError::Status { status, retry_after: None, code: code.map(str::to_owned) };
+            hub.refused(&ModelName::parse("org/m").unwrap(), &url, &error)
+        };
+        let gated = refused(StatusCode::UNAUTHORIZED, Some("GatedRepo"));
+        assert!(gated.fix.en.contains("huggingface.co/org/m") && gated.fix.en.contains("HF_TOKEN"), "{gated}");
+        let missing = refused(StatusCode::UNAUTHORIZED, Some("RepoNotFound"));
+        assert!(missing.message.en.contains("private") && missing.fix.en.contains("models search"), "{missing}");
     }
 }

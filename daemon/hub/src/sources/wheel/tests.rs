@@ -51,7 +51,9 @@ fn unpack_built(folder: &TempDir, member: &str, wheel: &WheelEntry) -> Result<St
     let (http, cancel) = (Http::new(EAGER).unwrap(), Cancel::new(cancel));
     let mut report = |_: PullProgress| {};
     let mut meter = Meter::new(&mut report);
-    let mut context = Context { store: &store, http: &http, meter: &mut meter, cancel: &cancel };
+    let selection = crate::Selection::default();
+    let mut context =
+        Context { store: &store, http: &http, selection: &selection, name: None, meter: &mut meter, cancel: &cancel };
     unpack(&archive, wheel, folder.path(), &blobs, &mut context)
 }
 
