@@ -1,7 +1,9 @@
 //! What `--json` prints of the contract's messages: field names as in the `.proto` files, enum values in lower case.
 
 use justtrain_proto::v1::operation::Result as OperationResult;
-use justtrain_proto::v1::{Accuracy, Evaluation, Job, JobReason, Model, Operation, Problem, TrainResult};
+use justtrain_proto::v1::{
+    Accuracy, Evaluation, FoundModel, Job, JobReason, Model, ModelFile, Operation, Problem, TrainResult,
+};
 use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -80,6 +82,25 @@ pub(crate) fn model(model: &Model) -> Value {
         "sha256": model.sha256,
         "create_time": time(&model.create_time),
         "path": model.path,
+        "last_use_time": time(&model.last_use_time),
+        "files": model_files(&model.files),
+    })
+}
+
+pub(crate) fn model_files(files: &[ModelFile]) -> Value {
+    files.iter().map(|file| json!({"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256})).collect()
+}
+
+pub(crate) fn found_model(model: &FoundModel) -> Value {
+    json!({
+        "display_name": model.display_name,
+        "source": model.source,
+        "license": model.license,
+        "downloads": model.downloads,
+        "size_bytes": model.size_bytes,
+        "parameters": model.parameters,
+        "gated": model.gated,
+        "fit": enum_name(model.fit().as_str_name(), "FIT_"),
     })
 }
 

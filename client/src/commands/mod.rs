@@ -23,7 +23,7 @@ use crate::ui::Report;
 pub(crate) enum Command {
     /// Check this machine, with a fix for what is wrong
     Doctor,
-    /// Fetch, list and remove base models
+    /// Find, fetch, list, verify and remove base models
     #[command(subcommand)]
     Models(models::Models),
     /// Check, preview and generate training data

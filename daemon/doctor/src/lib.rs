@@ -17,6 +17,7 @@ use justtrain_worker_api::Text;
 use serde::{Deserialize, Serialize};
 
 pub use network::Server;
+pub use system::total_memory;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -102,14 +103,16 @@ pub async fn run(context: Context, mut report: impl FnMut(CheckResult) + Send) {
     report(system::memory());
     report(storage::disk(&context.home));
     report(storage::home(&context.home));
-    report(gpu::gpu());
-    report(system::clock());
+    gpu::checks().into_iter().for_each(&mut report);
     report(network::proxy());
+    let mut offset = None;
     for server in servers {
-        if let Ok(result) = server.await {
+        if let Ok((result, told)) = server.await {
             report(result);
+            offset = offset.or(told);
         }
     }
+    report(system::clock(offset));
     report(network::port(context.port));
     report(storage::model(&context.models));
     report(compute::matmul(&context.worker).await);
@@ -137,8 +140,10 @@ mod tests {
         let mut results = Vec::new();
         run(context, |result| results.push(result)).await;
         let ids: Vec<_> = results.iter().map(|result| result.id).collect();
-        let expected =
-            ["os", "cpu", "memory", "disk", "home", "gpu", "clock", "proxy", "hub", "port", "model", "compute"];
+        let gpu = ["gpu", "driver", "vram", "compute_capability", "nvrtc", "nccl"];
+        let first = ["os", "cpu", "memory", "disk", "home"];
+        let last = ["proxy", "hub", "clock", "port", "model", "compute"];
+        let expected = [&first[..], &gpu, &last].concat();
         assert_eq!(ids, expected);
         for result in &results {
             for text in [&result.title, &result.found, &result.expected] {

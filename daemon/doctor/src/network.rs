@@ -3,34 +3,56 @@
 use std::future::Future;
 use std::net::TcpListener;
 use std::pin::Pin;
+use std::time::SystemTime;
 
 use crate::{CheckResult, Port, Status};
 
 /// A server to look at. Who makes connections is not this crate's business: `answer` does, and ends soon.
 pub struct Server {
-    /// `hub` or `mirror`.
+    /// `hub`, `mirror` or `modelscope`.
     pub id: &'static str,
     pub address: String,
-    /// Ends with the reason when nothing answers.
-    pub answer: Pin<Box<dyn Future<Output = Result<(), String>> + Send>>,
+    /// The server's clock, where it tells; ends with the reason when nothing answers.
+    pub answer: Pin<Box<dyn Future<Output = Result<Option<SystemTime>, String>> + Send>>,
 }
 
-pub(crate) async fn server(server: Server) -> CheckResult {
+/// How this machine's clock differs from a server's, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClockOffset(pub(crate) i64);
+
+impl ClockOffset {
+    fn from(server: SystemTime) -> Self {
+        let seconds = |duration: std::time::Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        match SystemTime::now().duration_since(server) {
+            Ok(ahead) => Self(seconds(ahead)),
+            Err(behind) => Self(-seconds(behind.duration())),
+        }
+    }
+}
+
+pub(crate) async fn server(server: Server) -> (CheckResult, Option<ClockOffset>) {
     let title = match server.id {
         "mirror" => ("Model mirror", "模型镜像站"),
+        "modelscope" => ("ModelScope", "魔搭社区（ModelScope）"),
         _ => ("Model hub", "模型仓库"),
     };
     let result =
         CheckResult::new(server.id, title, ("reachable, for models from the network", "可访问（用于在线下载模型）"));
     match server.answer.await {
-        Ok(()) => result.found(format!("{} answers", server.address), format!("{} 可访问", server.address)),
-        Err(reason) => result
+        Ok(clock) => {
+            let result = result.found(format!("{} answers", server.address), format!("{} 可访问", server.address));
+            (result, clock.map(ClockOffset::from))
+        }
+        Err(reason) => {
+            let result = result
             .found(format!("{}: {reason}", server.address), format!("{}：{reason}", server.address))
             .status(
                 Status::Warn,
                 "models also come from files, web addresses and Python packages; behind a proxy set HTTPS_PROXY, for another server HF_ENDPOINT",
                 "模型也可来自本地文件、网址或 Python 软件包；使用代理请设置 HTTPS_PROXY，更换服务器请设置 HF_ENDPOINT",
-            ),
+            );
+            (result, None)
+        }
     }
 }
 

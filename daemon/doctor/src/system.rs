@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use crate::network::ClockOffset;
 use crate::{CheckResult, Status};
 
 const GIB: u64 = 1 << 30;
@@ -64,17 +65,27 @@ fn describe_cpu(info: &str) -> Cpu {
 }
 
 pub(crate) fn memory() -> CheckResult {
-    let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-    let Ok(system) = System::new_with_specifics(what) else {
-        return judge_memory(0, 0).found("unknown", "未知").status(Status::Skip, "", "");
-    };
-    let (mut total, mut available) = (system.total_memory(), system.available_memory());
-    // Inside a container the limit counts, not the machine.
-    if let Some(limits) = system.cgroup_limits() {
-        total = total.min(limits.total_memory);
-        available = available.min(limits.free_memory);
+    match measure_memory() {
+        Some((total, available)) => judge_memory(total, available),
+        None => judge_memory(0, 0).found("unknown", "未知").status(Status::Skip, "", ""),
     }
-    judge_memory(total, available)
+}
+
+/// Bytes that programs on this machine, or in this container, can have together.
+pub fn total_memory() -> Option<u64> {
+    measure_memory().map(|(total, _)| total)
+}
+
+/// Total and available bytes.
+fn measure_memory() -> Option<(u64, u64)> {
+    let what = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(what).ok()?;
+    let (total, available) = (system.total_memory(), system.available_memory());
+    // Inside a container the limit counts, not the machine.
+    match system.cgroup_limits() {
+        Some(limits) => Some((total.min(limits.total_memory), available.min(limits.free_memory))),
+        None => Some((total, available)),
+    }
 }
 
 fn judge_memory(total: u64, available: u64) -> CheckResult {
@@ -95,17 +106,33 @@ fn judge_memory(total: u64, available: u64) -> CheckResult {
     }
 }
 
-pub(crate) fn clock() -> CheckResult {
-    judge_clock(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()))
+pub(crate) fn clock(offset: Option<ClockOffset>) -> CheckResult {
+    judge_clock(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()), offset)
 }
 
-/// A clock before this program's own time is wrong, and encrypted connections fail because of it.
-fn judge_clock(now: u64) -> CheckResult {
+/// A clock far from the servers' is wrong, and encrypted connections fail because of it; where no server has told its
+/// own, one before this program's time is.
+fn judge_clock(now: u64, offset: Option<ClockOffset>) -> CheckResult {
     const PROGRAM_WRITTEN: u64 = 1_767_225_600;
+    const TOLERATED_SECONDS: u64 = 300;
     let (year, month, day) = date(now / 86_400);
-    let result = CheckResult::new("clock", ("Clock", "系统时钟"), ("today's date", "正确的日期"))
-        .found_as_is(format!("{year}-{month:02}-{day:02}"));
-    if now >= PROGRAM_WRITTEN {
+    let today = format!("{year}-{month:02}-{day:02}");
+    let result = CheckResult::new(
+        "clock",
+        ("Clock", "系统时钟"),
+        ("within 5 minutes of the servers' clocks", "与服务器时间相差不超过 5 分钟"),
+    );
+    let (result, wrong) = match offset {
+        Some(ClockOffset(seconds)) => {
+            let found = result.found(
+                format!("{today}, {seconds:+} s from a server's"),
+                format!("{today}，与服务器相差 {seconds:+} 秒"),
+            );
+            (found, seconds.unsigned_abs() > TOLERATED_SECONDS)
+        }
+        None => (result.found_as_is(today), now < PROGRAM_WRITTEN),
+    };
+    if !wrong {
         return result;
     }
     result.status(
@@ -148,9 +175,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_reset_is_noticed() {
-        assert_eq!(judge_clock(0).status, Status::Warn);
-        let right = judge_clock(1_800_000_000);
+        assert_eq!(judge_clock(0, None).status, Status::Warn);
+        let right = judge_clock(1_800_000_000, None);
         assert_eq!((right.status, right.found.en.as_str()), (Status::Pass, "2027-01-15"));
+        for (seconds, status) in [(-299, Status::Pass), (301, Status::Warn), (-86_400, Status::Warn)] {
+            assert_eq!(judge_clock(1_800_000_000, Some(ClockOffset(seconds))).status, status, "{seconds}");
+        }
         assert_eq!((date(0), date(11_016), date(20_512)), ((1970, 1, 1), (2000, 2, 29), (2026, 2, 28)));
     }
 }

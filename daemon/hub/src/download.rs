@@ -30,7 +30,6 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 const NOTICEABLE: Duration = Duration::from_secs(3);
 
 /// What to fetch and how to know that it is right.
-#[derive(Debug)]
 pub(crate) struct Download<'a> {
     pub(crate) url: &'a Url,
     pub(crate) token: Option<&'a Token>,
@@ -42,6 +41,8 @@ pub(crate) struct Download<'a> {
     pub(crate) digest: Option<&'a Digest>,
     /// What a file of this name must start with.
     pub(crate) magic: &'static [u8],
+    /// What a refusal means to the person: only the source knows.
+    pub(crate) explain: &'a (dyn Fn(&HttpError) -> Problem + Sync),
 }
 
 /// Fetches into `blobs`, under the digest that was promised, else under the SHA-256. A partial file survives every
@@ -129,7 +130,7 @@ impl Fetch<'_, '_> {
             }
             let unreachable = matches!(error, HttpError::Unreachable(_));
             if !(error.is_transient() || (best > 0 && unreachable)) || failed >= self.http.patience.tries {
-                return Err(error.problem(self.what.url.as_str()));
+                return Err((self.what.explain)(&error));
             }
             self.pause(self.http.patience.before_retry(&error, failed)).await;
         }
@@ -151,7 +152,7 @@ impl Fetch<'_, '_> {
                 Err(error) => {
                     failed += 1;
                     if !error.is_transient() || failed >= self.http.patience.tries {
-                        return Err(error.problem(self.what.url.as_str()));
+                        return Err((self.what.explain)(&error));
                     }
                     self.pause(self.http.patience.before_retry(&error, failed)).await;
                 }

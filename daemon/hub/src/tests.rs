@@ -170,9 +170,13 @@ async fn every_source_that_failed_is_reported() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gated_model_says_what_to_click() {
-    let gated = FakeServer::start(|_, _| Reply::new(401, "").header("X-Error-Code: GatedRepo")).await;
+    // The hub lists its files to anyone and refuses to hand them out.
+    let refusal = |asked: &crate::testing::Asked, _| {
+        asked.path.contains("/resolve/").then(|| Reply::new(403, "").header("X-Error-Code: GatedRepo"))
+    };
+    let fake = FakeHub::faulty("org/gated", small_files(), refusal, |_, _| None).await;
     let folder = tempfile::tempdir().unwrap();
-    let hub = hub_at(&folder, &gated.address, NOWHERE);
+    let hub = hub_at(&folder, fake.address(), NOWHERE);
     let problems = pull(&hub, "org/gated", Some(SourceKind::Hub)).await.unwrap_err();
     assert!(problems[0].fix.en.contains("Agree and access repository"), "{:?}", problems);
     assert!(problems[0].fix.zh.contains("HF_TOKEN"));

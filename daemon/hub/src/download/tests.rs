@@ -46,6 +46,7 @@ async fn fetch_with(patience: Patience, server: &FakeServer, blobs: &TempDir, kn
         size: known.size,
         digest: known.digest.as_ref(),
         magic: b"GGUF",
+        explain: &|error| error.problem(url.as_str()),
     };
     let mut progress = Vec::new();
     let mut report = |now: PullProgress| progress.push(now.done);
@@ -348,6 +349,7 @@ async fn cancelling_keeps_what_is_there() {
         size: known.size,
         digest: known.digest.as_ref(),
         magic: b"",
+        explain: &|error| error.problem(url.as_str()),
     };
     let mut report = |_: PullProgress| {};
     let mut meter = Meter::new(&mut report);

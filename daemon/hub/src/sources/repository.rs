@@ -135,6 +135,7 @@ async fn deliver(
             size: file.size,
             digest: file.digest.as_ref(),
             magic: if file.path.ends_with(".gguf") { b"GGUF" } else { b"" },
+            explain: &|error| server.refused(name, &url, error),
         };
         files.push(download(context.http, &blobs, &what, context.meter, context.cancel).await?);
     }

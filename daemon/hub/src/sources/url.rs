@@ -43,7 +43,16 @@ async fn deliver(url: &Url, context: &mut Context<'_, '_>) -> Result<Delivery, P
     let blobs = context.store.blobs(&name)?;
     // Nothing but the address identifies the file before all of it is here.
     let key = hex(&Sha256::digest(url.as_str()));
-    let what = Download { url, token: None, path: &file, key: &key, size: None, digest: None, magic: b"GGUF" };
+    let what = Download {
+        url,
+        token: None,
+        path: &file,
+        key: &key,
+        size: None,
+        digest: None,
+        magic: b"GGUF",
+        explain: &|error| error.problem(url.as_str()),
+    };
     let file = download(context.http, &blobs, &what, context.meter, context.cancel).await?;
     let license = catalogue::find_by_sha256(&file.sha256).map(|entry| entry.license.clone());
     let files = vec![file];
