@@ -76,7 +76,7 @@ fn has_nvidia_card() -> bool {
 /// The first of `names` that this machine's loader finds.
 fn find_library(names: &[&'static str]) -> Option<&'static str> {
     // SAFETY: NVIDIA's libraries do nothing when they are loaded but set up their own state.
-    names.iter().copied().find(|name| unsafe { libloading::Library::new(name) }.is_ok())
+    names.iter().copied().find(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 fn gpu(devices: &[Device]) -> CheckResult {
