@@ -105,7 +105,10 @@ fn usage_text(error: &clap::Error) -> justtrain_proto::v1::Text {
         }
         _ => return justtrain_proto::v1::Text { zh: en.clone(), en },
     };
-    justtrain_proto::v1::Text { en, zh: both!("", "{zh}；用 --help 查看用法").zh }
+    let meant = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
+    let meant = meant.map(context).into_iter().find(|meant| !meant.is_empty());
+    let meant = meant.map_or_else(String::new, |meant| both!("", "；是否想写 {meant}？").zh);
+    justtrain_proto::v1::Text { en, zh: both!("", "{zh}{meant}；用 --help 查看用法").zh }
 }
 
 #[cfg(test)]
@@ -175,6 +178,10 @@ mod tests {
         assert_eq!(failure.exit as u8, 2);
         assert!(failure.message.en.contains("RECIPE"), "{}", failure.message.en);
         assert!(failure.message.zh.contains("RECIPE") && failure.message.zh.contains("缺少"), "{}", failure.message.zh);
+        for (written, meant) in [("trian r.yaml", "train"), ("train r.yaml --detatch", "--detach")] {
+            let failure = wrong(&["justtrain"].into_iter().chain(written.split(' ')).collect::<Vec<_>>(), Lang::Zh);
+            assert!(failure.message.zh.contains(&format!("是否想写 {meant}？")), "{}", failure.message.zh);
+        }
         wrong(&["justtrain", "export", "latest", "--format", "zip"], Lang::En);
         wrong(&["justtrain", "chat", "--job", "a", "--model", "b"], Lang::En);
     }

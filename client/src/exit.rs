@@ -64,16 +64,18 @@ impl Exit {
         }
     }
 
-    /// Of an operation that failed, from the first problem that names a cause.
+    /// Of an operation that failed: what a call that fails with these problems has.
     pub(crate) fn of_problems(problems: &[Problem]) -> Self {
-        problems
-            .iter()
-            .find_map(|problem| match problem.code.as_str() {
-                "DISK_FULL" | "OUT_OF_MEMORY" => Some(Self::OutOfResources),
-                "MODEL_NOT_FOUND" | "FILE_NOT_FOUND" => Some(Self::NotFound),
-                _ => None,
-            })
-            .unwrap_or(Self::Failed)
+        let of_one = |problem: &Problem| match problem.code.as_str() {
+            "DISK_FULL" | "OUT_OF_MEMORY" => Self::OutOfResources,
+            "MODEL_NOT_FOUND" | "FILE_NOT_FOUND" => Self::NotFound,
+            "SOURCE_FAILED" | "CHECKSUM_MISMATCH" | "CHECKPOINT" | "LOSS_DIVERGED" | "CANCELLED" | "INTERRUPTED"
+            | "WORKER_CRASHED" | "INTERNAL" | "" => Self::Failed,
+            _ => Self::InvalidInput,
+        };
+        let all = || problems.iter().map(of_one);
+        let telling = all().find(|exit| matches!(exit, Self::OutOfResources | Self::NotFound));
+        telling.or_else(|| all().next()).unwrap_or(Self::Failed)
     }
 }
 
@@ -97,6 +99,9 @@ mod tests {
         let problem = Problem { code: "DISK_FULL".into(), ..Problem::default() };
         assert_eq!(Exit::of_problems(&[Problem::default(), problem]), Exit::OutOfResources);
         assert_eq!(Exit::of_job(JobReason::DiskFull), Exit::OutOfResources);
+        let wrong = Problem { code: "INVALID_VALUE".into(), ..Problem::default() };
+        assert_eq!(Exit::of_problems(&[wrong]), Exit::InvalidInput);
+        assert_eq!(Exit::of_problems(&[]), Exit::Failed);
         assert_eq!(Exit::of_job(JobReason::WorkerCrashed), Exit::Failed);
     }
 }

@@ -37,17 +37,33 @@ impl Failure {
 
     /// A local file that cannot be read or written.
     pub(crate) fn file(path: &std::path::Path, error: &std::io::Error) -> Self {
-        let (exit, code) = match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => (Exit::OutOfResources, "DISK_FULL"),
-            std::io::ErrorKind::NotFound => (Exit::InvalidInput, "FILE_NOT_FOUND"),
-            _ => (Exit::InvalidInput, "FILE_FORMAT"),
+        use std::io::ErrorKind;
+        let (exit, code, message, fix) = match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (
+                Exit::OutOfResources,
+                "DISK_FULL",
+                both!("the disk is full", "磁盘已满"),
+                both!("free some disk space, or write to another folder", "请释放磁盘空间，或写入其他文件夹"),
+            ),
+            ErrorKind::NotFound => (
+                Exit::NotFound,
+                "FILE_NOT_FOUND",
+                both!("there is no such file or folder", "没有这个文件或文件夹"),
+                both!("check the path", "请检查路径"),
+            ),
+            _ => (
+                Exit::InvalidInput,
+                "FILE_FORMAT",
+                both!("the file cannot be read or written: {error}", "无法读写此文件：{error}"),
+                both!("check the path and its permissions", "请检查路径和权限"),
+            ),
         };
-        let message = both!("cannot read or write this file: {error}", "无法读写此文件：{error}");
         let problem = Problem {
             code: code.into(),
             severity: Severity::Error.into(),
             message: Some(message.clone()),
             file: path.display().to_string(),
+            fix: Some(fix),
             ..Problem::default()
         };
         Self { exit, message, problems: vec![problem] }

@@ -100,18 +100,36 @@ pub(crate) fn translate(command: clap::Command) -> clap::Command {
         .disable_help_subcommand(true)
         .mut_args(|arg| {
             let heading = if arg.is_positional() { "参数" } else { "选项" };
-            let help = arg.get_help().map(chinese);
-            let arg = arg.help_heading(heading);
-            match help {
-                Some(help) => arg.help(help),
-                None => arg,
-            }
+            let help = described(&arg);
+            // What clap adds to a help text by itself is English.
+            arg.help_heading(heading).help(help).hide_possible_values(true).hide_default_value(true).hide_env(true)
         })
         .mut_subcommands(translate);
     if let Some(about) = about {
         command = command.about(about);
     }
     command
+}
+
+/// The help text with what clap would add: choices, default, environment variable.
+fn described(arg: &clap::Arg) -> String {
+    let mut help = arg.get_help().map(chinese).unwrap_or_default();
+    let choices = arg.get_possible_values().into_iter().map(|choice| match choice.get_help() {
+        Some(help) => format!("{}（{}）", choice.get_name(), chinese(help)),
+        None => choice.get_name().to_owned(),
+    });
+    let choices = choices.collect::<Vec<_>>().join("、");
+    if !choices.is_empty() {
+        help += &format!("；可选：{choices}");
+    }
+    let default = arg.get_default_values().first().filter(|_| arg.get_action().takes_values());
+    if let Some(default) = default.filter(|_| !arg.is_hide_default_value_set()) {
+        help += &format!("；默认 {}", default.display());
+    }
+    if let Some(variable) = arg.get_env() {
+        help += &format!("；环境变量 {}", variable.display());
+    }
+    help
 }
 
 fn chinese(english: &StyledStr) -> String {
@@ -130,7 +148,22 @@ mod tests {
     fn texts(command: &clap::Command, into: &mut Vec<String>) {
         into.extend(command.get_about().map(ToString::to_string));
         into.extend(command.get_arguments().filter_map(|arg| arg.get_help().map(ToString::to_string)));
+        let choices = command.get_arguments().flat_map(clap::Arg::get_possible_values);
+        into.extend(choices.filter_map(|choice| choice.get_help().map(ToString::to_string)));
         command.get_subcommands().for_each(|below| texts(below, into));
+    }
+
+    #[test]
+    fn a_translated_help_has_its_choices_and_defaults_in_chinese() {
+        let mut command = translate(Cli::command());
+        let root = command.render_long_help().to_string();
+        let mut of = |verb: &str| command.find_subcommand_mut(verb).unwrap().render_long_help().to_string();
+        let (export, chat) = (of("export"), of("chat"));
+        assert!(export.contains("可选：peft（仅适配器，可由 Hugging Face PEFT 加载）、merged（"), "{export}");
+        assert!(chat.contains("；默认 42"), "{chat}");
+        assert!(root.contains("；环境变量 JUSTTRAIN_ADDR") && root.contains("；可选：en、zh"), "{root}");
+        let all = [root, export, chat].concat();
+        assert!(!["ossible values", "[default", "[env"].iter().any(|english| all.contains(english)), "{all}");
     }
 
     #[test]

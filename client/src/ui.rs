@@ -71,11 +71,11 @@ impl Ui {
 
     pub(crate) fn problem(self, problem: &Problem) {
         let label = if problem::is_error(problem) {
-            self.red(say!(self.lang, "error", "错误"))
+            self.red(say!(self.lang, "error: ", "错误："))
         } else {
-            self.yellow(say!(self.lang, "warning", "警告"))
+            self.yellow(say!(self.lang, "warning: ", "警告："))
         };
-        let _ = writeln!(io::stderr(), "{label}: {}", problem::line(problem, self.lang));
+        let _ = writeln!(io::stderr(), "{label}{}", problem::line(problem, self.lang));
     }
 
     /// Prints what came out and returns the process's exit code.
@@ -98,8 +98,8 @@ impl Ui {
             self.problem(problem);
         }
         if failure.problems.len() != 1 {
-            let label = self.red(say!(self.lang, "error", "错误"));
-            let _ = writeln!(io::stderr(), "{label}: {}", self.lang.pick(&failure.message));
+            let label = self.red(say!(self.lang, "error: ", "错误："));
+            let _ = writeln!(io::stderr(), "{label}{}", self.lang.pick(&failure.message));
         }
     }
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Do exported folders load in PEFT and transformers, without a warning and with the logits we computed?
 
-    python check_export.py --base BASE --expected EXPECTED.json [--adapter FOLDER] [--merged FOLDER]
+    python check_export.py --base BASE [--adapter FOLDER] [--merged FOLDER] [--expected EXPECTED.json] [--answers ANSWERS.jsonl]
 
 BASE is a GGUF file or a Hugging Face folder. EXPECTED.json is what the tuned model gave in float32:
 
-    {"prompts": [{"ids": [1, 2, …], "logits": [0.1, …], "text": "…"}]}
+    {"prompts": [{"ids": [1, 2, …], "logits": [0.1, …]}]}
 
-with the logits of the last position over the whole vocabulary. `text` may be left out; where it is given, the merged
-folder's tokenizer must turn it into exactly `ids`. Prints one JSON object; the exit status is 1 when a check fails.
+with the logits of the last position over the whole vocabulary. ANSWERS.jsonl is what `justtrain generate` wrote with the
+tuned model: through the exported folder's own tokenizer and chat template each prompt must get the same greedy answer.
+Prints one JSON object; the exit status is 1 when a check fails.
 """
 
 from __future__ import annotations
@@ -61,53 +62,70 @@ def no_warnings():
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--expected", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--merged", type=Path)
+    parser.add_argument("--expected", type=Path)
+    parser.add_argument("--answers", type=Path)
     arguments = parser.parse_args()
     if not (arguments.adapter or arguments.merged):
         parser.error("nothing to check: give --adapter, --merged or both")
+    if not (arguments.expected or arguments.answers):
+        parser.error("nothing to compare with: give --expected, --answers or both")
     transformers_logging.disable_progress_bar()
-    prompts = json.loads(arguments.expected.read_text())["prompts"]
+    prompts = json.loads(arguments.expected.read_text())["prompts"] if arguments.expected else []
+    answers = [json.loads(line) for line in arguments.answers.read_text().splitlines()] if arguments.answers else []
+    report = {}
     try:
-        report = {}
-        if arguments.adapter:
-            report["peft_max_error"] = check_adapter(arguments.base, arguments.adapter, prompts)
-        if arguments.merged:
-            report["merged_max_error"] = check_merged(arguments.merged, prompts)
+        for name, folder in [("peft", arguments.adapter), ("merged", arguments.merged)]:
+            if folder is None:
+                continue
+            model = load_adapter(arguments.base, folder) if name == "peft" else load_merged(folder)
+            report[name] = {"max_error": compare_logits(name, model, prompts)} if prompts else {}
+            if answers:
+                report[name]["answers"] = compare_answers(name, model, folder, answers)
     except (CheckFailed, Warning, ValueError, RuntimeError, OSError) as error:
         print(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
         sys.exit(1)
     print(json.dumps({"ok": True, **report}))
 
 
-def check_adapter(base: Path, adapter: Path, prompts: list[dict]) -> float:
+def load_adapter(base: Path, adapter: Path):
     location = {"pretrained_model_name_or_path": base}
     if base.is_file():
         location = {"pretrained_model_name_or_path": base.parent, "gguf_file": base.name}
     model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32)
     with no_warnings():
-        tuned = PeftModel.from_pretrained(model, adapter)
-    return compare("adapter", tuned.eval(), prompts)
+        return PeftModel.from_pretrained(model, adapter).eval()
 
 
-def check_merged(folder: Path, prompts: list[dict]) -> float:
+def load_merged(folder: Path):
     with no_warnings():
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise CheckFailed(f"merged folder has {kind}: {sorted(info[kind])}")
-    if any("text" in prompt for prompt in prompts):
-        with no_warnings():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        for prompt in prompts:
-            ids = tokenizer.encode(prompt["text"], add_special_tokens=False) if "text" in prompt else prompt["ids"]
-            if ids != prompt["ids"]:
-                raise CheckFailed(f"the merged folder's tokenizer reads {prompt['text']!r} as {ids}, not {prompt['ids']}")
-    return compare("merged model", model.eval(), prompts)
+    return model.eval()
 
 
-def compare(what: str, model, prompts: list[dict]) -> float:
+def compare_answers(what: str, model, folder: Path, answers: list[dict]) -> int:
+    with no_warnings():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    for row in answers:
+        turns = [{"role": "user", "content": row["prompt"]}]
+        inputs = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            # One more where the model said that it is done: it must say so here.
+            tokens = row["answer_tokens"] + (row["end"] == "stop")
+            generated = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        answer = tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        if answer != row["answer"]:
+            raise CheckFailed(f"{what} answers {row['prompt']!r} with {answer!r}, not {row['answer']!r}")
+    return len(answers)
+
+
+def compare_logits(what: str, model, prompts: list[dict]) -> float:
     worst = 0.0
     for prompt in prompts:
         with torch.no_grad():

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) const MODEL: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 
@@ -40,6 +40,50 @@ impl Desk {
         let data = desk.path("numbers.json");
         desk.json(&["data", "generate", "numbers", "--count", "40", "--seed", "3", "--lang", "en", "--output", &data]);
         desk
+    }
+
+    /// With a tiny random model in `model`, whose tokens are the characters of ASCII, and rows in `data.jsonl`.
+    pub(crate) fn tiny() -> Self {
+        let desk = Self::new();
+        let model = desk.home().join("model");
+        fs::create_dir(&model).unwrap();
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemon/engine/model/fixtures/tiny-llama");
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(Path::new(fixture).join(file), model.join(file)).unwrap();
+        }
+        let mut vocabulary: serde_json::Map<String, Value> = (0..3).map(|id| (format!("<{id}>"), id.into())).collect();
+        vocabulary.extend((' '..='~').zip(3..).map(|(character, id)| (character.to_string(), id.into())));
+        let end = json!({"id": 2, "content": "<2>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let split = json!({"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": false});
+        let tokenizer = json!({"version": "1.0", "added_tokens": [end], "pre_tokenizer": split,
+            "decoder": {"type": "Fuse"}, "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<0>"}});
+        fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let template = "{% for m in messages %}{{ m.role[0] + m.content + '<2>' }}{% endfor %}\
+                        {% if add_generation_prompt %}a{% endif %}";
+        let config = json!({"eos_token": "<2>", "chat_template": template});
+        fs::write(model.join("tokenizer_config.json"), config.to_string()).unwrap();
+        let rows: Vec<String> = (0..12)
+            .map(|i| json!({"prompt": format!("{i}+1"), "completion": format!("is {}", i + 1)}).to_string())
+            .collect();
+        fs::write(desk.path("data.jsonl"), rows.join("\n")).unwrap();
+        desk
+    }
+
+    /// Writes `tiny.yaml`, a recipe for the tiny model; returns its path.
+    pub(crate) fn tiny_recipe(&self, extra: &str) -> String {
+        let path = self.path("tiny.yaml");
+        let text = "model_name_or_path: ./model\ndataset: data.jsonl\nval_size: 2\nper_device_train_batch_size: 2\n";
+        fs::write(&path, format!("{text}{extra}")).unwrap();
+        path
+    }
+
+    /// Changes the tiny model's `config.json`.
+    pub(crate) fn change_config(&self, change: impl FnOnce(&mut Value)) {
+        let path = self.path("model/config.json");
+        let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(path, config.to_string()).unwrap();
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -148,7 +192,7 @@ pub(crate) fn text(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn last_line(output: &Output) -> Value {
+pub(crate) fn last_line(output: &Output) -> Value {
     let out = String::from_utf8_lossy(&output.stdout);
     let line = out.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {}", text(output)))

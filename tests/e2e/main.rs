@@ -1,11 +1,13 @@
 //! The main job over the real programs and the real model: daemon, worker and client as a person runs them.
 
+mod bad_input;
 mod desk;
+mod leaving;
 
 use std::fs;
 use std::process::Command;
 
-use desk::{Desk, program, text};
+use desk::{Desk, text};
 use serde_json::Value;
 
 #[test]
@@ -38,6 +40,31 @@ fn from_data_to_a_tuned_model_that_is_exported_and_answers() {
     assert!(!answer["answer"].as_str().unwrap().trim().is_empty());
 }
 
+/// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: what a person exports
+/// loads there without a warning and answers as it did here, tokenizer and chat template included.
+#[test]
+#[ignore = "needs JUSTTRAIN_PYTHON"]
+fn what_is_exported_answers_the_same_in_peft_and_transformers() {
+    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
+    let desk = Desk::furnished();
+    let trained = desk.json(&["train", &desk.recipe("max_steps: 6\nsave_steps: 3\n")]);
+    let job = trained["name"].as_str().unwrap();
+    let (prompts, answers) = (desk.path("prompts.jsonl"), desk.path("answers.jsonl"));
+    fs::write(&prompts, "{\"prompt\": \"Which is larger, 9.11 or 9.9?\"}\n{\"prompt\": \"9.11 和 9.9 哪个更大？\"}\n")
+        .unwrap();
+    desk.json(&["generate", "--input", &prompts, "--output", &answers, "--job", job, "--max-new-tokens", "24"]);
+    let mut check = Command::new(python);
+    check.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/golden/check_export.py"));
+    check.args(["--base", &std::env::var("JUSTTRAIN_TEST_MODEL").unwrap(), "--answers", &answers]);
+    for (format, option) in [("peft", "--adapter"), ("merged", "--merged")] {
+        let output = desk.path(format);
+        desk.json(&["export", job, "--format", format, "--output", &output]);
+        check.args([option, &output]);
+    }
+    let output = check.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
 #[test]
 fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were() {
     let mut desk = Desk::furnished();
@@ -67,36 +94,4 @@ fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were
     desk.restart_daemon();
     let done = desk.wait(&job, |job| job["state"] == "succeeded");
     assert_eq!(done["result"]["last_loss"], whole["result"]["last_loss"]);
-}
-
-#[test]
-fn what_cannot_work_is_refused_with_its_place_and_its_exit_code() {
-    let desk = Desk::new();
-    let (code, error) = desk.refused(&["train", &desk.recipe("max_steps: 4\nlora_rnak: 3\n")]);
-    let problem = &error["error"]["problems"][0];
-    assert_eq!((code, &problem["code"], &problem["line"]), (6, &"UNKNOWN_KEY".into(), &10.into()));
-    assert!(problem.to_string().contains("lora_rank"), "{problem}");
-
-    let (code, error) = desk.refused(&["train", &desk.recipe("max_steps: 4\n")]);
-    assert_eq!(code, 5, "a model that is not there: {error}");
-    assert!(error.to_string().contains("models pull"), "{error}");
-
-    let broken = desk.path("broken.json");
-    fs::write(&broken, "[{\"instruction\": \"a\",\n \"output\" \"b\"}]").unwrap();
-    let (code, error) = desk.refused(&["data", "check", &broken]);
-    assert_eq!((code, &error["error"]["problems"][0]["line"]), (6, &2.into()), "{error}");
-
-    assert_eq!(desk.refused(&["jobs", "show", "jobs/0000000000"]).0, 5);
-
-    let stranger = desk.client(&["jobs", "list"]).env("JUSTTRAIN_TOKEN", "not-the-token").output().unwrap();
-    assert_eq!(stranger.status.code(), Some(4), "{}", text(&stranger));
-
-    let second = Command::new(program("justtraind"))
-        .arg("--home")
-        .arg(desk.home())
-        .args(["--addr", "127.0.0.1:0"])
-        .output()
-        .unwrap();
-    assert!(!second.status.success());
-    assert!(text(&second).contains(&desk.daemon.id().to_string()), "{}", text(&second));
 }

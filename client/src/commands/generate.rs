@@ -57,7 +57,7 @@ impl Generate {
     ) -> Result<()> {
         let bar = bar(session, prompts.len() as u64);
         let partial = partial_path(&self.output);
-        let written = |error| Failure::file(&partial, &error);
+        let written = |error| Failure::file(&self.output, &error);
         let mut file = BufWriter::new(File::create(&partial).map_err(written)?);
         for prompt in prompts {
             let request = self.sampling.request(model, prompt.turns.clone(), self.base);

@@ -6,11 +6,13 @@
 //! - [`WorkerProgram`] and [`Worker`]: one supervised process; when it dies, a problem says why.
 //! - [`Jobs`]: the queue, one running job at a time.
 //! - [`Operations`]: shorter work that a person waits for, such as an export.
+//! - [`LogFile`]: a log whose size has a limit, of a worker and of the daemon.
 //!
 //! This crate knows no gRPC and no tensors. It never reads a recipe's text.
 
 mod crash;
 mod job;
+mod log_file;
 mod operation;
 mod queue;
 mod state;
@@ -18,6 +20,7 @@ mod store;
 mod worker;
 
 pub use job::{EventBody, Job, JobEvent, JobId, Progress, UnixMillis, now};
+pub use log_file::LogFile;
 pub use operation::{
     Operation, OperationHandle, OperationId, OperationKind, OperationResult, OperationState, Operations, PullSummary,
 };

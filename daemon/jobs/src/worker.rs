@@ -1,27 +1,33 @@
 //! One supervised worker process.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use justtrain_worker_api::{Command, Control, Event, Failure, FailureReason, Message, Outcome, Problem, ProblemCode};
-use tokio::fs::OpenOptions;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::LogFile;
 use crate::crash::Crash;
 
 /// Lines of a worker's log that a crash quotes.
 const LAST_WORDS: usize = 5;
+/// Characters that are quoted of a line.
+const LONGEST_QUOTE: usize = 200;
 /// How long a worker that was asked to stop may take to save.
 const GRACE: Duration = Duration::from_secs(30);
 /// How long the log of a process that has ended is waited for; something it started may still hold it open.
 const LOG_GRACE: Duration = Duration::from_secs(2);
+/// The largest `worker.log`; there may be an old one of the same size.
+const LARGEST_LOG: u64 = 4 << 20;
+/// A longer line of the log is kept in pieces of this many bytes.
+const LONGEST_LINE: u64 = 64 << 10;
 
 /// The worker's executable.
 #[derive(Debug, Clone)]
@@ -206,8 +212,7 @@ impl Worker {
             Ok(Message::Outcome(outcome)) => Ok(outcome),
             Ok(Message::Failed(failure)) => Err(failure),
             Err(_) => {
-                let garbage = String::from_utf8_lossy(&line).trim_end().chars().take(200).collect();
-                return Err(Last::Crashed { garbage: Some(garbage) });
+                return Err(Last::Crashed { garbage: Some(quote(&line)) });
             }
         };
         Err(Last::Said { result, leave_by: Instant::now() + GRACE })
@@ -252,28 +257,26 @@ impl Worker {
     }
 }
 
+fn quote(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).trim_end().chars().take(LONGEST_QUOTE).collect()
+}
+
 /// Copies a worker's standard error to its log and remembers the last lines.
 async fn keep_log(stderr: ChildStderr, log: Option<PathBuf>, last_words: Arc<Mutex<VecDeque<String>>>) {
-    let mut file = match log {
-        Some(path) => OpenOptions::new().create(true).append(true).open(path).await.ok(),
-        None => None,
-    };
+    let mut file = log.and_then(|path| LogFile::open(&path, LARGEST_LOG).ok());
     let (mut stderr, mut bytes) = (BufReader::new(stderr), Vec::new());
     // Read to the end whatever it is: a worker whose standard error is closed could not go on.
-    while stderr.read_until(b'\n', &mut bytes).await.is_ok_and(|read| read > 0) {
+    while (&mut stderr).take(LONGEST_LINE).read_until(b'\n', &mut bytes).await.is_ok_and(|read| read > 0) {
         if let Some(file) = &mut file {
             // A log that cannot be written is no reason to stop a job.
-            let _ = file.write_all(&bytes).await;
+            let _ = file.write_all(&bytes);
         }
-        let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+        let line = quote(&bytes);
         bytes.clear();
         let mut last = last_words.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == LAST_WORDS {
             last.pop_front();
         }
         last.push_back(line);
-    }
-    if let Some(file) = &mut file {
-        let _ = file.flush().await;
     }
 }

@@ -112,6 +112,19 @@ async fn a_worker_that_dies_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_talks_without_end_does_not_fill_the_disk() {
+    // Lines, then one line that never ends.
+    let noise = "yes 'a line of the log' | head -c 9000000 >&2; head -c 9000000 /dev/zero | tr '\\0' x >&2";
+    let desk = Desk::new(&format!("{STARTED}\n{noise}\necho >&2\necho 'out of luck' >&2\nexit 9"));
+    let job = desk.run().await;
+    assert!(job.problems[0].to_string().contains("out of luck"), "the end of the log is read");
+    let size = |name: &str| fs::metadata(job.run_dir.join(name)).unwrap().len();
+    let (log, old) = (size("worker.log"), size("worker.log.old"));
+    assert!(log <= 4 << 20 && old <= 4 << 20 && log + old > 4 << 20, "{log} and {old} bytes");
+    assert!(fs::read_to_string(job.run_dir.join("worker.log")).unwrap().ends_with("out of luck\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failure_keeps_its_reason() {
     let failed = r#"echo '{"failed":{"reason":"DISK_FULL","problems":[{"code":"DISK_FULL","severity":"error","message":{"en":"full","zh":"满"}}]}}'"#;
     let job = Desk::new(failed).run().await;
@@ -130,8 +143,9 @@ async fn a_worker_that_is_not_there_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_job_saves_before_it_is_cancelled() {
-    // Ends only once it has read a stop.
-    let desk = Desk::new(&format!("{STARTED}\nread control\ncase $control in *stop*) {STOPPED} ;; esac"));
+    // Ends only once it has read a stop, and not before both cancellations are answered.
+    let wait = "read control\nwhile [ ! -e \"$0.asked\" ]; do sleep 0.02; done";
+    let desk = Desk::new(&format!("{STARTED}\n{wait}\ncase $control in *stop*) {STOPPED} ;; esac"));
     let job = desk.queue();
     let cancel = async {
         let mut changes = desk.jobs.store().changes();
@@ -142,6 +156,7 @@ async fn a_running_job_saves_before_it_is_cancelled() {
         for _ in 0..2 {
             assert_eq!(desk.jobs.cancel(&job.id).unwrap().state, JobState::Cancelling);
         }
+        fs::write(desk.folder.path().join("worker.asked"), "").unwrap();
     };
     let (job, ()) = tokio::join!(desk.run_until(&job, |job| job.state.is_at_rest()), cancel);
     assert_eq!((job.state, job.reason), (JobState::Cancelled, Some(JobReason::User)));

@@ -12,6 +12,8 @@ mod operation;
 mod select;
 mod status;
 mod system;
+#[cfg(test)]
+mod tests;
 mod warm;
 
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! Problems as gRPC statuses: the one place where a code is chosen.
 
-use justtrain_jobs::StoreError;
+use justtrain_jobs::{JobState, StoreError};
 use justtrain_proto::{PROBLEMS_TYPE_URL, v1};
 use justtrain_worker_api::{Failure, FailureReason, Problem, ProblemCode};
 use prost::Message;
@@ -47,8 +47,22 @@ pub(super) fn of_store(error: StoreError) -> Status {
         StoreError::NoOperation(_) => {
             with_code(Code::NotFound, "NO_SUCH_OPERATION", &[problem(ProblemCode::FileNotFound, "没有这个操作")])
         }
-        StoreError::NotAllowed { .. } => {
-            let problem = problem(ProblemCode::InvalidValue, "任务当前状态不允许该操作");
+        StoreError::NotAllowed { id, from, to } => {
+            let (en, zh, expected) = match to {
+                JobState::Queued => ("resumed", "恢复", "interrupted, failed or cancelled"),
+                _ => ("cancelled", "取消", "queued, running or interrupted"),
+            };
+            let problem = Problem::error(
+                ProblemCode::InvalidValue,
+                format!("job {id} cannot be {en} as it is"),
+                format!("任务 {id} 当前不能{zh}"),
+            )
+            .found(from.as_str().to_ascii_lowercase())
+            .expected(expected)
+            .fix(
+                format!("look at it with `justtrain jobs show {id}`"),
+                format!("用 `justtrain jobs show {id}` 查看任务"),
+            );
             with_code(Code::FailedPrecondition, "WRONG_STATE", &[problem])
         }
         StoreError::RequestReused(_) => {

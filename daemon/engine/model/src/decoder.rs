@@ -1,11 +1,13 @@
 //! The decoder-only transformer: the only network there is.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use justtrain_kernels::{RotaryTable, Segments, linear, rms_norm};
 use justtrain_weights::Checkpoint;
-use justtrain_worker_api::Problem;
+use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::generate::KvCache;
 use crate::layers::{Attention, Mlp, Projection};
@@ -65,7 +67,7 @@ impl Decoder {
     /// Reads all weights, decoded to `f32`. Fails with `UnknownArchitecture` or `ShapeMismatch`.
     pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Problem> {
         let config = families::decoder_config(checkpoint)?;
-        let loader = Loader { checkpoint, device };
+        let loader = Loader { checkpoint, device, taken: RefCell::default() };
         let (hidden, heads) = (config.hidden_size, config.heads);
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
         let blocks = (0..config.layers)
@@ -92,7 +94,7 @@ impl Decoder {
             })
             .collect::<Result<_, Problem>>()?;
         let table = [config.vocab_size, hidden];
-        Ok(Self {
+        let decoder = Self {
             embeddings: loader.matrix("model.embed_tokens.weight", table)?,
             blocks,
             norm: loader.vector("model.norm.weight", hidden)?,
@@ -101,7 +103,9 @@ impl Decoder {
                 false => Some(loader.matrix("lm_head.weight", table)?),
             },
             config,
-        })
+        };
+        loader.refuse_strangers(&decoder.config)?;
+        Ok(decoder)
     }
 
     pub fn config(&self) -> &DecoderConfig {
@@ -194,20 +198,48 @@ impl Decoder {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,
+    /// Names of the tensors that a part of the network has read.
+    taken: RefCell<BTreeSet<String>>,
 }
 
 impl Loader<'_> {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Problem> {
+        self.taken.borrow_mut().insert(name.to_owned());
+        self.checkpoint.read_f32(name, shape)
+    }
+
     fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, Problem> {
-        let elements = self.checkpoint.read_f32(name, &shape)?;
+        let elements = self.read(name, &shape)?;
         Ok(Tensor::from_data(TensorData::new(elements, shape), self.device))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
-        let elements = self.checkpoint.read_f32(name, &[len])?;
+        let elements = self.read(name, &[len])?;
         Ok(Tensor::from_data(TensorData::new(elements, [len]), self.device))
     }
 
     fn projection(&self, name: String, shape: [usize; 2]) -> Result<Projection, Problem> {
         Ok(Projection { weight: self.matrix(&format!("{name}.weight"), shape)?.into(), name, lora: None })
+    }
+
+    /// A tensor that no part takes, such as a bias, belongs to another network: left out without a word, it would make
+    /// every result wrong.
+    fn refuse_strangers(&self, config: &DecoderConfig) -> Result<(), Problem> {
+        let taken = self.taken.borrow();
+        // Early llamas carry the rotary frequencies, and some tied ones the embedding table twice.
+        let harmless =
+            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "lm_head.weight");
+        let mut strangers = self.checkpoint.names().filter(|name| !taken.contains(*name) && !harmless(name));
+        let Some(first) = strangers.next() else { return Ok(()) };
+        Err(Problem::error(
+            ProblemCode::UnknownArchitecture,
+            "the model has tensors that no part of this network takes",
+            "模型中有该网络用不到的张量",
+        )
+        .file(self.checkpoint.path().display())
+        .key(first)
+        .found(format!("{} such tensors", 1 + strangers.count()))
+        .expected("none")
+        .fix("choose a model of a supported architecture", "请选择受支持架构的模型"))
     }
 }

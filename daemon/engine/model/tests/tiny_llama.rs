@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 use justtrain_kernels::{Targets, Weight, linear_cross_entropy};
-use justtrain_model::adapters::load_peft;
+use justtrain_model::adapters::{load_peft, save_peft};
 use justtrain_model::generate::generate;
 use justtrain_model::{Decoder, Input, Mode, export, layers::Lora};
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
-use justtrain_worker_api::{GenerateOptions, GenerationEnd};
+use justtrain_worker_api::{GenerateOptions, GenerationEnd, Problem, ProblemCode};
+use serde_json::json;
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama").join(name)
@@ -169,11 +170,33 @@ fn a_merged_export_gives_the_adapters_logits() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(&fixture("")).unwrap();
     export::export_merged(&checkpoint, &decoder, folder.path(), |_, _| {}).unwrap();
-    let merged = Decoder::load(&Checkpoint::open(folder.path()).unwrap(), &Device::flex()).unwrap();
+    let exported = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(exported.config()["dtype"], "float32", "as the weights are");
+    let merged = Decoder::load(&exported, &Device::flex()).unwrap();
     let (input, _) = goldens.batch();
     let logits = values(merged.logits(merged.hidden_states(&input, None, Mode::BASE)));
     let expected = [goldens.floats("adapter_logits.0"), goldens.floats("adapter_logits.1")].concat();
     assert_near(&logits, &expected, 2e-4, "merged logits");
+}
+
+/// The fixture is PEFT's own: a file that is the same byte for byte loads there with the same logits, and a key of the
+/// configuration that has PEFT's own value gives it nothing to warn about.
+#[test]
+fn a_saved_adapter_is_the_one_that_peft_wrote() {
+    let mut decoder = decoder(&Device::flex());
+    let config = load_peft(&mut decoder, &fixture("adapter")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    save_peft(&decoder, &config, "tiny-llama", folder.path()).unwrap();
+    let read = |path: PathBuf| std::fs::read(path).unwrap();
+    let file = "adapter_model.safetensors";
+    assert!(read(folder.path().join(file)) == read(fixture("adapter").join(file)), "the weights differ");
+    let json = |path| -> serde_json::Value { serde_json::from_slice(&read(path)).unwrap() };
+    let (mut ours, peft) =
+        (json(folder.path().join("adapter_config.json")), json(fixture("adapter/adapter_config.json")));
+    ours["target_modules"].as_array_mut().unwrap().sort_by_key(|name| name.to_string());
+    for (key, value) in ours.as_object().unwrap() {
+        assert_eq!(value, &peft[key], "{key}");
+    }
 }
 
 #[test]
@@ -190,4 +213,55 @@ fn an_adapter_of_another_model_is_refused() {
     let problem = load_peft(&mut other, folder.path()).unwrap_err();
     assert!(problem.key.unwrap().contains("lora_A"));
     assert_eq!(problem.found.as_deref(), Some("[4, 48]"));
+}
+
+/// The tiny llama in a folder of its own, its `config.json` changed.
+fn changed(change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let mut config = serde_json::from_slice(&std::fs::read(fixture("config.json")).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+fn refused(folder: &std::path::Path) -> Problem {
+    Decoder::load(&Checkpoint::open(folder).unwrap(), &Device::flex()).unwrap_err()
+}
+
+#[test]
+fn what_is_called_llama_and_is_another_network_is_refused_by_file_and_key() {
+    for (key, value) in [
+        ("model_type", json!("mamba")),
+        ("hidden_act", json!("gelu")),
+        ("attention_bias", json!(true)),
+        ("mlp_bias", json!(true)),
+        ("sliding_window", json!(4096)),
+        ("quantization_config", json!({"quant_method": "gptq"})),
+        ("partial_rotary_factor", json!(0.5)),
+        ("num_key_value_heads", json!(4)),
+        ("hidden_size", json!("many")),
+    ] {
+        let problem = refused(changed(|config| config[key] = value.clone()).path());
+        let quoted = problem.found.unwrap().replace('"', "");
+        assert_eq!((problem.key.as_deref(), quoted), (Some(key), value.to_string().replace('"', "")));
+        assert!(problem.file.unwrap().ends_with("config.json"), "{key}");
+    }
+    for (group, kind) in [("rope_parameters", "yarn"), ("rope_scaling", "linear")] {
+        let problem = refused(changed(|config| config[group] = json!({"rope_type": kind})).path());
+        assert_eq!(problem.key.unwrap(), format!("{group}.rope_type"));
+    }
+}
+
+#[test]
+fn tensors_that_no_part_takes_are_refused_by_name() {
+    // A network of fewer layers than the file has.
+    let problem = refused(changed(|config| config["num_hidden_layers"] = json!(2)).path());
+    assert_eq!(problem.code, ProblemCode::UnknownArchitecture);
+    assert!(problem.key.unwrap().starts_with("model.layers.2."));
+    assert_eq!(problem.found.as_deref(), Some("9 such tensors"));
+    // And one of more.
+    let problem = refused(changed(|config| config["num_hidden_layers"] = json!(4)).path());
+    assert_eq!(problem.code, ProblemCode::ShapeMismatch);
+    assert!(problem.message.en.contains("model.layers.3."), "{problem}");
 }

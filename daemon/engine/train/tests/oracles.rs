@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_kernels::{Targets, linear_cross_entropy};
-use justtrain_model::adapters::load_peft;
+use justtrain_model::adapters::{LoraConfig, LoraTargets, load_peft, save_peft};
+use justtrain_model::export::export_merged;
 use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
 use justtrain_model::{Decoder, Input, Mode};
@@ -15,7 +16,7 @@ use justtrain_train::recipe::SchedulerType;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Ids and labels (−100 where a token does not count) of one sequence.
 type Row = (Vec<u32>, Vec<i64>);
@@ -258,4 +259,36 @@ fn gradients_and_twenty_steps_of_smollm2_equal_peft() {
     let (losses, norms) = train(&mut model.decoder, &rows, &schedule);
     assert_relative(&losses, &curve("loss"), 1e-3, "loss of step");
     assert_relative(&norms, &curve("grad_norm"), 1e-2, "norm of step");
+}
+
+/// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: PEFT and transformers
+/// load our exports without a warning and give the logits that we do.
+#[test]
+#[ignore = "needs JUSTTRAIN_PYTHON"]
+fn exports_of_smollm2_have_our_logits_in_peft_and_transformers() {
+    let mut model = SmolLm2::open(&Device::flex());
+    model.attach_formula();
+    let base = std::env::var_os("JUSTTRAIN_TEST_MODEL").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let lora = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, targets: LoraTargets::All };
+    save_peft(&model.decoder, &lora, "SmolLM2", &path("peft")).unwrap();
+    let checkpoint = Checkpoint::open(Path::new(&base)).unwrap();
+    export_merged(&checkpoint, &model.decoder, &path("merged"), |_, _| {}).unwrap();
+    let mut prompts = Vec::new();
+    for prompt in model.goldens["prompts"].as_array().unwrap() {
+        let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
+        let last = ids.len() - 1;
+        let hidden = model.decoder.hidden_states(&Input::packed(ids.clone(), &[0, ids.len()]), None, Mode::TUNED);
+        prompts.push(json!({"ids": ids, "logits": values(model.decoder.logits(hidden.narrow(0, last, 1)))}));
+    }
+    std::fs::write(path("expected.json"), json!({"prompts": prompts}).to_string()).unwrap();
+    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
+    let mut check = std::process::Command::new(python);
+    check.arg(root("scripts/golden/check_export.py")).arg("--base").arg(base);
+    for (option, name) in [("--expected", "expected.json"), ("--adapter", "peft"), ("--merged", "merged")] {
+        check.arg(option).arg(path(name));
+    }
+    let output = check.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
 }

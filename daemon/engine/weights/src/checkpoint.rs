@@ -87,8 +87,9 @@ impl Checkpoint {
 
     fn open_folder(folder: &Path) -> Result<Self, Problem> {
         let config = read_json(&folder.join("config.json"))?;
-        let index = folder.join(INDEX);
-        let file_names = if index.is_file() { shard_names(&index)? } else { BTreeSet::from([SINGLE.to_owned()]) };
+        // As in transformers, a single file wins: an index beside it was left there by another version of the model.
+        let single = folder.join(SINGLE).is_file();
+        let file_names = if single { BTreeSet::from([SINGLE.to_owned()]) } else { shard_names(&folder.join(INDEX))? };
         let files =
             file_names.iter().map(|name| SafetensorsFile::open(&folder.join(name))).collect::<Result<Vec<_>, _>>()?;
         let names = files
@@ -343,6 +344,18 @@ mod tests {
             assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::FileFormat, Some("weight_map")));
             assert!(problem.found.unwrap().contains(named), "{index}");
         }
+    }
+
+    #[test]
+    fn an_index_that_was_left_beside_a_single_file_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", SINGLE] {
+            fs::copy(fixture("tiny").join(file), folder.path().join(file)).unwrap();
+        }
+        fs::write(folder.path().join(INDEX), r#"{"weight_map": {"old.weight": "model-00001-of-00002.safetensors"}}"#)
+            .unwrap();
+        let (opened, whole) = (Checkpoint::open(folder.path()).unwrap(), Checkpoint::open(&fixture("tiny")).unwrap());
+        assert_eq!(opened.names().collect::<Vec<_>>(), whole.names().collect::<Vec<_>>());
     }
 
     #[test]

@@ -39,12 +39,14 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
         Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
     })?;
+    // PEFT declares it a whole number, which it nearly always is.
+    let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": config.rank,
-        "lora_alpha": config.alpha,
+        "lora_alpha": alpha,
         "lora_dropout": config.dropout,
         "target_modules": targets,
         "bias": "none",

@@ -50,7 +50,9 @@ pub fn export_merged(
         Ok(weight)
     })?;
     let mut config = checkpoint.config().clone();
-    config["torch_dtype"] = "float32".into();
+    // transformers 5 writes `dtype`, earlier ones `torch_dtype`.
+    let key = if config["dtype"].is_string() { "dtype" } else { "torch_dtype" };
+    config[key] = "float32".into();
     let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)

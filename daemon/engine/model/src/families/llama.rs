@@ -2,10 +2,18 @@
 
 use justtrain_kernels::Heads;
 use justtrain_worker_api::{Problem, ProblemCode};
-use serde_json::Value;
 
 use super::{ConfigReader, Family};
 use crate::DecoderConfig;
+
+/// What transformers' llama can be and this one is not: each key with its one value, as JSON. An absent key has it.
+const FIXED: [(&str, &str); 5] = [
+    ("hidden_act", "\"silu\""),
+    ("attention_bias", "false"),
+    ("mlp_bias", "false"),
+    ("sliding_window", "null"),
+    ("quantization_config", "null"),
+];
 
 pub(super) struct Llama;
 
@@ -15,9 +23,10 @@ impl Family for Llama {
     }
 
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
-        for key in ["attention_bias", "mlp_bias"] {
-            if config.values[key] == Value::Bool(true) {
-                return Err(config.wrong(ProblemCode::InvalidValue, key, &config.values[key], "false"));
+        for (key, only) in FIXED {
+            let value = &config.values[key];
+            if !value.is_null() && value.to_string() != only {
+                return Err(config.wrong(ProblemCode::InvalidValue, key, value, only));
             }
         }
         let hidden_size = config.size("hidden_size")?;
@@ -53,6 +62,12 @@ fn rope_theta(config: &ConfigReader<'_>) -> Result<f64, Problem> {
         let kind = settings.get("rope_type").or_else(|| settings.get("type"));
         if let Some(kind) = kind.filter(|kind| kind.as_str() != Some("default")) {
             return Err(config.wrong(ProblemCode::InvalidValue, &format!("{key}.rope_type"), kind, "\"default\""));
+        }
+    }
+    for settings in [config.values, &config.values["rope_parameters"]] {
+        let part = &settings["partial_rotary_factor"];
+        if part.as_f64().is_some_and(|part| part != 1.0) {
+            return Err(config.wrong(ProblemCode::InvalidValue, "partial_rotary_factor", part, "1.0"));
         }
     }
     let nested = config.values["rope_parameters"]["rope_theta"].as_f64();

@@ -5,7 +5,7 @@
 
 mod llama;
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
@@ -24,7 +24,8 @@ const ALL: &[&dyn Family] = &[&llama::Llama];
 
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
-    let config = ConfigReader { values: checkpoint.config(), path: checkpoint.path() };
+    let path = checkpoint.folder().map_or_else(|| checkpoint.path().to_owned(), |folder| folder.join("config.json"));
+    let config = ConfigReader { values: checkpoint.config(), path };
     let model_type = config.values["model_type"].as_str().unwrap_or("nothing");
     let family = ALL.iter().find(|family| family.model_type() == model_type).ok_or_else(|| {
         let known: Vec<_> = ALL.iter().map(|family| family.model_type()).collect();
@@ -41,7 +42,8 @@ pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem>
 /// Reads keys of `config.json` with errors that name file and key.
 struct ConfigReader<'a> {
     values: &'a Value,
-    path: &'a Path,
+    /// `config.json`, or the GGUF file that its keys were read from.
+    path: PathBuf,
 }
 
 impl ConfigReader<'_> {

@@ -13,7 +13,8 @@ pub(crate) trait Architecture: Sync {
     /// The keys of Hugging Face's `config.json`. The caller names the file where this fails.
     fn config(&self, gguf: &Gguf) -> Result<Value, Problem>;
 
-    /// None for a tensor that Hugging Face has no weight for.
+    /// None for a tensor that [`config`](Self::config) has read. One that Hugging Face has no weight for keeps its own
+    /// name, so that whoever builds the network sees it.
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String>;
 
     fn row_order(&self, hugging_face_name: &str, config: &Value) -> RowOrder;

@@ -15,7 +15,7 @@ impl Architecture for Llama {
 
     fn config(&self, gguf: &Gguf) -> Result<Value, Problem> {
         let metadata = gguf.metadata();
-        refuse_experts(gguf)?;
+        refuse_variants(gguf)?;
         let number = |key: &str| metadata.require_u32(&format!("llama.{key}"));
         let (hidden_size, heads) = (number("embedding_length")?, number("attention.head_count")?);
         // A key that is absent has a default; one that is there and cannot be read is an error.
@@ -53,7 +53,10 @@ impl Architecture for Llama {
     }
 
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String> {
-        common_name(gguf_name)
+        match gguf_name {
+            "rope_freqs.weight" => None,
+            name => Some(common_name(name).unwrap_or_else(|| name.to_owned())),
+        }
     }
 
     /// llama.cpp rotates neighbouring elements where Hugging Face rotates halves, so its converter interleaves the
@@ -70,19 +73,31 @@ impl Architecture for Llama {
     }
 }
 
-/// Mixtral, too, calls itself llama; its experts are another network.
-fn refuse_experts(gguf: &Gguf) -> Result<(), Problem> {
-    match gguf.metadata().get_u32("llama.expert_count") {
-        None | Some(0) => Ok(()),
-        Some(experts) => Err(Problem::error(
+/// Other networks call themselves llama, too: Mixtral with its experts, Mistral with its window, and those that rotate
+/// only a part of each head.
+fn refuse_variants(gguf: &Gguf) -> Result<(), Problem> {
+    let metadata = gguf.metadata();
+    let partial = metadata.get_u32("llama.attention.key_length").and_then(|head_dim| {
+        metadata.get_u32("llama.rope.dimension_count").filter(|&rotated| rotated != head_dim).zip(Some(head_dim))
+    });
+    let absent_or_0 = |key| metadata.get_u32(key).filter(|&number| number > 0).map(|number| (key, number, 0));
+    let found = absent_or_0("llama.expert_count")
+        .or_else(|| absent_or_0("llama.attention.sliding_window"))
+        .or_else(|| partial.map(|(rotated, head_dim)| ("llama.rope.dimension_count", rotated, head_dim)));
+    match found {
+        None => Ok(()),
+        Some((key, found, expected)) => Err(Problem::error(
             ProblemCode::UnknownArchitecture,
-            "mixture-of-experts models are not supported",
-            "暂不支持混合专家模型",
+            "this variant of llama is not supported",
+            "暂不支持 llama 的这种变体",
         )
-        .key("llama.expert_count")
-        .found(experts)
-        .expected("0")
-        .fix("choose a dense model", "请选择稠密模型")),
+        .key(key)
+        .found(found)
+        .expected(expected)
+        .fix(
+            "choose another model: one without experts, window or partial rotation",
+            "请选择其他模型：不含专家、滑动窗口或部分旋转",
+        )),
     }
 }
 
@@ -197,9 +212,27 @@ mod tests {
     }
 
     #[test]
-    fn experts_and_parts_are_refused() {
-        let problem = open(&[("llama.expert_count", 8)], &[]).unwrap_err();
-        assert_eq!((problem.code, problem.found.as_deref()), (ProblemCode::UnknownArchitecture, Some("8")));
+    fn a_tensor_that_hugging_face_does_not_know_keeps_its_name() {
+        let checkpoint = open(&[], &[("blk.0.attn_q_norm.weight", &[4], &[1.0; 4])]).unwrap();
+        assert!(checkpoint.names().any(|name| name == "blk.0.attn_q_norm.weight"));
+        assert_eq!(checkpoint.read_f32("blk.0.attn_q_norm.weight", &[4]).unwrap(), [1.0; 4]);
+        let scaled = open(&[], &[("rope_freqs.weight", &[2], &[1.0, 32.0])]).unwrap();
+        assert_eq!(scaled.names().collect::<Vec<_>>(), ["model.embed_tokens.weight"]);
+    }
+
+    #[test]
+    fn other_networks_of_the_same_name_and_parts_are_refused() {
+        let rotation = ("llama.rope.dimension_count", 2);
+        for (numbers, key, found, expected) in [
+            (vec![("llama.expert_count", 8)], "llama.expert_count", "8", "0"),
+            (vec![("llama.attention.sliding_window", 4096)], "llama.attention.sliding_window", "4096", "0"),
+            (vec![("llama.attention.key_length", 4), rotation], "llama.rope.dimension_count", "2", "4"),
+        ] {
+            let problem = open(&numbers, &[]).unwrap_err();
+            assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::UnknownArchitecture, Some(key)));
+            assert_eq!((problem.found.as_deref(), problem.expected.as_deref()), (Some(found), Some(expected)));
+            assert!(problem.file.unwrap().ends_with("x.gguf"));
+        }
         let problem = open(&[("split.count", 3)], &[]).unwrap_err();
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::FileFormat, Some("split.count")));
     }
