@@ -5,7 +5,6 @@
 
 - `smollm2_lines.json`: lines of every kind with their ids
 - `smollm2_conversations.json`: conversations, rendered, with their ids and the tokens that are the assistant's
-- `chat_templates.json`: templates that use what the templates of other models use, rendered or refused
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ import random
 import sys
 from pathlib import Path
 
-import jinja2
 from gguf_model import load_tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 OUT = Path(__file__).resolve().parents[2] / "daemon/engine/data/fixtures"
 PIECES = [
@@ -53,100 +50,6 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 '}}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ \
 message['content'] + '<|im_end|>' }}{% endif %}{{ '
 ' }}{% endfor %}"""
-
-TEMPLATES = {
-    "llama3": """{{- bos_token }}
-{%- if strftime_now is defined %}{{- '(dated)' }}{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" + system_message + "<|eot_id|>" }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-""",
-    "mistral": """{%- if messages[0]["role"] == "system" %}{%- set system_message = messages[0]["content"] %}{%- set loop_messages = messages[1:] %}
-{%- else %}{%- set loop_messages = messages %}{%- endif %}
-{%- set ns = namespace(turns=0) %}
-{{- bos_token }}
-{%- for message in loop_messages %}
-    {%- if (message["role"] == "user") != (ns.turns % 2 == 0) %}
-        {{- raise_exception("roles must alternate") }}
-    {%- endif %}
-    {%- set ns.turns = ns.turns + 1 %}
-    {%- if message["role"] == "user" %}
-        {%- if loop.last and system_message is defined %}
-            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
-        {%- else %}
-            {{- "[INST] " + message["content"] + "[/INST]" }}
-        {%- endif %}
-    {%- else %}
-        {{- " " + message["content"]|trim + eos_token}}
-    {%- endif %}
-{%- endfor %}
-""",
-    "gemma": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
-{% for message in messages %}
-    {% if (message['role'] == 'assistant') %}
-        {% set role = 'model' %}
-    {% else %}
-        {% set role = message['role'] %}
-    {% endif %}
-{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
-{% endfor %}
-{% if add_generation_prompt %}
-{{'<start_of_turn>model\\n'}}
-{% endif %}
-""",
-    "qwen3": """{%- if tools %}{{- 'TOOLS' }}{%- endif %}
-{%- set ns = namespace(last_query_index=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- set index = (messages|length - 1) - loop.index0 %}
-    {%- if message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>')) %}
-        {%- set ns.last_query_index = index %}
-        {%- break %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {%- set content = message.content if message.content is string else '' %}
-    {%- if message.role == "assistant" %}
-        {%- set reasoning = '' %}
-        {%- if '</think>' in content %}
-            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning) %}
-            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content }}
-        {%- else %}
-            {{- '<|im_start|>' + message.role + '\\n' + content }}
-        {%- endif %}
-        {{- '<|im_end|>\\n' }}
-    {%- else %}
-        {{- '<|im_start|>' ~ message.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}{{- 'QUIET' }}{%- endif %}
-{%- endif %}
-""",
-    "json": """{% for message in messages %}
-    {% if message.role == 'system' %}{% continue %}{% endif %}
-{{ message | tojson }}
-{{ [message.role, 1, true, none, [], {}] | tojson(indent=2) }}
-{{ message.content[:3] }}|{{ message['role'].upper() }}|{{ message.get('name', 'nobody') }}|{{ message.content | length }}
-{% endfor %}
-{% macro shout(text) %}{{ text | upper }}!{% endmacro %}
-{{ shout(messages[-1].role) }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}
-{% for key, value in messages[0].items() %}{{ key }}={{ value | replace('\\n', ' ') }}{{ ', ' if not loop.last }}{% endfor %}
-""",
-}  # fmt: skip
 
 
 def messages(turns: list[str]) -> list[dict]:
@@ -185,27 +88,6 @@ def conversations(tokenizer) -> list[dict]:
     return rows
 
 
-def chat_templates() -> list[dict]:
-    picked = [CONVERSATIONS[index] for index in (1, 4, 8, 10)]
-    picked += [["system", "S", "a", "b", "c"], ["a", "<think>\nb\n</think>\n\nc"]]
-    rows = []
-    for name, source in TEMPLATES.items():
-        cases = [render(source, messages(turns), prompt) for turns in picked for prompt in (False, True)]
-        rows.append({"name": name, "source": source, "cases": cases})
-    return rows
-
-
-def render(source: str, turns: list[dict], add_generation_prompt: bool) -> dict:
-    case = {"messages": turns, "add_generation_prompt": add_generation_prompt}
-    try:
-        (case["rendered"],), _ = render_jinja_template(
-            [turns], chat_template=source, add_generation_prompt=add_generation_prompt, bos_token="<s>", eos_token="</s>"
-        )
-    except jinja2.TemplateError as error:
-        case["refused"] = str(error)
-    return case
-
-
 def write(name: str, rows: list[dict]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / name).write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
@@ -215,7 +97,6 @@ def main() -> None:
     tokenizer = load_tokenizer(sys.argv[1])
     write("smollm2_lines.json", lines(tokenizer))
     write("smollm2_conversations.json", conversations(tokenizer))
-    write("chat_templates.json", chat_templates())
 
 
 if __name__ == "__main__":

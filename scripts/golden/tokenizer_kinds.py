@@ -190,19 +190,28 @@ def train_sentencepiece(texts: list[str], **options) -> bytes:
         return (Path(folder) / "m.model").read_bytes()
 
 
-def sentencepiece_kind(name: str, texts: list[str], build, options: dict, architecture: str = "llama", file: str = "tokenizer.json") -> None:
+def sentencepiece_kind(
+    name: str, texts: list[str], build, options: dict, architecture: str = "llama", file: str = "tokenizer.json", config=None
+) -> None:
     folder = OUT / name
     folder.mkdir()
     model = proto.ModelProto.FromString(train_sentencepiece(texts, **options))
-    # The report of how it was trained is of no use here.
-    model.ClearField("self_test_data")
+    # Where the trainer's files were differs from run to run.
+    for spec, field in [(model.trainer_spec, "input"), (model.trainer_spec, "model_prefix"), (model.normalizer_spec, "normalization_rule_tsv")]:
+        spec.ClearField(field)
     tokenizer = build(model)
     if file == "tokenizer.json":
         (folder / file).write_text(tokenizer.to_str() + "\n")
     else:
         (folder / file).write_bytes(model.SerializeToString())
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
     spec = model.normalizer_spec
-    more = {"add_space_prefix": spec.add_dummy_prefix, "token_scores": [piece.score for piece in model.pieces]}
+    # As llama.cpp's converter writes user-defined pieces (`_create_vocab_sentencepiece`).
+    own = [piece.type == 4 for piece in model.pieces]
+    tokens = [piece.piece.replace("▁", " ") if user else piece.piece for piece, user in zip(model.pieces, own, strict=True)]
+    scores = [-1000.0 if user else piece.score for piece, user in zip(model.pieces, own, strict=True)]
+    more = {"add_space_prefix": spec.add_dummy_prefix, "token_scores": scores}
     if spec.precompiled_charsmap:
         more |= {
             "precompiled_charsmap": spec.precompiled_charsmap,
@@ -210,8 +219,8 @@ def sentencepiece_kind(name: str, texts: list[str], build, options: dict, archit
         }
     kind = "t5" if model.trainer_spec.model_type == 1 else "llama"
     write_gguf(
-        folder, kind, [piece.piece for piece in model.pieces], [piece.type for piece in model.pieces], architecture, **more
-    )  # fmt: skip
+        folder, kind, tokens, [piece.type for piece in model.pieces], architecture, **more
+    )
     write_goldens(folder, tokenizer, texts)
 
 
@@ -238,6 +247,14 @@ def llama(model, rstrip: tuple[str, ...] = ()) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    return tokenizer
+
+
+def llama_first(model) -> Tokenizer:
+    """Llama's class without `legacy`: only the start of the text gets a space, which GGUF files cannot say."""
+    tokenizer = llama(model)
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     return tokenizer
 
 
@@ -273,6 +290,9 @@ def main() -> None:
         "allow_whitespace_only_pieces": True, "split_digits": True, "control_symbols": ["<|im_start|>", "<|im_end|>"],
     }  # fmt: skip
     sentencepiece_kind("llama-spm", texts, llama, plain, file="tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    sentencepiece_kind("llama-spm-first", texts, llama_first, plain, file="tokenizer.model", config=config)
+    (OUT / "llama-spm-first/vocab.gguf").unlink()
     sentencepiece_kind("phi3", texts, phi3, plain, "phi3")
     runs = ["\n" * count for count in range(2, 6)] + ["▁" * count for count in range(2, 32)]
     sentencepiece_kind("gemma", texts, gemma, plain | {"add_dummy_prefix": False, "user_defined_symbols": [*runs, "<table>"]})

@@ -1,6 +1,6 @@
 //! What a data file holds, before anything is trained on it.
 
-use justtrain_worker_api::{DataFile, DataReport, Problem, Sample as Understood};
+use justtrain_worker_api::{DataFile, DataReport, Problem, Sample as Understood, Turn};
 
 use crate::{EncodeOptions, Encoder, read_conversations};
 
@@ -27,7 +27,10 @@ pub fn check(
         target_tokens: None,
         longest_row_tokens: None,
         cut_rows: None,
-        first_row: loaded.conversations.first().map(|row| Understood { turns: row.turns.clone() }),
+        first_row: loaded
+            .conversations
+            .first()
+            .map(|row| Understood { turns: row.turns.iter().map(Turn::from).collect() }),
     };
     if let Some(encoder) = encoder {
         let whole = EncodeOptions { cutoff_len: usize::MAX, train_on_prompt: false, mask_history: false };

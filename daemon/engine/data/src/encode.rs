@@ -3,9 +3,9 @@
 use std::iter;
 use std::ops::Range;
 
-use justtrain_worker_api::{Problem, ProblemCode, Turn};
+use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::{ChatTemplate, Conversation, Tokenizer};
+use crate::{Chat, ChatTemplate, Conversation, End, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +49,18 @@ impl Encoder {
             .map_err(|problem| problem.file(conversation.file.display()).row(conversation.row))
     }
 
-    /// Token ids of a conversation that waits for the assistant's answer.
-    pub fn encode_prompt(&self, turns: &[Turn]) -> Result<Vec<u32>, Problem> {
-        Ok(self.tokenizer.encode(&self.template.render(turns, true)?)?.ids)
+    /// Token ids of a conversation that waits for the assistant's answer, or for the rest of it where the last message
+    /// is the assistant's.
+    pub fn encode_prompt(&self, chat: Chat<'_>) -> Result<Vec<u32>, Problem> {
+        let answering = chat.messages.last().is_some_and(|message| message.role() == "assistant");
+        let end = if answering { End::Open } else { End::GenerationPrompt };
+        Ok(self.tokenizer.encode(&self.template.render(chat, end)?)?.ids)
     }
 
     fn encode_turns(&self, conversation: &Conversation, options: &EncodeOptions) -> Result<Sample, Problem> {
-        let text = self.template.render(&conversation.turns, false)?;
-        let counted = self.counted(&conversation.turns, &text, options)?;
+        let chat = Chat::from(conversation);
+        let (text, said) = self.template.render_said(chat)?;
+        let counted = self.counted(chat, &text, said, options)?;
         let encoding = self.tokenizer.encode(&text)?;
         // A token across the edge counts, as in transformers: an answer that starts with a space can share one with the
         // line break before it.
@@ -81,29 +85,48 @@ impl Encoder {
         Ok(sample)
     }
 
-    /// Bytes of `text`, the rendered turns, that count for the loss.
-    fn counted(&self, turns: &[Turn], text: &str, options: &EncodeOptions) -> Result<Vec<Range<usize>>, Problem> {
+    /// Bytes of `text`, the rendered chat, that count for the loss; `said` is what the template marks as said by the
+    /// assistant.
+    fn counted(
+        &self,
+        chat: Chat<'_>,
+        text: &str,
+        said: Option<Vec<Range<usize>>>,
+        options: &EncodeOptions,
+    ) -> Result<Vec<Range<usize>>, Problem> {
+        let turns = chat.messages;
         if options.train_on_prompt {
             return Ok(iter::once(0..text.len()).collect());
         }
         // The last turn is an answer.
+        if let Some(mut said) = said {
+            let skipped = if options.mask_history { said.len().saturating_sub(1) } else { 0 };
+            return Ok(said.split_off(skipped));
+        }
         let first = if options.mask_history { turns.len() - 1 } else { 0 };
         (first..turns.len())
-            .filter(|&turn| turns[turn].role == "assistant")
-            .map(|turn| self.answer_range(turns, turn, text))
+            .filter(|&turn| turns[turn].role() == "assistant")
+            .map(|turn| self.answer_range(chat, turn, text))
             .collect()
     }
 
-    /// From where the assistant begins to the mark that ends its turn. Templates do not say where that is, so it is
+    /// From where the assistant begins to the mark that ends its turn. Most templates do not say where that is, so it is
     /// found as the difference of what they render with the answer and without it.
-    fn answer_range(&self, turns: &[Turn], answer: usize, text: &str) -> Result<Range<usize>, Problem> {
-        let before = self.template.render(&turns[..answer], true)?;
-        let after = self.template.render(&turns[..=answer], false)?;
-        if !text.starts_with(&before) || !text.starts_with(&after) {
+    fn answer_range(&self, chat: Chat<'_>, answer: usize, text: &str) -> Result<Range<usize>, Problem> {
+        let turns = chat.messages;
+        let before = self.template.render(chat.first(answer), End::GenerationPrompt)?;
+        let after = self.template.render(chat.first(answer + 1), End::Complete)?;
+        // Some templates, such as Phi-3's, end the whole text with a mark that no earlier turn has.
+        let eos = self.tokenizer.eos_token().unwrap_or_default();
+        let after = match after.strip_suffix(eos) {
+            Some(turns) if !text.starts_with(&after) => turns,
+            _ => &after,
+        };
+        if !text.starts_with(&before) || !text.starts_with(after) {
             let (en, zh) = if answer + 1 < turns.len() {
                 (
-                    "set mask_history: true, or give each answer its own row",
-                    "请设置 mask_history: true，或让每个回答单独成行",
+                    "set mask_history: true, give each answer its own row, or name a template that marks its answers",
+                    "请设置 mask_history: true，让每个回答单独成行，或指定标记了回答的模板",
                 )
             } else {
                 ("choose another model, or change its chat template", "请选择其他模型，或修改其对话模板")

@@ -8,15 +8,17 @@ mod check;
 mod encode;
 pub mod formats;
 pub mod generators;
+mod message;
 pub mod packing;
 mod preview;
 mod split;
 pub mod tokenizer;
 
-pub use chat_template::ChatTemplate;
+pub use chat_template::{Chat, ChatTemplate, End};
 pub use check::check;
 pub use encode::{EncodeOptions, Encoder, Sample};
 pub use formats::{Conversation, Loaded, read_conversations};
+pub use message::Message;
 pub use packing::{Batch, Sampler, SamplerState};
 pub use preview::preview;
 pub use split::split;

@@ -2,7 +2,7 @@
 
 use justtrain_worker_api::{DataFile, PreviewRow, PreviewToken, Problem};
 
-use crate::{EncodeOptions, Encoder, read_conversations};
+use crate::{EncodeOptions, Encoder, End, read_conversations};
 
 /// `rows` usable rows from the `offset`-th on.
 pub fn preview(
@@ -27,7 +27,7 @@ pub fn preview(
             });
             Ok(PreviewRow {
                 row: conversation.row,
-                rendered: encoder.template.render(&conversation.turns, false)?,
+                rendered: encoder.template.render(conversation.into(), End::Complete)?,
                 tokens: tokens.collect(),
             })
         })

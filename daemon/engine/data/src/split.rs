@@ -16,7 +16,7 @@ pub fn split(conversations: Vec<Conversation>, wanted: usize, seed: u64) -> (Vec
     let mut prompts = Vec::new();
     for (index, conversation) in conversations.iter().enumerate() {
         let turns = &conversation.turns[..conversation.turns.len() - 1];
-        let prompt: Vec<String> = turns.iter().map(|turn| format!("{}\n{}", turn.role, turn.content)).collect();
+        let prompt: Vec<String> = turns.iter().map(|turn| format!("{}\n{}", turn.role(), turn.text())).collect();
         let group = groups.entry(prompt.clone()).or_default();
         if group.is_empty() {
             prompts.push(prompt);
@@ -48,14 +48,14 @@ pub fn split(conversations: Vec<Conversation>, wanted: usize, seed: u64) -> (Vec
 mod tests {
     use std::path::Path;
 
-    use justtrain_worker_api::Turn;
-
     use super::*;
+    use crate::Message;
 
     fn rows(prompts: &[&str]) -> Vec<Conversation> {
-        let turn = |role: &str, content: &str| Turn { role: role.into(), content: content.into() };
         let row = |(row, prompt): (u64, &&str)| Conversation {
-            turns: vec![turn("user", prompt), turn("assistant", &row.to_string())],
+            turns: vec![Message::new("user", *prompt), Message::new("assistant", row.to_string())],
+            tools: Vec::new(),
+            documents: Vec::new(),
             file: Path::new("data.json").into(),
             row,
         };

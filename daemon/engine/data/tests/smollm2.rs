@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use justtrain_data::tokenizer::TextStream;
-use justtrain_data::{ChatTemplate, Conversation, EncodeOptions, Encoder, Tokenizer, check, preview};
+use justtrain_data::{
+    Chat, ChatTemplate, Conversation, EncodeOptions, Encoder, End, Message, Tokenizer, check, preview,
+};
 use justtrain_weights::Checkpoint;
-use justtrain_worker_api::{DataFile, FormatName, ProblemCode, Turn};
+use justtrain_worker_api::{DataFile, FormatName, ProblemCode};
 use serde_json::Value;
 
 fn encoder() -> Encoder {
@@ -29,15 +31,11 @@ fn json(path: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn conversation(turns: Vec<Turn>) -> Conversation {
-    Conversation { turns, file: Path::new("data.json").into(), row: 4 }
+fn conversation(turns: Vec<Message>) -> Conversation {
+    Conversation { turns, tools: Vec::new(), documents: Vec::new(), file: Path::new("data.json").into(), row: 4 }
 }
 
 const OPTIONS: EncodeOptions = EncodeOptions { cutoff_len: 2048, train_on_prompt: false, mask_history: false };
-
-fn turn(role: &str, content: &str) -> Turn {
-    Turn { role: role.to_owned(), content: content.to_owned() }
-}
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
@@ -47,9 +45,12 @@ fn ids(value: &Value) -> Vec<u32> {
 fn prompts_are_rendered_and_tokenised_as_transformers_does() {
     let (encoder, goldens) = (encoder(), json("../../../tests/fixtures/smollm2/goldens.json"));
     for prompt in goldens["prompts"].as_array().unwrap() {
-        let turns: Vec<Turn> = serde_json::from_value(prompt["messages"].clone()).unwrap();
-        assert_eq!(encoder.template.render(&turns, true).unwrap(), prompt["rendered"].as_str().unwrap());
-        assert_eq!(encoder.encode_prompt(&turns).unwrap(), ids(&prompt["ids"]), "{}", prompt["name"]);
+        let turns: Vec<Message> = serde_json::from_value(prompt["messages"].clone()).unwrap();
+        assert_eq!(
+            encoder.template.render(Chat::new(&turns), End::GenerationPrompt).unwrap(),
+            prompt["rendered"].as_str().unwrap()
+        );
+        assert_eq!(encoder.encode_prompt(Chat::new(&turns)).unwrap(), ids(&prompt["ids"]), "{}", prompt["name"]);
     }
 }
 
@@ -72,9 +73,12 @@ fn conversations_are_rendered_tokenised_and_masked_as_transformers_does() {
     let goldens = goldens.as_array().unwrap();
     assert!(goldens.len() >= 15);
     for golden in goldens {
-        let turns: Vec<Turn> = serde_json::from_value(golden["messages"].clone()).unwrap();
-        assert_eq!(encoder.template.render(&turns, false).unwrap(), golden["rendered"]);
-        assert_eq!(encoder.template.render(&turns[..turns.len() - 1], true).unwrap(), golden["prompt"]);
+        let turns: Vec<Message> = serde_json::from_value(golden["messages"].clone()).unwrap();
+        assert_eq!(encoder.template.render(Chat::new(&turns), End::Complete).unwrap(), golden["rendered"]);
+        assert_eq!(
+            encoder.template.render(Chat::new(&turns[..turns.len() - 1]), End::GenerationPrompt).unwrap(),
+            golden["prompt"]
+        );
         let sample = encoder.encode(&conversation(turns), &OPTIONS).unwrap();
         assert_eq!(sample.ids, ids(&golden["ids"]));
         let target: Vec<u32> = sample.target.into_iter().map(u32::from).collect();
@@ -115,7 +119,9 @@ fn a_saved_tokenizer_is_the_same_in_a_folder() {
     let problem = Tokenizer::open(&checkpoint).err().unwrap();
     assert_eq!(problem.code, ProblemCode::Tokenizer);
     assert!(problem.file.unwrap().ends_with("tokenizer_config.json"));
-    fs::remove_file(&path).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
     assert_eq!(Tokenizer::open(&checkpoint).err().unwrap().code, ProblemCode::FileNotFound);
 }
 
@@ -126,8 +132,12 @@ fn a_template_that_rewrites_history_can_still_train_the_last_answer() {
     let Encoder { tokenizer, .. } = encoder();
     let template = ChatTemplate::new(source, &tokenizer).unwrap();
     let encoder = Encoder { tokenizer, template };
-    let turns =
-        conversation(vec![turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")]);
+    let turns = conversation(vec![
+        Message::new("user", "a"),
+        Message::new("assistant", "b"),
+        Message::new("user", "c"),
+        Message::new("assistant", "d"),
+    ]);
     let problem = encoder.encode(&turns, &OPTIONS).unwrap_err();
     assert_eq!(
         (problem.code, problem.row, problem.file.as_deref()),
@@ -169,7 +179,7 @@ fn a_check_counts_tokens_and_a_preview_shows_them() {
 fn only_the_answers_and_the_end_of_their_turns_count() {
     let encoder = encoder();
     let turns = ["hi", "hello", "9.9?", "是的 🙂"].iter().zip(["user", "assistant"].into_iter().cycle());
-    let conversation = conversation(turns.map(|(text, role)| turn(role, text)).collect());
+    let conversation = conversation(turns.map(|(text, role)| Message::new(role, *text)).collect());
     let counted = |options: &EncodeOptions| {
         let sample = encoder.encode(&conversation, options).unwrap();
         let counted = sample.ids.iter().zip(&sample.target).filter(|&(_, &target)| target).map(|(&id, _)| id);

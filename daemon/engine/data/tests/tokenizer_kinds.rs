@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::Tokenizer;
+use justtrain_data::{ChatTemplate, Tokenizer};
 use justtrain_weights::gguf::Gguf;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -47,16 +47,44 @@ fn each_kind_tokenises_as_transformers_does_from_each_of_its_files() {
     let lines: Vec<String> = json(&fixtures().join("lines.json"));
     let kinds: Vec<PathBuf> =
         fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
-    assert_eq!((lines.len(), kinds.len()), (2000, 13));
+    assert_eq!((lines.len(), kinds.len()), (2000, 14));
+    let mut without_gguf = Vec::new();
     for kind in kinds {
         let name = kind.file_name().unwrap().to_str().unwrap();
         let goldens: Goldens = json(&kind.join("goldens.json"));
         assert_eq!(goldens.lines.len(), lines.len());
         let folder = Tokenizer::open_folder(&kind).unwrap();
         assert_same(&format!("{name}, folder"), &folder, &lines, &goldens);
-        let gguf = Tokenizer::open_gguf(&Gguf::open(&kind.join("vocab.gguf")).unwrap()).unwrap();
+        let Ok(gguf) = Gguf::open(&kind.join("vocab.gguf")) else {
+            without_gguf.push(name.to_owned());
+            continue;
+        };
+        let gguf = Tokenizer::open_gguf(&gguf).unwrap();
         assert_same(&format!("{name}, GGUF"), &gguf, &lines, &goldens);
         assert_eq!(gguf.vocab_size(), folder.vocab_size(), "{name}");
         assert_eq!((gguf.bos_token(), gguf.eos_token()), (Some("<s>"), Some("</s>")), "{name}");
+        let saved = tempfile::tempdir().unwrap();
+        gguf.save(saved.path(), &ChatTemplate::new("", &gguf).unwrap()).unwrap();
+        assert_same(&format!("{name}, saved"), &Tokenizer::open_folder(saved.path()).unwrap(), &lines, &goldens);
+    }
+    assert_eq!(without_gguf, ["llama-spm-first"]);
+}
+
+/// Tokenizers that are not in the repository (`scripts/golden/published.py`).
+#[test]
+#[ignore = "needs the folder that JUSTTRAIN_TOKENIZERS names"]
+fn published_tokenizers_tokenise_as_transformers_does() {
+    let folder = PathBuf::from(std::env::var_os("JUSTTRAIN_TOKENIZERS").expect("JUSTTRAIN_TOKENIZERS names a folder"));
+    for kind in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        let name = kind.file_name().unwrap().to_str().unwrap();
+        let own = Some(kind.join("lines.json")).filter(|path| path.is_file());
+        let lines: Vec<String> = json(&own.unwrap_or_else(|| fixtures().join("lines.json")));
+        let goldens: Goldens = json(&kind.join("goldens.json"));
+        assert_same(&format!("{name}, folder"), &Tokenizer::open_folder(&kind).unwrap(), &lines, &goldens);
+        let gguf = kind.join("vocab.gguf");
+        if gguf.is_file() {
+            let gguf = Tokenizer::open_gguf(&Gguf::open(&gguf).unwrap()).unwrap();
+            assert_same(&format!("{name}, GGUF"), &gguf, &lines, &goldens);
+        }
     }
 }

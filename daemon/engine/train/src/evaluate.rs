@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use justtrain_data::{Batch, Conversation, Encoder, Sample, read_conversations};
+use justtrain_data::{Batch, Conversation, Encoder, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
@@ -45,7 +45,8 @@ pub fn evaluate(
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
-    let (encoder, _) = open_encoder(&checkpoint).map_err(invalid)?;
+    let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+    let (encoder, _) = open_encoder(&checkpoint, template).map_err(invalid)?;
     let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
         load_peft(&mut decoder, adapter).map_err(invalid)?;
@@ -81,8 +82,8 @@ pub fn evaluate(
     };
     let examples =
         rows.iter().zip(&base_answers).enumerate().take(EXAMPLES).map(|(index, (row, base))| ExampleComparison {
-            prompt: row.turns[row.turns.len() - 2].content.clone(),
-            reference: reference(row).to_owned(),
+            prompt: row.turns[row.turns.len() - 2].text(),
+            reference: reference(row),
             base: base.clone(),
             tuned: tuned.as_ref().map(|(_, answers)| answers[index].clone()),
         });
@@ -160,10 +161,7 @@ fn answers(
     let stop_ids = encoder.tokenizer.stop_ids();
     let mut texts = Vec::with_capacity(rows.len());
     for rows in rows.chunks(ANSWERS_AT_ONCE) {
-        let prompts = rows
-            .iter()
-            .map(|row| encoder.encode_prompt(&row.turns[..row.turns.len() - 1]))
-            .collect::<Result<Vec<_>, _>>()?;
+        let prompts = rows.iter().map(|row| encoder.encode_prompt(row.prompt())).collect::<Result<Vec<_>, _>>()?;
         for answer in generate(decoder, &prompts, &options, &stop_ids, mode, |_, _| true) {
             texts.push(encoder.tokenizer.decode(&answer.ids)?);
         }
@@ -172,6 +170,6 @@ fn answers(
     Ok(texts)
 }
 
-fn reference(row: &Conversation) -> &str {
-    row.turns.last().map_or("", |turn| &turn.content)
+fn reference(row: &Conversation) -> String {
+    row.turns.last().map(Message::text).unwrap_or_default()
 }

@@ -14,4 +14,4 @@ pub mod run;
 mod trainer;
 
 pub use events::{EventSink, StopToken};
-pub use prepare::open_encoder;
+pub use prepare::{adapter_template, open_encoder};

@@ -1,5 +1,8 @@
 //! From a recipe to samples: tokenizer, data files, held-out rows.
 
+use std::fs;
+use std::path::Path;
+
 use justtrain_data::{
     ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split,
 };
@@ -9,14 +12,25 @@ use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, Pro
 use crate::EventSink;
 use crate::recipe::Recipe;
 
+/// Beside an adapter's weights.
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
 /// Problems that a failure lists.
 const LISTED: usize = 100;
 
-/// A model's tokenizer and template, with a warning where it has no template of its own.
-pub fn open_encoder(checkpoint: &Checkpoint) -> Result<(Encoder, Option<Problem>), Problem> {
+/// A model's tokenizer, and `template` or else the model's own, with a warning where it has none.
+pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result<(Encoder, Option<Problem>), Problem> {
     let tokenizer = Tokenizer::open(checkpoint)?;
-    let (template, warning) = ChatTemplate::open(checkpoint, &tokenizer)?;
+    let (template, warning) = match template {
+        Some(source) => (ChatTemplate::new(&source, &tokenizer)?, None),
+        None => ChatTemplate::open(checkpoint, &tokenizer)?,
+    };
     Ok((Encoder { tokenizer, template }, warning))
+}
+
+/// The template that an adapter was trained with, where its folder keeps one.
+pub fn adapter_template(adapter: Option<&Path>) -> Option<String> {
+    fs::read_to_string(adapter?.join(CHAT_TEMPLATE)).ok()
 }
 
 /// The recipe's rows: those to train on, and those held out. Refused when any row has a problem, so that nothing is

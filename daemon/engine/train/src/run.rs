@@ -35,7 +35,8 @@ pub fn train(
 
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
-    let (encoder, warning) = open_encoder(&checkpoint).map_err(model_invalid)?;
+    let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+    let (encoder, warning) = open_encoder(&checkpoint, template.clone()).map_err(model_invalid)?;
     warning.iter().for_each(|warning| events.warn(warning));
     // Cheap activations are made a second time in the backward: a quarter less memory for a hundredth of the time.
     let device = Device::flex().autodiff().gradient_checkpointing();
@@ -47,7 +48,7 @@ pub fn train(
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
     let fingerprint = fingerprint(source, &train);
-    let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
+    let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit, template);
     let restored = match resume {
         true => checkpoints.restore_newest(&mut decoder, &fingerprint, |p| events.warn(p)).map_err(disk_or_model)?,
         false => None,

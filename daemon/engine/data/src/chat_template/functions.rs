@@ -1,13 +1,12 @@
 //! What transformers gives chat templates beyond Jinja's own functions and filters.
 
 use std::fmt::Write as _;
-use std::io;
 
 use chrono::Local;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use super::python::{self, JsonStyle};
 
 /// How a template refuses a conversation, such as two turns of the same role.
 pub(super) fn raise_exception(message: String) -> Result<String, Error> {
@@ -22,36 +21,36 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own filter escapes HTML.
+/// Python's `json.dumps`, not ASCII by default; Jinja's own filter escapes HTML.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    let mut bytes = Vec::new();
-    match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width);
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut bytes, formatter))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut bytes, Spaced)),
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "what is undefined cannot be written as JSON"));
     }
-    .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
+    let flag = |name: &str| options.get::<Option<bool>>(name).map(|flag| flag.unwrap_or(false));
+    // A number of spaces, or the text itself.
+    let indent = match options.get::<Option<Value>>("indent")?.filter(|indent| !indent.is_none()) {
+        Some(text) if text.kind() == ValueKind::String => Some(text.to_string()),
+        Some(spaces) => Some(" ".repeat(usize::try_from(spaces)?)),
+        None => None,
+    };
+    let (item_separator, key_separator) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "separators are two texts")),
+        None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
+    };
+    let style = JsonStyle {
+        ensure_ascii: flag("ensure_ascii")?,
+        indent,
+        item_separator,
+        key_separator,
+        sort_keys: flag("sort_keys")?,
+    };
+    options.assert_all_used()?;
+    Ok(style.write(&python::json(value)?))
 }
 
-/// JSON on one line with a space after each comma and colon.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
+/// Jinja's tests `iterable` and `sequence`: texts and mappings are, none is not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), String | Seq | Map | Iterable | Undefined)
 }

@@ -1,9 +1,10 @@
 //! Alpaca: `instruction`, `input`, `output`, with LLaMA-Factory's `system` and `history`.
 
-use justtrain_worker_api::{FormatName, Problem, Turn};
+use justtrain_worker_api::{FormatName, Problem};
 use serde_json::Value;
 
-use super::{Format, Row, answer, optional_text, required_text, turn, wrong_type};
+use super::{Format, Row, answer, optional_text, required_text, wrong_type};
+use crate::Message;
 
 pub(super) struct Alpaca;
 
@@ -16,10 +17,10 @@ impl Format for Alpaca {
         &[&["instruction"]]
     }
 
-    fn turns(&self, row: &Row) -> Result<Vec<Turn>, Problem> {
+    fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem> {
         let mut turns = Vec::new();
         if let Some(system) = optional_text(row, "system")?.filter(|text| !text.is_empty()) {
-            turns.push(turn("system", system));
+            turns.push(Message::new("system", system));
         }
         match row.get("history") {
             None | Some(Value::Null) => {}
@@ -29,7 +30,7 @@ impl Format for Alpaca {
                     else {
                         return Err(wrong_type("history", pair, "a list of two texts: [question, answer]"));
                     };
-                    turns.extend([turn("user", question), turn("assistant", answer)]);
+                    turns.extend([Message::new("user", question.as_str()), Message::new("assistant", answer.as_str())]);
                 }
             }
             Some(other) => return Err(wrong_type("history", other, "a list of [question, answer]")),
@@ -39,7 +40,7 @@ impl Format for Alpaca {
             Some(input) => format!("{instruction}\n{input}"),
             None => instruction.to_owned(),
         };
-        turns.extend([turn("user", prompt), turn("assistant", answer(row, "output")?)]);
+        turns.extend([Message::new("user", prompt), Message::new("assistant", answer(row, "output")?)]);
         Ok(turns)
     }
 }

@@ -12,18 +12,32 @@ mod sharegpt;
 use std::path::Path;
 use std::sync::Arc;
 
-use justtrain_worker_api::{DataFile, FormatName, Problem, ProblemCode, Turn};
+use justtrain_worker_api::{DataFile, FormatName, Problem, ProblemCode};
 use serde_json::{Map, Value};
+
+use crate::{Chat, Message};
 
 pub type Row = Map<String, Value>;
 
 /// A row as it was understood. The last turn is the assistant's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
-    pub turns: Vec<Turn>,
+    pub turns: Vec<Message>,
+    /// JSON schemas of the functions that the assistant may call.
+    pub tools: Vec<Value>,
+    /// Texts to answer from.
+    pub documents: Vec<Value>,
     pub file: Arc<Path>,
     /// 1-based row in `file`.
     pub row: u64,
+}
+
+impl Conversation {
+    /// Everything before the last answer.
+    pub fn prompt(&self) -> Chat<'_> {
+        let chat = Chat::from(self);
+        chat.first(chat.messages.len() - 1)
+    }
 }
 
 /// A data file, read.
@@ -44,7 +58,7 @@ trait Format: Sync {
     fn signature(&self) -> &'static [&'static [&'static str]];
 
     /// The row's turns. The caller adds file and row to a problem, and checks the turns' order.
-    fn turns(&self, row: &Row) -> Result<Vec<Turn>, Problem>;
+    fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem>;
 }
 
 const ALL: &[&dyn Format] =
@@ -62,16 +76,43 @@ pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
         Loaded { format: format.name(), rows: rows.len() as u64, conversations: Vec::new(), problems: Vec::new() };
     let file: Arc<Path> = data.path.as_path().into();
     for (row, value) in (1u64..).zip(rows) {
-        let turns = match value {
-            Value::Object(object) => format.turns(&object).and_then(check_turns),
+        let conversation = match value {
+            Value::Object(object) => read_row(format, &object, &file, row),
             other => Err(wrong_type("", &other, "an object with the keys of the format")),
         };
-        match turns {
-            Ok(turns) => loaded.conversations.push(Conversation { turns, file: Arc::clone(&file), row }),
+        match conversation {
+            Ok(conversation) => loaded.conversations.push(conversation),
             Err(problem) => loaded.problems.push(problem.file(&shown).row(row)),
         }
     }
     Ok(loaded)
+}
+
+fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Result<Conversation, Problem> {
+    Ok(Conversation {
+        turns: check_turns(format.turns(object)?)?,
+        tools: list_or_json(object, "tools")?,
+        documents: list_or_json(object, "documents")?,
+        file: Arc::clone(file),
+        row,
+    })
+}
+
+/// A list, or JSON text that holds one, as data sets without nested columns have it. Empty where there is none.
+fn list_or_json(row: &Row, key: &str) -> Result<Vec<Value>, Problem> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => Ok(list.clone()),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(Vec::new()),
+        Some(Value::String(text)) => serde_json::from_str(text).map_err(|error| {
+            Problem::error(ProblemCode::WrongType, "a value has the wrong type", "值的类型不对")
+                .key(key)
+                .found(error)
+                .expected("a list, or JSON text of one")
+                .fix("correct the value", "请更正该值")
+        }),
+        Some(other) => Err(wrong_type(key, other, "a list, or JSON text of one")),
+    }
 }
 
 /// The format that most of the first rows fit.
@@ -102,8 +143,9 @@ fn unknown_format(file: &str, rows: &[Value]) -> Problem {
         .fix("rename the keys of your rows to one of these formats", "请把数据的键改为以上格式之一")
 }
 
-/// Roles must make a conversation that ends with an answer.
-fn check_turns(turns: Vec<Turn>) -> Result<Vec<Turn>, Problem> {
+/// Roles must make a conversation that ends with an answer: system, then user and assistant in turn; between an
+/// assistant that calls tools and the next answer come the tools' results.
+fn check_turns(turns: Vec<Message>) -> Result<Vec<Message>, Problem> {
     let bad = |found: String, expected: &str| {
         Problem::error(
             ProblemCode::BadConversation,
@@ -117,24 +159,31 @@ fn check_turns(turns: Vec<Turn>) -> Result<Vec<Turn>, Problem> {
             "请按 system、user、assistant 的顺序排列轮次",
         )
     };
-    let system = usize::from(turns.first().is_some_and(|turn| turn.role == "system"));
-    let roles = ["user", "assistant"].into_iter().cycle();
-    for ((number, turn), expected) in (1..).zip(&turns).skip(system).zip(roles) {
-        if turn.role != expected {
-            return Err(bad(format!("turn {number} of {}", turn.role), &format!("a turn of {expected}")));
+    let system = usize::from(turns.first().is_some_and(|turn| turn.role() == "system"));
+    let mut before: Option<&Message> = None;
+    for (number, turn) in (1..).zip(&turns).skip(system) {
+        let expected: &[&str] = match before {
+            None => &["user"],
+            Some(before) if before.role() == "assistant" && before.calls_tools() => &["tool"],
+            Some(before) if before.role() == "assistant" => &["user"],
+            Some(before) if before.role() == "tool" => &["assistant", "tool"],
+            Some(_) => &["assistant"],
+        };
+        if !expected.contains(&turn.role()) {
+            return Err(bad(
+                format!("turn {number} of {}", turn.role()),
+                &format!("a turn of {}", expected.join(" or ")),
+            ));
         }
+        before = Some(turn);
     }
-    let Some(answer) = turns.last().filter(|turn| turn.role == "assistant") else {
+    let Some(answer) = turns.last().filter(|turn| turn.role() == "assistant") else {
         return Err(no_answer("").found("a conversation without an assistant's turn at its end"));
     };
-    if answer.content.trim().is_empty() {
+    if answer.text().trim().is_empty() {
         return Err(no_answer("").found("an empty answer"));
     }
     Ok(turns)
-}
-
-fn turn(role: &str, content: impl Into<String>) -> Turn {
-    Turn { role: role.to_owned(), content: content.into() }
 }
 
 fn no_answer(key: &str) -> Problem {
@@ -222,7 +271,7 @@ mod tests {
     fn turns(text: &str) -> Vec<(String, String)> {
         let loaded = read(text).unwrap();
         assert_eq!(loaded.problems, []);
-        loaded.conversations[0].turns.iter().map(|turn| (turn.role.clone(), turn.content.clone())).collect()
+        loaded.conversations[0].turns.iter().map(|turn| (turn.role().to_owned(), turn.text())).collect()
     }
 
     fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -286,6 +335,41 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(loaded.problems.iter().all(|p| !p.message.zh.is_empty() && !p.fix.en.is_empty() && p.file.is_some()));
+    }
+
+    #[test]
+    fn tools_and_their_calls_are_read_from_either_format() {
+        let openai = r#"[{"tools": [{"type": "function", "function": {"name": "add"}}], "messages": [
+            {"role": "user", "content": "1+1?"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "c1", "type": "function",
+                "function": {"name": "add", "arguments": "{\"a\": 1, \"b\": 1}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "2"},
+            {"role": "assistant", "content": "2"}]}]"#;
+        let sharegpt = r#"[{"tools": "[{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]", "conversations": [
+            {"from": "human", "value": "1+1?"},
+            {"from": "function_call", "value": "{\"name\": \"add\", \"arguments\": {\"a\": 1, \"b\": 1}}"},
+            {"from": "observation", "value": "2"},
+            {"from": "gpt", "value": "2"}]}]"#;
+        let arguments = serde_json::json!({"a": 1, "b": 1});
+        for text in [openai, sharegpt] {
+            let loaded = read(text).unwrap();
+            assert_eq!(loaded.problems, []);
+            let conversation = &loaded.conversations[0];
+            assert_eq!(conversation.tools[0]["function"]["name"], "add");
+            let roles: Vec<&str> = conversation.turns.iter().map(Message::role).collect();
+            assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+            let call = &conversation.turns[1].get("tool_calls").unwrap()[0]["function"];
+            assert_eq!((&call["name"], &call["arguments"]), (&"add".into(), &arguments));
+            assert_eq!(conversation.turns[1].content(), None);
+            assert!(conversation.turns[1].text().contains("add"));
+        }
+        let unanswered = openai.replace(r#"{"role": "tool", "tool_call_id": "c1", "content": "2"},"#, "");
+        assert_eq!(read(&unanswered).unwrap().problems[0].code, ProblemCode::BadConversation);
+        let broken = read(&sharegpt.replace("[{\\\"type", "{\\\"type")).unwrap();
+        assert_eq!(
+            (broken.problems[0].code, broken.problems[0].key.as_deref()),
+            (ProblemCode::WrongType, Some("tools"))
+        );
     }
 
     #[test]

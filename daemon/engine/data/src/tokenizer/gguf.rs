@@ -6,7 +6,7 @@ use tokenizers::AddedToken;
 use tokenizers::processors::template::TemplateProcessing;
 
 use super::byte_level::{self, parse_merges};
-use super::sentencepiece::{Algorithm, DummyPrefix, Kind, Piece, SentencePiece};
+use super::sentencepiece::{Algorithm, DummyPrefix, Kind, Piece, SPACE, SentencePiece};
 use super::splitting::Splitting;
 use super::{SpecialTokens, Tokenizer, broken};
 
@@ -48,23 +48,24 @@ fn byte_level(metadata: &Metadata, splitting: Splitting) -> Result<tokenizers::T
     let vocab = metadata.require_strings("tokenizer.ggml.tokens")?.iter().cloned().zip(0u32..).collect();
     let merges = metadata.require_strings("tokenizer.ggml.merges")?.iter().map(String::as_str);
     let mut inner = byte_level::build(vocab, parse_merges(merges)?, splitting)?;
-    for (token, kind) in tokens(metadata)? {
-        if matches!(kind, Kind::Control | Kind::UserDefined) {
-            let token = AddedToken::from(token.clone(), kind == Kind::Control).normalized(false);
-            inner.add_tokens([token]).map_err(broken)?;
-        }
-    }
+    let found = tokens(metadata)?.filter(|(_, kind)| matches!(kind, Kind::Control | Kind::UserDefined));
+    let found = found.map(|(token, kind)| AddedToken::from(token.clone(), kind == Kind::Control).normalized(false));
+    inner.add_tokens(found).map_err(broken)?;
     Ok(inner)
 }
 
 fn sentencepiece(metadata: &Metadata, algorithm: Algorithm) -> Result<tokenizers::Tokenizer, Problem> {
     let scores = metadata.get_f32s("tokenizer.ggml.scores").unwrap_or_default();
     let scores = scores.into_iter().chain(std::iter::repeat(0.0));
-    let pieces = tokens(metadata)?.zip(scores).map(|((text, kind), score)| Piece {
-        text: text.clone(),
-        score,
-        kind,
-        rstrip: swallows_spaces(metadata, text, kind),
+    let pieces = tokens(metadata)?.zip(scores).map(|((text, kind), score)| {
+        // The converter writes user-defined pieces, such as Gemma's runs of spaces, with real spaces and a low score;
+        // SentencePiece's own file has the mark for a space and 0, above all others.
+        let (text, score) = match kind {
+            Kind::UserDefined => (text.replace(' ', SPACE), 0.0),
+            _ => (text.clone(), score),
+        };
+        let rstrip = swallows_spaces(metadata, &text, kind);
+        Piece { text, score, kind, rstrip }
     });
     let flag = |name: &str| metadata.get_bool(&format!("tokenizer.ggml.{name}"));
     let charsmap = match metadata.get("tokenizer.ggml.precompiled_charsmap").and_then(|value| value.as_array()) {

@@ -1,7 +1,7 @@
 //! Writes a tokenizer as a Hugging Face folder holds it, so that `AutoTokenizer` loads it.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::{Map, Value, json};
@@ -11,19 +11,11 @@ use crate::ChatTemplate;
 
 impl Tokenizer {
     /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` into a
-    /// folder that is there.
+    /// folder that is there; a second template for tools into `additional_chat_templates/`.
     pub fn save(&self, folder: &Path, template: &ChatTemplate) -> Result<(), Problem> {
         let write = |name: &str, text: String| {
             let path = folder.join(name);
-            fs::write(&path, text).map_err(|error| {
-                Problem::error(
-                    ProblemCode::DiskFull,
-                    format!("the tokenizer cannot be written: {error}"),
-                    format!("无法写入分词器：{error}"),
-                )
-                .file(path.display())
-                .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
-            })
+            fs::write(&path, text).map_err(|error| cannot_write(&path, &error))
         };
         write("tokenizer.json", self.inner.to_string(false).map_err(broken)?)?;
         let special: Map<String, Value> = [
@@ -43,6 +35,21 @@ impl Tokenizer {
         config.as_object_mut().expect("an object").extend(special.clone());
         write("tokenizer_config.json", format!("{config:#}\n"))?;
         write("special_tokens_map.json", format!("{:#}\n", Value::Object(special)))?;
+        if let Some(source) = template.tool_use_source() {
+            let templates = folder.join("additional_chat_templates");
+            fs::create_dir_all(&templates).map_err(|error| cannot_write(&templates, &error))?;
+            write("additional_chat_templates/tool_use.jinja", source.to_owned())?;
+        }
         write("chat_template.jinja", template.source().to_owned())
     }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Problem {
+    Problem::error(
+        ProblemCode::DiskFull,
+        format!("the tokenizer cannot be written: {error}"),
+        format!("无法写入分词器：{error}"),
+    )
+    .file(path.display())
+    .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
 }

@@ -18,7 +18,7 @@ use tokenizers::{AddedToken, DecoderWrapper, NormalizerWrapper};
 use super::broken;
 
 /// Stands for a space.
-const SPACE: &str = "▁";
+pub(super) const SPACE: &str = "▁";
 
 /// `ModelProto.SentencePiece.Type` in `sentencepiece_model.proto`; GGUF's `tokenizer.ggml.token_type` has the same
 /// numbers.
@@ -110,23 +110,27 @@ impl SentencePiece {
     /// Every way to join two pieces into a third, best score first; of equal scores, as transformers orders them
     /// (`generate_merges` in `tokenization_utils_base.py`).
     fn merges(&self, vocab: &Vocab) -> Merges {
-        let mut ranked = Vec::new();
-        for piece in self.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Normal | Kind::UserDefined)) {
-            let mut splits: Vec<(u32, u32, usize)> = piece
-                .text
-                .char_indices()
-                .skip(1)
-                .filter_map(|(at, _)| Some((*vocab.get(&piece.text[..at])?, *vocab.get(&piece.text[at..])?, at)))
-                .collect();
-            splits.sort_unstable();
-            ranked.extend(splits.into_iter().map(|(_, _, at)| (piece, piece.text.split_at(at))));
+        struct Join<'a> {
+            score: f32,
+            left: &'a str,
+            right: &'a str,
+            /// Characters of both.
+            lengths: (usize, usize),
         }
-        let chars = |text: &str| text.chars().count();
-        ranked.sort_by(|(a, (a_left, a_right)), (b, (b_left, b_right))| {
-            let longer = || (chars(b_left), chars(b_right)).cmp(&(chars(a_left), chars(a_right)));
-            b.score.total_cmp(&a.score).then_with(longer)
-        });
-        ranked.into_iter().map(|(_, (left, right))| (left.to_owned(), right.to_owned())).collect()
+        let mut joins = Vec::new();
+        for piece in self.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Normal | Kind::UserDefined)) {
+            let length = piece.text.chars().count();
+            let splits = piece.text.char_indices().enumerate().skip(1).filter_map(|(chars, (at, _))| {
+                let (left, right) = piece.text.split_at(at);
+                let ids = (vocab.get(left)?, vocab.get(right)?);
+                Some((ids, Join { score: piece.score, left, right, lengths: (chars, length - chars) }))
+            });
+            let mut splits: Vec<_> = splits.collect();
+            splits.sort_by_key(|&(ids, _)| ids);
+            joins.extend(splits.into_iter().map(|(_, join)| join));
+        }
+        joins.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| b.lengths.cmp(&a.lengths)));
+        joins.into_iter().map(|join| (join.left.to_owned(), join.right.to_owned())).collect()
     }
 
     fn unigram(&self) -> Result<Unigram, Problem> {
@@ -177,13 +181,15 @@ impl SentencePiece {
 
     /// Control and user-defined pieces are found in the text before anything else; only the former are special.
     fn add_tokens(&self, inner: &mut tokenizers::Tokenizer) -> Result<(), Problem> {
-        for piece in &self.pieces {
-            let special = matches!(piece.kind, Kind::Control | Kind::Unknown);
-            if special || piece.kind == Kind::UserDefined {
-                let token = AddedToken::from(piece.text.clone(), special).normalized(false).rstrip(piece.rstrip);
-                inner.add_tokens([token]).map_err(broken)?;
-            }
-        }
+        let found = self.pieces.iter().filter_map(|piece| {
+            let special = match piece.kind {
+                Kind::Control | Kind::Unknown => true,
+                Kind::UserDefined => false,
+                Kind::Normal | Kind::Unused | Kind::Byte => return None,
+            };
+            Some(AddedToken::from(piece.text.clone(), special).normalized(false).rstrip(piece.rstrip))
+        });
+        inner.add_tokens(found).map_err(broken)?;
         Ok(())
     }
 }

@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(split("llama-bpe", text), ["It", "'S", " ", "123", "4", "!\n\n", "ok"]);
         assert_eq!(split("qwen2", text), ["It", "'S", " ", "1", "2", "3", "4", "!\n\n", "ok"]);
         assert_eq!(split("tekken", "aB It'S"), ["a", "B", " It", "'S"]);
-        assert_eq!(split("deepseek-llm", "\u{1F7D}a 你b"), ["\u{1F7D}a", " ", "你", "b"]);
+        assert_eq!(split("deepseek-llm", "\u{1F7D}\u{1F60} 你b"), ["\u{1F7D}\u{1F60}", " ", "你", "b"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::optim::Moments;
+use crate::prepare::CHAT_TEMPLATE;
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -54,12 +55,14 @@ pub type Restored = (RunState, Vec<(String, Moments)>);
 pub struct Checkpoints {
     run_dir: PathBuf,
     keep: usize,
+    /// Where the recipe names a template: those who load the adapter must use the same one.
+    template: Option<String>,
 }
 
 impl Checkpoints {
-    /// `keep` is `save_total_limit`.
-    pub fn new(run_dir: &Path, keep: usize) -> Self {
-        Self { run_dir: run_dir.to_owned(), keep }
+    /// `keep` is `save_total_limit`; `template` is the text of a chat template that is not the model's own.
+    pub fn new(run_dir: &Path, keep: usize, template: Option<String>) -> Self {
+        Self { run_dir: run_dir.to_owned(), keep, template }
     }
 
     fn folder(&self) -> PathBuf {
@@ -81,6 +84,10 @@ impl Checkpoints {
             remove_dir(&partial)?;
             fs::create_dir_all(&partial).map_err(|error| cannot_write(&partial, &error))?;
             save_peft(decoder, config, base_model, &partial.join(ADAPTER))?;
+            if let Some(template) = &self.template {
+                let path = partial.join(ADAPTER).join(CHAT_TEMPLATE);
+                fs::write(&path, template).map_err(|error| cannot_write(&path, &error))?;
+            }
             save_moments(&partial.join(OPTIMIZER), moments)?;
             let manifest = Manifest { run: run.clone(), files: digests(&partial)? };
             let text = serde_json::to_string_pretty(&manifest).expect("a manifest is JSON");

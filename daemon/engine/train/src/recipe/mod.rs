@@ -77,10 +77,10 @@ pub struct Recipe {
     #[serde(default)]
     pub dataset_format: DatasetFormat,
 
-    /// How a conversation becomes text; `auto` is the template that the model brings.
-    #[serde(default)]
-    #[schemars(extend("x-aliases" = ["chat_template"]))]
-    pub template: Template,
+    /// How a conversation becomes text: `auto` is the template that the model brings. Else a template that comes with JustTrain (`chatml`, `deepseek`, `gemma`, `llama3`, `mistral`, `phi3`, `qwen2_5`, `qwen3`, `smollm2`), or a file with one (Jinja), starting from the recipe's folder.
+    #[serde(default = "default::auto")]
+    #[schemars(length(min = 1), extend("x-aliases" = ["chat_template"]))]
+    template: String,
 
     /// Longest row in tokens; what is beyond is cut off.
     #[serde(default = "default::cutoff_len")]
@@ -234,12 +234,12 @@ impl Recipe {
             let message = format!("the checked recipe could not be read: {error}");
             vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
         })?;
+        recipe.base_dir.clone_from(&source.base_dir);
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
         if !problems.is_empty() {
             return Err(problems);
         }
-        recipe.base_dir.clone_from(&source.base_dir);
         recipe.warnings = warnings.into_iter().map(|warning| warning.file(&source.file)).collect();
         Ok(recipe)
     }
@@ -299,13 +299,6 @@ pub enum DatasetFormat {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Template {
-    #[default]
-    Auto,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
 pub enum SchedulerType {
     /// Half a cosine, down to 0.
     #[default]
@@ -353,6 +346,10 @@ mod default {
     pub(super) fn lora_rank() -> usize {
         16
     }
+    pub(super) fn auto() -> String {
+        "auto".to_owned()
+    }
+
     pub(super) fn all() -> OneOrMany {
         OneOrMany::One("all".to_owned())
     }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use justtrain_worker_api::{DevicePick, FormatName};
+use justtrain_data::chat_template::choose;
+use justtrain_worker_api::{DevicePick, FormatName, Problem};
 
 use super::{DatasetFormat, Device, OneOrMany, Recipe};
 
@@ -32,6 +33,14 @@ impl Recipe {
             OneOrMany::Many(files) => files,
         };
         files.iter().map(|file| self.base_dir.join(file)).collect()
+    }
+
+    /// The chat template's text; None for the one that the model brings.
+    pub fn chat_template(&self) -> Result<Option<String>, Problem> {
+        match self.template.as_str() {
+            "auto" => Ok(None),
+            template => choose(template, &self.base_dir).map(Some),
+        }
     }
 
     /// How many of `rows` are held out. A share is rounded up, as scikit-learn does; at least one row stays for training.

@@ -19,6 +19,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         validation_rhythm(recipe, written),
         prompt_and_history(recipe),
         dataset_names(recipe),
+        recipe.chat_template().err(),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)];

@@ -55,6 +55,18 @@ fn every_default_is_filled_in() {
 }
 
 #[test]
+fn a_template_is_a_name_or_a_file() {
+    assert_eq!(read(SHORTEST).chat_template(), Ok(None));
+    assert!(read_with("template: llama3\n").chat_template().unwrap().unwrap().contains("<|eot_id|>"));
+    let problem = only_problem_with("template: no/such.jinja\n");
+    assert_eq!(
+        (problem.code, problem.key.as_deref(), problem.line),
+        (ProblemCode::InvalidValue, Some("template"), Some(3))
+    );
+    assert!(problem.expected.unwrap().contains("qwen2_5"));
+}
+
+#[test]
 fn written_values_replace_defaults() {
     let recipe = read(
         "# comment\nmodel_name_or_path: \"m\"\ndataset: [a.jsonl, /b.json]\ndataset_format: prompt_completion\n\

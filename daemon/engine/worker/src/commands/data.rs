@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use justtrain_data::{EncodeOptions, generators};
-use justtrain_train::{EventSink, open_encoder};
+use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, DataLanguage, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode};
 
@@ -53,6 +53,7 @@ pub(super) fn generate(
 }
 
 fn encoder(model: &ModelFiles) -> Result<justtrain_data::Encoder, Failure> {
-    let opened = Checkpoint::open(&model.path).and_then(|checkpoint| open_encoder(&checkpoint));
+    let opened = Checkpoint::open(&model.path)
+        .and_then(|checkpoint| open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())));
     opened.map(|(encoder, _)| encoder).map_err(|problem| problem.because(FailureReason::ModelInvalid))
 }

@@ -4,12 +4,12 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use burn::tensor::Device;
-use justtrain_data::Encoder;
 use justtrain_data::tokenizer::TextStream;
+use justtrain_data::{Chat, Encoder, Message};
 use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
 use justtrain_model::{Decoder, Mode};
-use justtrain_train::{EventSink, open_encoder};
+use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Control, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
@@ -22,7 +22,7 @@ pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
     let mut events = pipe.clone();
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
-    let (encoder, _) = open_encoder(&checkpoint).map_err(invalid)?;
+    let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
     let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
         load_peft(&mut decoder, adapter).map_err(invalid)?;
@@ -57,7 +57,8 @@ impl Server {
 
     fn try_answer(&mut self, id: u64, turns: &[Turn], options: &GenerateOptions, base: bool) -> Result<Event, Problem> {
         let start = Instant::now();
-        let prompt = self.encoder.encode_prompt(turns)?;
+        let messages: Vec<Message> = turns.iter().map(Message::from).collect();
+        let prompt = self.encoder.encode_prompt(Chat::new(&messages))?;
         let prompt_tokens = prompt.len() as u64;
         let stop_ids = self.encoder.tokenizer.stop_ids();
         let mode = Mode { adapter: !base, dropout_seed: None };
