@@ -166,7 +166,7 @@ impl ChatTemplate {
 
     /// The whole conversation, and the bytes of it that the assistant says, where the template marks them with
     /// `{% generation %}`.
-    pub(crate) fn render_said(&self, chat: Chat<'_>) -> Result<(String, Option<Vec<Range<usize>>>), Problem> {
+    pub(crate) fn render_said(&self, chat: Chat<'_>) -> Result<(String, Said), Problem> {
         let messages: Vec<Message> = chat.messages.iter().map(with_reasoning).collect();
         let (text, said) = marks::extract(&self.render_marked(&messages, chat, End::Complete)?);
         Ok((text, self.marks.then_some(said)))
@@ -187,6 +187,9 @@ impl ChatTemplate {
         template.render(context).map_err(failed)
     }
 }
+
+/// Bytes of a rendered conversation, where its template tells.
+pub(crate) type Said = Option<Vec<Range<usize>>>;
 
 /// A message whose reasoning has all the names that templates know it by.
 fn with_reasoning(message: &Message) -> Message {

@@ -25,7 +25,8 @@ impl Family for Llama {
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
         for (key, only) in FIXED {
             let value = &config.values[key];
-            if !value.is_null() && value.to_string() != only {
+            let written = value.to_string();
+            if !value.is_null() && written != only {
                 return Err(config.wrong(ProblemCode::InvalidValue, key, value, only));
             }
         }
