@@ -72,7 +72,7 @@ async fn probe(worker: &Path) -> Result<ProbeReport, String> {
 #[cfg(all(test, unix))]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -80,8 +80,8 @@ mod tests {
     async fn ask(answer: &str) -> CheckResult {
         let folder = tempfile::tempdir().unwrap();
         let worker = folder.path().join("worker");
-        fs::write(&worker, format!("#!/bin/sh\nread command\nprintf '%s\\n' '{answer}'\n")).unwrap();
-        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("script"), format!("read command\nprintf '%s\\n' '{answer}'\n")).unwrap();
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/../worker-api/fixtures/scripted-worker"), &worker).unwrap();
         matmul(&worker).await
     }
 

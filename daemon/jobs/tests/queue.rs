@@ -1,7 +1,7 @@
 //! The queue over a scripted worker: what is stored, in which order, and how each bad end is explained.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -22,8 +22,8 @@ impl Desk {
     fn new(script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let worker = folder.path().join("worker");
-        fs::write(&worker, format!("#!/bin/sh\nread command\n{script}\n")).unwrap();
-        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("script"), format!("read command\n{script}\n")).unwrap();
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/../worker-api/fixtures/scripted-worker"), &worker).unwrap();
         let store = Arc::new(Store::open(&folder.path().join("jobs.db")).unwrap());
         let jobs = Jobs::new(store, WorkerProgram::new(worker), folder.path().join("jobs"));
         Self { folder, jobs }

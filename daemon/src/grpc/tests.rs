@@ -2,7 +2,7 @@
 //! pages, and refusals as a client receives them.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use justtrain_jobs::{Jobs, Operations, Store, WorkerProgram};
@@ -26,7 +26,7 @@ use super::*;
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// Finds nothing wrong with a recipe, unless it says `wrong`; trains in 40 events; exports nothing.
-const WORKER: &str = r#"#!/bin/sh
+const WORKER: &str = r#"
 read -r command
 case $command in
 *'"command":"check_recipe"'*wrong*)
@@ -61,8 +61,8 @@ impl Desk {
     async fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let worker = home.path().join("worker");
-        fs::write(&worker, WORKER).unwrap();
-        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(home.path().join("script"), WORKER).unwrap();
+        symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/worker-api/fixtures/scripted-worker"), &worker).unwrap();
         fs::write(home.path().join("model.gguf"), "").unwrap();
         let store = Arc::new(Store::open(&home.path().join("justtrain.db")).unwrap());
         let jobs = Jobs::new(store.clone(), WorkerProgram::new(worker), home.path().join("jobs"));
