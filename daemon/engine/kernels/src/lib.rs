@@ -10,6 +10,7 @@
 pub mod attention;
 pub mod blockwise;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod linear;
 pub mod packed;
 pub mod rms_norm;
@@ -20,14 +21,16 @@ pub mod swiglu;
 
 mod buffer;
 mod matmul;
+mod matrix;
 #[cfg(test)]
 mod testing;
 mod weight;
 
 pub use attention::{Heads, Segments, attention};
 pub use cross_entropy::{Targets, linear_cross_entropy, score_targets};
+pub use embedding::embedding;
 pub use linear::{Dropout, Factors, linear};
-pub use packed::Packed;
+pub use packed::{Format, Packed};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use row_store::write_rows;

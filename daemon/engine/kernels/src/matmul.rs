@@ -27,6 +27,11 @@ impl<'a> View<'a> {
         Self { elements, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// Where it starts; of a matrix of one row, its elements.
+    pub(crate) fn elements(self) -> &'a [f32] {
+        self.elements
+    }
+
     /// The transpose; no element moves.
     pub(crate) fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }

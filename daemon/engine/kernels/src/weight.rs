@@ -1,6 +1,6 @@
 //! A weight matrix as a layer holds it: a tensor, or a frozen matrix in fewer bits.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::packed::Packed;
 
@@ -31,13 +31,11 @@ impl Weight {
         }
     }
 
-    /// All numbers as a tensor on the device of `like`: what ops without a kernel of their own go through.
-    pub fn to_tensor(&self, like: &Tensor<2>) -> Tensor<2> {
+    /// All numbers as a tensor: what ops without a kernel of their own go through. `device` is where packed ones go.
+    pub fn to_tensor(&self, device: &Device) -> Tensor<2> {
         match self {
             Weight::Dense(weight) => weight.clone(),
-            Weight::Packed(packed) => {
-                Tensor::from_data(TensorData::new(packed.to_f32(), packed.dims()), &like.device())
-            }
+            Weight::Packed(packed) => Tensor::from_data(TensorData::new(packed.to_f32(), packed.dims()), device),
         }
     }
 }

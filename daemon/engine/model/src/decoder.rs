@@ -1,17 +1,16 @@
 //! The decoder-only transformer: the only network there is.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use justtrain_kernels::{RotaryTable, Segments, linear, rms_norm};
+use burn::tensor::{Device, Tensor};
+use justtrain_kernels::{RotaryTable, Segments, Weight, embedding, linear, rms_norm};
 use justtrain_weights::Checkpoint;
-use justtrain_worker_api::{Problem, ProblemCode};
+use justtrain_worker_api::Problem;
 
 use crate::generate::KvCache;
 use crate::layers::{Attention, Mlp, Projection};
-use crate::{DecoderConfig, families};
+use crate::weights::Loader;
+use crate::{DecoderConfig, WeightFormats, families};
 
 /// Tokens of several sequences one after the other, without padding.
 #[derive(Debug, Clone)]
@@ -48,11 +47,12 @@ impl Mode {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     config: DecoderConfig,
-    embeddings: Tensor<2>,
+    formats: WeightFormats,
+    embeddings: Weight,
     blocks: Vec<Block>,
     norm: Tensor<1>,
     /// None where the embedding table is the output layer.
-    output: Option<Tensor<2>>,
+    output: Option<Weight>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,10 +64,11 @@ struct Block {
 }
 
 impl Decoder {
-    /// Reads all weights, decoded to `f32`. Fails with `UnknownArchitecture` or `ShapeMismatch`.
-    pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Self, Problem> {
+    /// Reads all weights. Fails with `UnknownArchitecture` or `ShapeMismatch`, and with `InvalidValue` where the
+    /// formats do not fit the file.
+    pub fn load(checkpoint: &Checkpoint, device: &Device, formats: WeightFormats) -> Result<Self, Problem> {
         let config = families::decoder_config(checkpoint)?;
-        let loader = Loader { checkpoint, device, taken: RefCell::default() };
+        let loader = Loader::new(checkpoint, device, formats);
         let (hidden, heads) = (config.hidden_size, config.heads);
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
         let blocks = (0..config.layers)
@@ -95,16 +96,17 @@ impl Decoder {
             .collect::<Result<_, Problem>>()?;
         let table = [config.vocab_size, hidden];
         let decoder = Self {
-            embeddings: loader.matrix("model.embed_tokens.weight", table)?,
+            embeddings: loader.table("model.embed_tokens.weight", table)?,
             blocks,
             norm: loader.vector("model.norm.weight", hidden)?,
             output: match config.tied_embeddings {
                 true => None,
-                false => Some(loader.matrix("lm_head.weight", table)?),
+                false => Some(loader.table("lm_head.weight", table)?),
             },
+            formats,
             config,
         };
-        loader.refuse_strangers(&decoder.config)?;
+        loader.refuse_strangers(decoder.config.tied_embeddings)?;
         Ok(decoder)
     }
 
@@ -112,8 +114,13 @@ impl Decoder {
         &self.config
     }
 
+    /// How the weights are held.
+    pub fn formats(&self) -> WeightFormats {
+        self.formats
+    }
+
     pub fn device(&self) -> Device {
-        self.embeddings.device()
+        self.norm.device()
     }
 
     /// The same weights without gradient tracking, sharing their memory: for evaluation and generation.
@@ -121,7 +128,7 @@ impl Decoder {
         let mut decoder = self.clone();
         decoder.embeddings = decoder.embeddings.inner();
         decoder.norm = decoder.norm.inner();
-        decoder.output = decoder.output.map(Tensor::inner);
+        decoder.output = decoder.output.map(Weight::inner);
         for block in &mut decoder.blocks {
             block.input_norm = block.input_norm.clone().inner();
             block.post_attention_norm = block.post_attention_norm.clone().inner();
@@ -166,19 +173,15 @@ impl Decoder {
     }
 
     /// `[vocabulary, hidden]`: what turns hidden states into logits.
-    pub fn output_weight(&self) -> Tensor<2> {
-        self.output.as_ref().unwrap_or(&self.embeddings).clone()
+    pub fn output_weight(&self) -> &Weight {
+        self.output.as_ref().unwrap_or(&self.embeddings)
     }
 
     /// `[tokens, hidden]` after the last norm. With a cache, `input` continues its sequences.
     pub fn hidden_states(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
-        let device = self.device();
-        let ids: Vec<i64> = input.ids.iter().map(|&id| i64::from(id)).collect();
-        let count = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &device);
         let table = Arc::new(RotaryTable::new(&input.positions, &self.config.inverse_frequencies));
         let epsilon = self.config.rms_norm_eps;
-        let mut x = self.embeddings.clone().select(0, ids);
+        let mut x = embedding(&self.embeddings, &input.ids, &self.device());
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
             let normed = rms_norm(x.clone(), block.input_norm.clone(), epsilon);
@@ -191,55 +194,6 @@ impl Decoder {
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear(hidden, &self.output_weight().into(), None)
-    }
-}
-
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    device: &'a Device,
-    /// Names of the tensors that a part of the network has read.
-    taken: RefCell<BTreeSet<String>>,
-}
-
-impl Loader<'_> {
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Problem> {
-        self.taken.borrow_mut().insert(name.to_owned());
-        self.checkpoint.read_f32(name, shape)
-    }
-
-    fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, Problem> {
-        let elements = self.read(name, &shape)?;
-        Ok(Tensor::from_data(TensorData::new(elements, shape), self.device))
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
-        let elements = self.read(name, &[len])?;
-        Ok(Tensor::from_data(TensorData::new(elements, [len]), self.device))
-    }
-
-    fn projection(&self, name: String, shape: [usize; 2]) -> Result<Projection, Problem> {
-        Ok(Projection { weight: self.matrix(&format!("{name}.weight"), shape)?.into(), name, lora: None })
-    }
-
-    /// A tensor that no part takes, such as a bias, belongs to another network: left out without a word, it would make
-    /// every result wrong.
-    fn refuse_strangers(&self, config: &DecoderConfig) -> Result<(), Problem> {
-        let taken = self.taken.borrow();
-        // Early llamas carry the rotary frequencies, and some tied ones the embedding table twice.
-        let harmless =
-            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "lm_head.weight");
-        let mut strangers = self.checkpoint.names().filter(|name| !taken.contains(*name) && !harmless(name));
-        let Some(first) = strangers.next() else { return Ok(()) };
-        Err(Problem::error(
-            ProblemCode::UnknownArchitecture,
-            "the model has tensors that no part of this network takes",
-            "模型中有该网络用不到的张量",
-        )
-        .file(self.checkpoint.path().display())
-        .key(first)
-        .found(format!("{} such tensors", 1 + strangers.count()))
-        .expected("none")
-        .fix("choose a model of a supported architecture", "请选择受支持架构的模型"))
+        linear(hidden, self.output_weight(), None)
     }
 }

@@ -11,7 +11,9 @@ pub mod export;
 pub mod families;
 pub mod generate;
 pub mod layers;
+mod weights;
 
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, Input, Mode};
 pub use justtrain_kernels as kernels;
+pub use weights::{WeightFormat, WeightFormats};

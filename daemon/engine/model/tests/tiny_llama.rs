@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use justtrain_kernels::{Targets, Weight, linear_cross_entropy};
-use justtrain_model::adapters::{load_peft, save_peft};
+use justtrain_kernels::{Format, Targets, Weight, linear_cross_entropy};
+use justtrain_model::adapters::{base_formats, load_peft, save_peft};
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Input, Mode, export, layers::Lora};
+use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, export, layers::Lora};
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{GenerateOptions, GenerationEnd, Problem, ProblemCode};
@@ -53,8 +53,12 @@ impl Goldens {
     }
 }
 
+fn load(device: &Device, formats: WeightFormats) -> Decoder {
+    Decoder::load(&Checkpoint::open(&fixture("")).unwrap(), device, formats).unwrap()
+}
+
 fn decoder(device: &Device) -> Decoder {
-    Decoder::load(&Checkpoint::open(&fixture("")).unwrap(), device).unwrap()
+    load(device, WeightFormats::default())
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
@@ -110,7 +114,7 @@ fn loss_and_every_adapter_gradient_equal_peft() {
             let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
             assert_near(&values(tensor.grad(&grads).unwrap()), &expected, 1e-3 * largest, &name);
         }
-        let Weight::Dense(weight) = &projection.weight else { panic!("loaded as it is") };
+        let Weight::Dense(weight) = &projection.weight else { panic!("an f32 weight is dense") };
         assert!(weight.grad(&grads).is_none(), "frozen weights have no gradient");
     }
 }
@@ -172,7 +176,7 @@ fn a_merged_export_gives_the_adapters_logits() {
     export::export_merged(&checkpoint, &decoder, folder.path(), |_, _| {}).unwrap();
     let exported = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(exported.config()["dtype"], "float32", "as the weights are");
-    let merged = Decoder::load(&exported, &Device::flex()).unwrap();
+    let merged = Decoder::load(&exported, &Device::flex(), WeightFormats::default()).unwrap();
     let (input, _) = goldens.batch();
     let logits = values(merged.logits(merged.hidden_states(&input, None, Mode::BASE)));
     let expected = [goldens.floats("adapter_logits.0"), goldens.floats("adapter_logits.1")].concat();
@@ -226,7 +230,7 @@ fn changed(change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
 }
 
 fn refused(folder: &std::path::Path) -> Problem {
-    Decoder::load(&Checkpoint::open(folder).unwrap(), &Device::flex()).unwrap_err()
+    Decoder::load(&Checkpoint::open(folder).unwrap(), &Device::flex(), WeightFormats::default()).unwrap_err()
 }
 
 #[test]
@@ -264,4 +268,113 @@ fn tensors_that_no_part_takes_are_refused_by_name() {
     let problem = refused(changed(|config| config["num_hidden_layers"] = json!(4)).path());
     assert_eq!(problem.code, ProblemCode::ShapeMismatch);
     assert!(problem.message.en.contains("model.layers.3."), "{problem}");
+}
+
+const FORMATS: [Format; 4] =
+    [Format::Bf16, Format::Int8, Format::Nf4 { double_quantization: false }, Format::Nf4 { double_quantization: true }];
+
+/// Linear layers in one of the forms, tables in 16 bits.
+fn packed(format: Format) -> WeightFormats {
+    WeightFormats { linear: WeightFormat::Packed(format), tables: WeightFormat::Packed(Format::Bf16) }
+}
+
+/// The fixture is stored in bfloat16, so that this form loses nothing: even through the tied output layer the results
+/// are transformers'.
+#[test]
+fn sixteen_bits_give_transformers_results() {
+    let goldens = Goldens::open();
+    let mut decoder = load(&Device::flex().autodiff(), packed(Format::Bf16));
+    load_peft(&mut decoder, &fixture("adapter")).unwrap();
+    let (input, targets) = goldens.batch();
+    let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
+    let loss = linear_cross_entropy(hidden, decoder.output_weight(), targets.clone()) / targets.len() as f32;
+    assert_near(&values(loss), &goldens.floats("adapter_loss"), 1e-5, "adapter loss");
+}
+
+/// Quantised weights are other weights: what must be equal is the decoder that holds their decoded numbers.
+#[test]
+fn a_quantised_decoder_is_the_decoder_of_its_decoded_weights() {
+    let goldens = Goldens::open();
+    let device = Device::flex().autodiff();
+    for format in FORMATS {
+        let mut quantised = load(&device, packed(format));
+        load_peft(&mut quantised, &fixture("adapter")).unwrap();
+        for projection in quantised.projections_mut() {
+            let lora = projection.lora.as_mut().unwrap();
+            *lora = Lora { a: lora.a.clone().require_grad(), b: lora.b.clone().require_grad(), ..lora.clone() };
+        }
+        let mut decoded = quantised.clone();
+        for projection in decoded.projections_mut() {
+            projection.weight = projection.weight.to_tensor(&device).into();
+        }
+        let (input, targets) = goldens.batch();
+        let run = |decoder: &Decoder| {
+            let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
+            let loss = linear_cross_entropy(hidden, decoder.output_weight(), targets.clone());
+            let grads = loss.clone().backward();
+            let loras = decoder.projections().map(|projection| projection.lora.as_ref().unwrap());
+            let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|tensor| values(tensor.grad(&grads).unwrap()));
+            (values(loss), grads.collect::<Vec<_>>())
+        };
+        let (ours, theirs) = (run(&quantised), run(&decoded));
+        assert_near(&ours.0, &theirs.0, 1e-4, &format!("{format:?}"));
+        for (ours, theirs) in ours.1.iter().zip(&theirs.1) {
+            let largest = theirs.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            assert_near(ours, theirs, 1e-4 * largest, &format!("{format:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_quantised_decoder_generates_with_its_cache_what_it_does_without() {
+    let goldens = Goldens::open();
+    let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+    for format in FORMATS {
+        let decoder = load(&Device::flex(), packed(format));
+        let prompt = goldens.ids(0);
+        let answer = &generate(&decoder, &[prompt.clone()], &options, &[], Mode::BASE, |_, _| true)[0];
+        let mut ids = prompt.clone();
+        for _ in 0..8 {
+            let starts = [0, ids.len()];
+            let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, Mode::BASE);
+            let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)));
+            ids.push((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32);
+        }
+        assert_eq!(answer.ids, ids[prompt.len()..], "{format:?}");
+    }
+}
+
+#[test]
+fn an_adapter_remembers_the_form_of_its_base_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in FORMATS {
+        let mut decoder = load(&Device::flex(), packed(format));
+        let config = load_peft(&mut decoder, &fixture("adapter")).unwrap();
+        save_peft(&decoder, &config, "tiny", folder.path()).unwrap();
+        assert_eq!(base_formats(folder.path()).unwrap(), packed(format));
+    }
+    assert_eq!(base_formats(&fixture("adapter")).unwrap(), WeightFormats::default());
+}
+
+/// The blocks of a GGUF, rows of q and k put in order, are the numbers that the file decodes to.
+#[test]
+fn blocks_of_a_gguf_are_kept_as_they_are() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-q8_0.gguf");
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let gguf = WeightFormats { linear: WeightFormat::Gguf, tables: WeightFormat::Gguf };
+    let kept = Decoder::load(&checkpoint, &Device::flex(), gguf).unwrap();
+    let decoded = Decoder::load(&checkpoint, &Device::flex(), WeightFormats::default()).unwrap();
+    for (kept, decoded) in kept.projections().zip(decoded.projections()) {
+        assert!(matches!(kept.weight, Weight::Packed(_)), "{}", kept.name);
+        let device = Device::flex();
+        assert_eq!(values(kept.weight.to_tensor(&device)), values(decoded.weight.to_tensor(&device)), "{}", kept.name);
+    }
+    let run = |decoder: &Decoder| {
+        let hidden = decoder.hidden_states(&Input::packed(vec![3, 1, 4, 1, 5], &[0, 5]), None, Mode::BASE);
+        values(decoder.logits(hidden))
+    };
+    assert_near(&run(&kept), &run(&decoded), 1e-4, "logits");
+    let folder = Checkpoint::open(&fixture("")).unwrap();
+    let problem = Decoder::load(&folder, &Device::flex(), gguf).unwrap_err();
+    assert_eq!(problem.key.as_deref(), Some("quantization_type"));
 }

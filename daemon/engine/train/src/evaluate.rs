@@ -47,7 +47,7 @@ pub fn evaluate(
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) = open_encoder(&checkpoint, template).map_err(invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), recipe.weight_formats()).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
         load_peft(&mut decoder, adapter).map_err(invalid)?;
     }

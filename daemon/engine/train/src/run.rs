@@ -40,7 +40,7 @@ pub fn train(
     warning.iter().for_each(|warning| events.warn(warning));
     // Cheap activations are made a second time in the backward: a quarter less memory for a hundredth of the time.
     let device = Device::flex().autodiff().gradient_checkpointing();
-    let mut decoder = Decoder::load(&checkpoint, &device).map_err(model_invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
     drop(checkpoint);
     let lora = lora_config(&recipe);
     attach_lora(&mut decoder, &lora, recipe.seed).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;

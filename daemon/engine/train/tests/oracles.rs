@@ -10,7 +10,7 @@ use justtrain_model::adapters::{LoraConfig, LoraTargets, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
-use justtrain_model::{Decoder, Input, Mode};
+use justtrain_model::{Decoder, Input, Mode, WeightFormats};
 use justtrain_train::optim::{AdamW, Moments, Schedule, clip_global_norm};
 use justtrain_train::recipe::SchedulerType;
 use justtrain_weights::Checkpoint;
@@ -115,7 +115,9 @@ fn twenty_steps_of_a_tiny_llama_equal_peft() {
     let rows: Vec<Row> = (0..2)
         .map(|i| (ints(&format!("ids.{i}")).into_iter().map(|id| id as u32).collect(), ints(&format!("labels.{i}"))))
         .collect();
-    let mut decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), &Device::flex().autodiff()).unwrap();
+    let mut decoder =
+        Decoder::load(&Checkpoint::open(&folder).unwrap(), &Device::flex().autodiff(), WeightFormats::default())
+            .unwrap();
     load_peft(&mut decoder, &folder.join("adapter")).unwrap();
     let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
     let rates: Vec<f64> = (0..20).map(|step| schedule.learning_rate(step)).collect();
@@ -150,7 +152,8 @@ impl SmolLm2 {
         Self {
             goldens: serde_json::from_str(&std::fs::read_to_string(folder.join("goldens.json")).unwrap()).unwrap(),
             tensors: SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap(),
-            decoder: Decoder::load(&Checkpoint::open(Path::new(&path)).unwrap(), device).unwrap(),
+            decoder: Decoder::load(&Checkpoint::open(Path::new(&path)).unwrap(), device, WeightFormats::default())
+                .unwrap(),
         }
     }
 

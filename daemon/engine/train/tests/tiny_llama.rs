@@ -109,7 +109,8 @@ impl EventSink for StopAfter {
 
 #[test]
 fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
-    for extra in ["", "packing: true\n"] {
+    let kinds = ["", "packing: true\n", "precision: bf16\n", "quantization_bit: 4\n", "quantization_bit: 8\n"];
+    for extra in kinds {
         let desk = Desk::new();
         let recipe = desk.recipe(extra);
         let whole = desk.losses(&recipe, "whole");

@@ -12,6 +12,7 @@ use crate::gguf::architecture::{self, RowOrder};
 use crate::gguf::{Blocks, Gguf, blocks};
 use crate::mapped;
 use crate::safetensors::SafetensorsFile;
+use crate::stored::StoredTensor;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -144,6 +145,11 @@ impl Checkpoint {
 
     /// Decodes a tensor, row-major. `ShapeMismatch` where it is missing or has another shape.
     pub fn read_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, Problem> {
+        Ok(self.tensor(name, expected)?.read())
+    }
+
+    /// A tensor to be read in parts; fails as [`read_f32`](Self::read_f32).
+    pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<StoredTensor<'_>, Problem> {
         let found = self.shape(name).ok_or_else(|| missing_tensor(self.path(), name))?;
         if found != expected {
             return Err(Problem::error(
@@ -156,15 +162,13 @@ impl Checkpoint {
             .expected(format!("{expected:?}"))
             .fix("download the model again", "请重新下载模型"));
         }
-        match &self.source {
-            Source::Folder { files, names, .. } => files[names[name]].read_f32(name),
-            Source::Gguf { .. } => {
-                let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
-                let mut elements = vec![0.0; expected.iter().product()];
-                blocks.decode_rows(0..blocks.rows(), &mut elements);
-                Ok(elements)
+        Ok(match &self.source {
+            Source::Folder { files, names, .. } => StoredTensor::plain(found, files[names[name]].elements(name)?),
+            Source::Gguf { gguf, names } => {
+                let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
+                StoredTensor::blocks(found, self.blocks(name)?.expect("a GGUF file holds blocks"), gguf, tensor)
             }
-        }
+        })
     }
 
     /// A GGUF file's tensor, still encoded; None in a folder. `ShapeMismatch` where it is missing.
@@ -271,7 +275,18 @@ mod tests {
         assert_eq!(gguf.names().collect::<Vec<_>>(), folder.names().collect::<Vec<_>>());
         for name in folder.names() {
             let shape = folder.shape(name).unwrap();
-            assert_eq!(gguf.read_f32(name, shape).unwrap(), folder.read_f32(name, shape).unwrap(), "{name}");
+            let expected = folder.read_f32(name, shape).unwrap();
+            assert_eq!(gguf.read_f32(name, shape).unwrap(), expected, "{name}");
+            // The same in parts, which begin and end inside attention heads.
+            let cols: usize = shape[1..].iter().product();
+            for checkpoint in [&gguf, &folder] {
+                let tensor = checkpoint.tensor(name, shape).unwrap();
+                let mut parts = vec![f32::NAN; expected.len()];
+                for (index, part) in parts.chunks_mut(3 * cols).enumerate() {
+                    tensor.read_rows(index * 3..index * 3 + part.len() / cols, part);
+                }
+                assert_eq!(parts, expected, "{name}");
+            }
         }
         for key in ["hidden_size", "num_key_value_heads", "rms_norm_eps", "vocab_size", "tie_word_embeddings"] {
             assert_eq!(gguf.config()[key], folder.config()[key], "{key}");

@@ -8,6 +8,8 @@ mod checkpoint;
 pub mod gguf;
 mod mapped;
 pub mod safetensors;
+mod stored;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::missing_tensor;
+pub use stored::StoredTensor;

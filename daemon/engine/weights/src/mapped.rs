@@ -1,6 +1,6 @@
 //! A file of weights in memory, without a copy.
 
-use std::{fs::File, io, path::Path};
+use std::{fs::File, io, ops::Range, path::Path};
 
 use justtrain_worker_api::{Problem, ProblemCode};
 use memmap2::Mmap;
@@ -22,6 +22,16 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, Problem> {
     // SAFETY: the mapping is read-only and every read of it is bounds-checked. As for every mapped file, a program that
     // shrinks the file meanwhile would end this process with SIGBUS; the model store replaces files and never edits them.
     unsafe { Mmap::map(&file) }.map_err(|error| cannot_read(path, &error))
+}
+
+/// Gives the pages of a range back once it was read: they stay in the system's cache and no longer count as this
+/// process's memory.
+pub(crate) fn release(map: &Mmap, range: Range<usize>) {
+    #[cfg(unix)]
+    // SAFETY: nobody writes to the mapping, so a page that is read again comes back from the file unchanged.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 /// `FileNotFound` with the system's reason.

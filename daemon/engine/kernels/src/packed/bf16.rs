@@ -1,18 +1,30 @@
 //! bfloat16: the upper half of an `f32`.
 
+use std::sync::Arc;
+
 use bytemuck::cast_slice;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::Form;
+use super::{Builder, Form};
 use crate::simd::simd_fn;
 
 #[derive(Debug)]
 pub(super) struct Bf16(Vec<bf16>);
 
 impl Bf16 {
-    pub(super) fn round(weights: &[f32]) -> Self {
-        Self(weights.par_iter().map(|&weight| bf16::from_f32(weight)).collect())
+    pub(super) fn with_capacity(len: usize) -> Self {
+        Self(Vec::with_capacity(len))
+    }
+}
+
+impl Builder for Bf16 {
+    fn push(&mut self, weights: &[f32]) {
+        self.0.par_extend(weights.par_iter().map(|&weight| bf16::from_f32(weight)));
+    }
+
+    fn finish(self: Box<Self>) -> Arc<dyn Form> {
+        Arc::new(*self)
     }
 }
 

@@ -1,15 +1,21 @@
 //! Frozen matrices in fewer bits than `f32`, one form a file. Products decode them tile by tile ([`product`]): no
-//! whole matrix ever exists in `f32`.
+//! whole matrix ever exists in `f32`, neither where it is used nor where it is made.
 //!
-//! To add a form, write a file with a type that implements [`Form`], and a constructor of [`Packed`] beside the others.
+//! To add a form, write a file with a type that implements [`Form`] and one that implements [`Builder`], and a
+//! [`Format`] that names it.
 
 mod bf16;
+mod gguf;
+mod int8;
 mod nf4;
 mod product;
 
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+
+use justtrain_weights::gguf::TensorType;
+use rayon::prelude::*;
 
 pub(crate) use product::{times, times_transposed};
 
@@ -18,6 +24,17 @@ pub(crate) use product::{times, times_transposed};
 pub struct Packed {
     dims: [usize; 2],
     form: Arc<dyn Form>,
+}
+
+/// What numbers are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// 16 bits a weight: the upper half of an `f32`, rounded to nearest even.
+    Bf16,
+    /// 8 bits a weight and a scale for each row.
+    Int8,
+    /// 4 bits a weight and a scale for each 64 of them; with `double_quantization` the scales are 8 bits wide.
+    Nf4 { double_quantization: bool },
 }
 
 /// How the numbers of a matrix are held.
@@ -29,20 +46,53 @@ trait Form: Debug + Send + Sync {
     fn bytes(&self) -> usize;
 }
 
+/// Makes a [`Form`] of whole rows that come one after the other.
+trait Builder {
+    /// All parts but the last hold a multiple of [`PART_ROWS`] rows.
+    fn push(&mut self, weights: &[f32]);
+
+    fn finish(self: Box<Self>) -> Arc<dyn Form>;
+}
+
+/// Rows of a part are a multiple of this, so that no block of a form is cut.
+const PART_ROWS: usize = 64;
+/// About as many numbers are asked for at a time: 4 MiB.
+const PART: usize = 1 << 20;
+
 impl Packed {
-    /// 16 bits a weight: the upper half of an `f32`, rounded to nearest even.
-    pub fn bf16(weights: &[f32], dims: [usize; 2]) -> Self {
-        Self::new(dims, weights.len(), bf16::Bf16::round(weights))
+    /// Asks `read` for one part of the rows after the other, so that no more of the matrix than that is in `f32`.
+    pub fn from_rows(format: Format, dims: [usize; 2], mut read: impl FnMut(Range<usize>, &mut [f32])) -> Self {
+        let [rows, cols] = dims;
+        let mut builder: Box<dyn Builder> = match format {
+            Format::Bf16 => Box::new(bf16::Bf16::with_capacity(rows * cols)),
+            Format::Int8 => Box::new(int8::Int8::with_capacity(dims)),
+            Format::Nf4 { double_quantization } => Box::new(nf4::Builder::new(rows * cols, double_quantization)),
+        };
+        let part_rows = (PART / cols.max(1)).next_multiple_of(PART_ROWS).min(rows);
+        let mut part = vec![0.0; part_rows * cols];
+        let mut start = 0;
+        while start < rows {
+            let end = rows.min(start + part_rows);
+            let part = &mut part[..(end - start) * cols];
+            read(start..end, part);
+            builder.push(part);
+            start = end;
+        }
+        Self { dims, form: builder.finish() }
     }
 
-    /// 4 bits a weight and a scale for each 64 of them; with `double_quantization` the scales are 8 bits wide.
-    pub fn nf4(weights: &[f32], dims: [usize; 2], double_quantization: bool) -> Self {
-        Self::new(dims, weights.len(), nf4::Nf4::quantize(weights, double_quantization))
+    pub fn from_f32(format: Format, weights: &[f32], dims: [usize; 2]) -> Self {
+        assert_eq!(weights.len(), dims[0] * dims[1]);
+        Self::from_rows(format, dims, |rows, part| {
+            part.copy_from_slice(&weights[rows.start * dims[1]..rows.end * dims[1]]);
+        })
     }
 
-    fn new(dims: [usize; 2], len: usize, form: impl Form + 'static) -> Self {
-        assert_eq!(len, dims[0] * dims[1]);
-        Self { dims, form: Arc::new(form) }
+    /// The blocks of a GGUF as they are.
+    pub fn gguf(tensor_type: TensorType, blocks: Vec<u8>, dims: [usize; 2]) -> Self {
+        assert!(dims[1].is_multiple_of(tensor_type.block_len()));
+        assert_eq!(blocks.len(), dims[0] * dims[1] / tensor_type.block_len() * tensor_type.block_bytes());
+        Self { dims, form: Arc::new(gguf::Blocks::new(tensor_type, blocks)) }
     }
 
     pub fn dims(&self) -> [usize; 2] {
@@ -61,10 +111,109 @@ impl Packed {
         output
     }
 
+    /// Some rows, one after the other.
+    pub fn gather(&self, rows: &[u32]) -> Vec<f32> {
+        let [all, cols] = self.dims;
+        let mut output = vec![0.0; rows.len() * cols];
+        output.par_chunks_mut(cols).zip(rows).for_each(|(output, &row)| {
+            assert!((row as usize) < all);
+            self.form.decode(row as usize * cols, output);
+        });
+        output
+    }
+
     /// A part of the matrix, row-major without gaps.
     fn decode_tile(&self, rows: Range<usize>, cols: Range<usize>, output: &mut [f32]) {
         for (row, output) in rows.zip(output.chunks_exact_mut(cols.len())) {
             self.form.decode(row * self.dims[1] + cols.start, output);
         }
+    }
+}
+
+/// Not a number where one of the weights is not.
+#[inline(always)]
+fn largest_magnitude(weights: &[f32]) -> f32 {
+    // Without their signs, floats order as their bits do, and whatever is not a number comes last.
+    f32::from_bits(weights.iter().map(|weight| weight.to_bits() & 0x7fff_ffff).max().unwrap_or(0))
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::testing::{random, values};
+
+    /// The same random numbers in every form that can hold a matrix of these sizes, by name.
+    pub(crate) fn every_form(dims: [usize; 2], seed: u64) -> Vec<(String, Packed)> {
+        let weights = values(random(dims, seed));
+        let formats = [
+            Format::Bf16,
+            Format::Int8,
+            Format::Nf4 { double_quantization: false },
+            Format::Nf4 { double_quantization: true },
+        ];
+        let made = formats.map(|format| (format!("{format:?}"), Packed::from_f32(format, &weights, dims)));
+        let blocks = TensorType::ALL.into_iter().filter(|kind| kind.block_len() > 1);
+        let kept = blocks.filter(|kind| dims[1].is_multiple_of(kind.block_len())).map(|kind| {
+            let len = dims[0] * dims[1] / kind.block_len() * kind.block_bytes();
+            // Bytes below 60 make no half-precision number that is large or not a number.
+            let bytes = (0..len as u64).map(|i| (i * 37 + i * i % 11 + seed) as u8 % 60).collect();
+            (kind.to_string(), Packed::gguf(kind, bytes, dims))
+        });
+        made.into_iter().chain(kept).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::every_form;
+    use super::*;
+
+    #[test]
+    fn any_part_is_the_same_part_of_the_whole() {
+        crate::simd::testing::at_every_level(|level| {
+            for dims in [[1, 1], [7, 33], [5, 130], [3, 256], [4, 512]] {
+                for (name, packed) in every_form(dims, 3) {
+                    let whole = packed.to_f32();
+                    for (rows, cols) in [(0..dims[0], 0..dims[1]), (dims[0] / 2..dims[0], dims[1] / 3..dims[1])] {
+                        let mut tile = vec![f32::NAN; rows.len() * cols.len()];
+                        packed.decode_tile(rows.clone(), cols.clone(), &mut tile);
+                        let want = rows.flat_map(|row| &whole[row * dims[1]..][cols.clone()]);
+                        assert!(tile.iter().eq(want), "{level:?} {name} {dims:?}");
+                    }
+                    let gathered = packed.gather(&[dims[0] as u32 - 1, 0]);
+                    assert_eq!(gathered[..dims[1]], whole[whole.len() - dims[1]..], "{level:?} {name} {dims:?}");
+                    assert_eq!(gathered[dims[1]..], whole[..dims[1]], "{level:?} {name} {dims:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn parts_make_the_same_matrix_as_the_whole() {
+        // More than one part of 2²⁰ numbers, the last one short.
+        let dims = [1601, 1000];
+        let weights: Vec<f32> = (0..dims[0] * dims[1]).map(|i| ((i * i % 8191) as f32 / 8191.0 - 0.5) * 0.1).collect();
+        // Doubly quantised scales depend on the whole matrix: `nf4` tests them.
+        for format in [Format::Bf16, Format::Int8, Format::Nf4 { double_quantization: false }] {
+            let mut parts = 0;
+            let whole = Packed::from_rows(format, dims, |rows, part| {
+                parts += 1;
+                part.copy_from_slice(&weights[rows.start * dims[1]..rows.end * dims[1]]);
+            });
+            assert!(parts > 1);
+            let rows = Packed::from_f32(format, &weights[1536 * 1000..], [65, 1000]);
+            assert_eq!(whole.to_f32()[1536 * 1000..], rows.to_f32(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_a_weight() {
+        let dims = [512, 512];
+        let weights = vec![0.5; 512 * 512];
+        let bytes = |format| Packed::from_f32(format, &weights, dims).bytes() as f64 / (512.0 * 512.0);
+        assert!(bytes(Format::Nf4 { double_quantization: true }) < 0.517);
+        assert_eq!(bytes(Format::Nf4 { double_quantization: false }), 0.5625);
+        assert!(bytes(Format::Int8) < 1.01);
+        assert_eq!(bytes(Format::Bf16), 2.0);
     }
 }

@@ -1,4 +1,7 @@
 //! Products with a packed matrix: each tile is decoded once into the processor's cache and multiplied from there.
+//!
+//! Tasks share out the output: pieces of its columns (each a slab of the matrix that only this task decodes) and, where
+//! there are fewer slabs than threads, of its tokens.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -8,11 +11,17 @@ use rayon::prelude::*;
 use super::Packed;
 use crate::buffer::SharedMut;
 use crate::matmul::{Threads, View, Write, matmul_into};
+use crate::simd;
 
-/// Numbers in a decoded tile: 256 KiB, half of a common second-level cache.
-const TILE: usize = 64 * 1024;
-/// Columns of a tile, a multiple of every form's block.
-const TILE_COLS: usize = 512;
+/// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide; a
+/// tile of 512 × 256 decoded numbers is 512 KiB, as much as a common second-level cache holds.
+const SLAB: usize = 512;
+/// The inner dimension is taken in parts of this length, a multiple of every form's block.
+const DEPTH: usize = 256;
+/// Up to so many tokens, as when an answer is generated, rows are decoded and multiplied one by one.
+const FEW_TOKENS: usize = 4;
+/// Fewer tokens are not worth decoding a slab twice.
+const TOKENS: usize = 64;
 
 thread_local! {
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -22,16 +31,18 @@ thread_local! {
 pub(crate) fn times_transposed(x: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
     let [outputs, inputs] = weight.dims();
     let tokens = x.len() / inputs;
+    if tokens <= FEW_TOKENS {
+        return few_tokens(x, weight, output, write);
+    }
     let output = SharedMut::new(output);
-    let size = (TILE / inputs.min(TILE_COLS)).min(outputs.div_ceil(rayon::current_num_threads())).max(1);
-    (0..outputs.div_ceil(size)).into_par_iter().for_each(|index| {
-        let rows = index * size..outputs.min((index + 1) * size);
-        for (part, cols) in parts(inputs, TILE_COLS).enumerate() {
+    pieces(tokens, outputs).into_par_iter().for_each(|Piece { tokens, slab }| {
+        for (part, depth) in parts(inputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
-            let x = View::strided(&x[cols.start..], [tokens, cols.len()], inputs);
-            with_tile(weight, rows.clone(), cols, |tile| {
-                // SAFETY: these columns of the output are this task's alone.
-                unsafe { matmul_into(output, rows.start, outputs, write, 1.0, x, tile.t(), Threads::One) };
+            let x = View::strided(&x[tokens.start * inputs + depth.start..], [tokens.len(), depth.len()], inputs);
+            with_tile(weight, slab.clone(), depth, |tile| {
+                let first = tokens.start * outputs + slab.start;
+                // SAFETY: this piece of the output is this task's alone.
+                unsafe { matmul_into(output, first, outputs, write, 1.0, x, tile.t(), Threads::One) };
             });
         }
     });
@@ -40,26 +51,61 @@ pub(crate) fn times_transposed(x: &[f32], weight: &Packed, output: &mut [f32], w
 /// `output (=|+=) grad · W`; `grad` is `[tokens, outputs]`, the output `[tokens, inputs]`.
 pub(crate) fn times(grad: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
     let [outputs, inputs] = weight.dims();
-    let tokens = grad.len() / outputs;
     let output = SharedMut::new(output);
-    // Tasks share out the columns, so that each sums up its own part of the output.
-    let width = TILE_COLS.min(inputs.div_ceil(rayon::current_num_threads()).next_multiple_of(64));
-    let height = (TILE / width).max(1);
-    (0..inputs.div_ceil(width)).into_par_iter().for_each(|index| {
-        let cols = index * width..inputs.min((index + 1) * width);
-        for (part, rows) in parts(outputs, height).enumerate() {
+    pieces(grad.len() / outputs, inputs).into_par_iter().for_each(|Piece { tokens, slab }| {
+        for (part, depth) in parts(outputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
-            let grad = View::strided(&grad[rows.start..], [tokens, rows.len()], outputs);
-            with_tile(weight, rows, cols.clone(), |tile| {
-                // SAFETY: these columns of the output are this task's alone.
-                unsafe { matmul_into(output, cols.start, inputs, write, 1.0, grad, tile, Threads::One) };
+            let grad = &grad[tokens.start * outputs + depth.start..];
+            let grad = View::strided(grad, [tokens.len(), depth.len()], outputs);
+            with_tile(weight, depth, slab.clone(), |tile| {
+                let first = tokens.start * inputs + slab.start;
+                // SAFETY: this piece of the output is this task's alone.
+                unsafe { matmul_into(output, first, inputs, write, 1.0, grad, tile, Threads::One) };
             });
         }
     });
 }
 
+/// A part of the output that one task makes.
+struct Piece {
+    tokens: Range<usize>,
+    slab: Range<usize>,
+}
+
+fn pieces(tokens: usize, width: usize) -> Vec<Piece> {
+    let threads = rayon::current_num_threads();
+    // As many slabs for every thread; borders on whole blocks.
+    let count = width.div_ceil(SLAB).next_multiple_of(threads);
+    let slab = width.div_ceil(count).next_multiple_of(64).min(SLAB);
+    let slabs = width.div_ceil(slab);
+    let token_parts = threads.div_ceil(slabs).min(tokens.div_ceil(TOKENS));
+    let size = tokens.div_ceil(token_parts);
+    parts(width, slab)
+        .flat_map(|slab| parts(tokens, size).map(move |tokens| Piece { tokens, slab: slab.clone() }))
+        .collect()
+}
+
 fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
+}
+
+/// As [`times_transposed`]: the time goes into reading the matrix, so it is read once and in order.
+fn few_tokens(x: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
+    let [outputs, inputs] = weight.dims();
+    let output = SharedMut::new(output);
+    let rows = outputs.div_ceil(4 * rayon::current_num_threads()).clamp(1, 64);
+    (0..outputs.div_ceil(rows)).into_par_iter().for_each(|index| {
+        for row in index * rows..outputs.min((index + 1) * rows) {
+            with_tile(weight, row..row + 1, 0..inputs, |tile| {
+                for (token, x) in x.chunks(inputs).enumerate() {
+                    // SAFETY: this column of the output is this task's alone.
+                    let output = unsafe { &mut *output.at(token * outputs + row) };
+                    let product = simd::dot(x, tile.elements());
+                    *output = if write == Write::Accumulate { *output + product } else { product };
+                }
+            });
+        }
+    });
 }
 
 fn with_tile(weight: &Packed, rows: Range<usize>, cols: Range<usize>, multiply: impl FnOnce(View<'_>)) {
@@ -78,35 +124,51 @@ fn with_tile(weight: &Packed, rows: Range<usize>, cols: Range<usize>, multiply: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::testing::every_form;
+    use crate::simd::testing::at_every_level;
     use crate::testing::{random, values};
+
+    fn dot(a: impl Fn(usize) -> f32, b: impl Fn(usize) -> f32, len: usize) -> f64 {
+        (0..len).map(|i| f64::from(a(i)) * f64::from(b(i))).sum()
+    }
 
     #[test]
     fn products_equal_those_of_the_decoded_matrix() {
-        for [tokens, outputs, inputs] in [[1, 1, 1], [5, 7, 130], [33, 300, 1100]] {
-            let (x, grad) = (values(random([tokens, inputs], 1)), values(random([tokens, outputs], 2)));
-            let weights = values(random([outputs, inputs], 3));
-            for packed in [Packed::bf16(&weights, [outputs, inputs]), Packed::nf4(&weights, [outputs, inputs], true)] {
-                let decoded = packed.to_f32();
-                let (mut y, mut dx) = (vec![f32::NAN; tokens * outputs], vec![f32::NAN; tokens * inputs]);
-                times_transposed(&x, &packed, &mut y, Write::Replace);
-                times(&grad, &packed, &mut dx, Write::Replace);
-                times(&grad, &packed, &mut dx, Write::Accumulate);
-                let dot = |a: &dyn Fn(usize) -> f32, b: &dyn Fn(usize) -> f32, len: usize| {
-                    (0..len).map(|i| f64::from(a(i)) * f64::from(b(i))).sum::<f64>()
-                };
-                for token in 0..tokens {
-                    for output in 0..outputs {
-                        let want = dot(&|i| x[token * inputs + i], &|i| decoded[output * inputs + i], inputs);
-                        let got = f64::from(y[token * outputs + output]);
-                        assert!((got - want).abs() < 1e-3, "{packed:?} y[{token}, {output}]: {got}, want {want}");
+        at_every_level(|level| {
+            // Few tokens and many, one slab and several, whole blocks and odd rests; the second write adds to the first.
+            for [tokens, outputs, inputs] in [[1, 1, 1], [3, 66, 256], [5, 7, 130], [33, 600, 1280], [140, 530, 300]] {
+                let (x, grad) = (values(random([tokens, inputs], 1)), values(random([tokens, outputs], 2)));
+                for (name, packed) in every_form([outputs, inputs], 3) {
+                    let decoded = packed.to_f32();
+                    let (mut y, mut dx) = (vec![f32::NAN; tokens * outputs], vec![f32::NAN; tokens * inputs]);
+                    for write in [Write::Replace, Write::Accumulate] {
+                        times_transposed(&x, &packed, &mut y, write);
+                        times(&grad, &packed, &mut dx, write);
                     }
-                    for input in 0..inputs {
-                        let want = 2.0 * dot(&|i| grad[token * outputs + i], &|i| decoded[i * inputs + input], outputs);
-                        let got = f64::from(dx[token * inputs + input]);
-                        assert!((got - want).abs() < 1e-3, "{packed:?} dx[{token}, {input}]: {got}, want {want}");
+                    let largest = decoded.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
+                    let tolerance = f64::from(largest) * 1e-3;
+                    // A prime step looks at every place of small matrices and at some of large ones.
+                    let step = if tokens * outputs * inputs > 1 << 20 { 101 } else { 1 };
+                    for at in (0..tokens * outputs).step_by(step) {
+                        let (token, output) = (at / outputs, at % outputs);
+                        let want = 2.0 * dot(|i| x[token * inputs + i], |i| decoded[output * inputs + i], inputs);
+                        let got = f64::from(y[at]);
+                        assert!(
+                            (got - want).abs() < tolerance,
+                            "{level:?} {name} y[{token}, {output}]: {got}, want {want}"
+                        );
+                    }
+                    for at in (0..tokens * inputs).step_by(step) {
+                        let (token, input) = (at / inputs, at % inputs);
+                        let want = 2.0 * dot(|i| grad[token * outputs + i], |i| decoded[i * inputs + input], outputs);
+                        let got = f64::from(dx[at]);
+                        assert!(
+                            (got - want).abs() < tolerance,
+                            "{level:?} {name} dx[{token}, {input}]: {got}, want {want}"
+                        );
                     }
                 }
             }
-        }
+        });
     }
 }

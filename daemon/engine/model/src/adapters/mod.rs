@@ -4,4 +4,4 @@ mod lora;
 mod peft;
 
 pub use lora::{LoraConfig, LoraTargets, attach_lora, trainable_parameters};
-pub use peft::{load_peft, save_peft};
+pub use peft::{base_formats, load_peft, save_peft};

@@ -11,11 +11,14 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::{Value, json};
 
 use super::{LoraConfig, LoraTargets};
-use crate::Decoder;
 use crate::layers::Lora;
+use crate::{Decoder, WeightFormat, WeightFormats};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained on.
+const LINEAR_FORMAT: &str = "base_linear_format";
+const TABLES_FORMAT: &str = "base_tables_format";
 
 /// Writes the decoder's adapter into `folder`, which is made where it is missing. Returns the bytes written.
 pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folder: &Path) -> Result<u64, Problem> {
@@ -35,7 +38,9 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         .iter()
         .map(|(name, tensor)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 })
         .collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let formats = decoder.formats();
+    let metadata = [("format", "pt"), (LINEAR_FORMAT, formats.linear.name()), (TABLES_FORMAT, formats.tables.name())];
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
         Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
     })?;
@@ -62,6 +67,14 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     let path = folder.join(CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
+}
+
+/// How the base model was held when this adapter was trained, which is how it should be used; `f32` for adapters of
+/// other tools.
+pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
+    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let format = |key| file.metadata().get(key).and_then(|name| WeightFormat::from_name(name)).unwrap_or_default();
+    Ok(WeightFormats { linear: format(LINEAR_FORMAT), tables: format(TABLES_FORMAT) })
 }
 
 /// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of

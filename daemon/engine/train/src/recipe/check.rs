@@ -188,6 +188,9 @@ impl Misfit {
         {
             return problem.fix("remove the quotes", "去掉引号");
         }
+        if let Some(ours) = text.and_then(|text| peers::instead(own_name, text)) {
+            return problem.fix(format!("write {ours}"), format!("请写 {ours}"));
+        }
         match &property["default"] {
             Value::Null => problem.fix("correct the value", "请修改这个值"),
             default => problem.fix(
@@ -303,7 +306,8 @@ fn plain(value: &Value) -> String {
 /// In notation that needs no translation: `integer ≥ 1, ≤ 1024`, `cosine | linear`.
 pub(super) fn expected(schema: &Value) -> String {
     if let Some(alternatives) = schema["anyOf"].as_array() {
-        return alternatives.iter().map(expected).collect::<Vec<_>>().join(" | ");
+        let names = alternatives.iter().map(expected).filter(|name| !name.is_empty());
+        return names.collect::<Vec<_>>().join(" | ");
     }
     let choices = choices(schema);
     if !choices.is_empty() {

@@ -69,6 +69,21 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
     lora_target: OneOrMany,
 
+    /// Keep the frozen weights of the linear layers in so many bits (QLoRA): 4 or 8. Default: not quantised.
+    #[serde(default)]
+    #[schemars(range(min = 4, max = 8))]
+    quantization_bit: Option<u8>,
+
+    /// How they are quantised: `nf4` is 4 bits, `int8` is 8 bits with a scale for each row, `gguf` keeps the blocks of a GGUF file as they are, whatever their bits. Default: `nf4` for 4 bits, `int8` for 8.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["bnb_4bit_quant_type"]))]
+    quantization_type: Option<QuantizationType>,
+
+    /// `nf4`: the scales are quantised as well, to 8 bits. Default: true.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["bnb_4bit_use_double_quant", "use_bnb_nested_quant"]))]
+    double_quantization: Option<bool>,
+
     /// Data file or files (JSON or JSONL), starting from the recipe's folder.
     #[schemars(length(min = 1))]
     dataset: OneOrMany,
@@ -181,9 +196,9 @@ pub struct Recipe {
     #[schemars(range(min = 0))]
     pub max_grad_norm: f64,
 
-    /// Number format of the computation; `auto` takes what the device does best.
+    /// Number format in which frozen weights that are not quantised are kept: `fp32`, or `bf16` for half the memory. `auto` is `bf16` beside quantised weights and otherwise `fp32`.
     #[serde(default)]
-    pub precision: Precision,
+    precision: Precision,
 
     /// Start of every random choice: the split, the order of rows, the weights of A, dropout.
     #[serde(default = "default::seed")]
@@ -321,6 +336,15 @@ pub enum Precision {
     #[default]
     Auto,
     Fp32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizationType {
+    Nf4,
+    Int8,
+    Gguf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

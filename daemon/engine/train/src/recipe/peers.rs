@@ -6,9 +6,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 /// Methods that a later version brings.
 const LATER_KEYS: &[&str] = &[
     "additional_target",
-    "bf16",
     "deepspeed",
-    "double_quantization",
     "early_stopping_patience",
     "eval_dataset",
     "fp16",
@@ -18,8 +16,6 @@ const LATER_KEYS: &[&str] = &[
     "init_lora_weights",
     "interleave_probs",
     "label_smoothing_factor",
-    "load_in_4bit",
-    "load_in_8bit",
     "lora_modules_to_save",
     "loraplus_lr_ratio",
     "lr_scheduler_kwargs",
@@ -30,8 +26,6 @@ const LATER_KEYS: &[&str] = &[
     "peft_use_dora",
     "peft_use_rslora",
     "pissa_init",
-    "quantization_bit",
-    "quantization_type",
     "report_to",
     "tf32",
     "use_badam",
@@ -65,9 +59,17 @@ const DECIDED_KEYS: &[&str] = &[
     "trust_remote_code",
 ];
 
+/// Keys of which ours say the same in another way, and how.
+const SAID_DIFFERENTLY: &[(&str, &str)] =
+    &[("bf16", "precision: bf16"), ("load_in_4bit", "quantization_bit: 4"), ("load_in_8bit", "quantization_bit: 8")];
+
+/// The same for values of keys that are there.
+const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] =
+    &[("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4")];
+
 const LATER_VALUES: &[(&str, &[&str])] = &[
     ("device", &["cuda", "gpu", "mps", "rocm", "vulkan"]),
-    ("finetuning_type", &["freeze", "full", "qlora"]),
+    ("finetuning_type", &["freeze", "full"]),
     (
         "lr_scheduler_type",
         &[
@@ -81,7 +83,7 @@ const LATER_VALUES: &[(&str, &[&str])] = &[
         ],
     ),
     ("optim", &["adafactor", "adamw_8bit", "adamw_bnb_8bit", "lion", "muon", "paged_adamw_8bit", "sgd"]),
-    ("precision", &["bf16", "fp16"]),
+    ("precision", &["fp16"]),
     ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
 ];
 
@@ -94,6 +96,14 @@ pub(super) fn known_elsewhere(key: &str) -> Option<Problem> {
                 .fix("remove this line", "删除这一行"),
         );
     }
+    if let Some((_, ours)) = SAID_DIFFERENTLY.iter().find(|(theirs, _)| *theirs == key) {
+        return Some(
+            Problem::error(ProblemCode::UnknownKey, "there is no such key", "没有这个键")
+                .key(key)
+                .expected(ours)
+                .fix(format!("write \"{ours}\""), format!("改为“{ours}”")),
+        );
+    }
     DECIDED_KEYS.contains(&key).then(|| {
         Problem::error(ProblemCode::UnknownKey, "JustTrain decides this itself", "这一项由 JustTrain 自行决定")
             .key(key)
@@ -104,4 +114,10 @@ pub(super) fn known_elsewhere(key: &str) -> Option<Problem> {
 /// Whether a later version will take this value.
 pub(super) fn comes_later(key: &str, value: &str) -> bool {
     LATER_VALUES.iter().any(|(of, values)| *of == key && values.contains(&value))
+}
+
+/// What to write for a value that ours say in another way.
+pub(super) fn instead(key: &str, value: &str) -> Option<&'static str> {
+    let found = VALUES_SAID_DIFFERENTLY.iter().find(|(of, theirs, _)| *of == key && *theirs == value);
+    found.map(|(.., ours)| *ours)
 }

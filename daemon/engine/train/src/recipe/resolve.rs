@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
+use justtrain_model::kernels::Format;
+use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 
-use super::{DatasetFormat, Device, OneOrMany, Recipe};
+use super::{DatasetFormat, Device, OneOrMany, Precision, QuantizationType, Recipe};
 
 /// Linear layers that get a LoRA pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,28 @@ impl Recipe {
     pub fn lora_target(&self) -> LoraTarget {
         let names = self.lora_target.names();
         if names == ["all"] { LoraTarget::All } else { LoraTarget::Named(names) }
+    }
+
+    /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
+    pub fn weight_formats(&self) -> WeightFormats {
+        let plain = match (self.precision, self.quantization()) {
+            (Precision::Fp32, _) | (Precision::Auto, None) => WeightFormat::F32,
+            (Precision::Bf16, _) | (Precision::Auto, Some(_)) => WeightFormat::Packed(Format::Bf16),
+        };
+        let double_quantization = self.double_quantization.unwrap_or(true);
+        match self.quantization() {
+            None => WeightFormats { linear: plain, tables: plain },
+            Some(QuantizationType::Nf4) => {
+                WeightFormats { linear: WeightFormat::Packed(Format::Nf4 { double_quantization }), tables: plain }
+            }
+            Some(QuantizationType::Int8) => WeightFormats { linear: WeightFormat::Packed(Format::Int8), tables: plain },
+            Some(QuantizationType::Gguf) => WeightFormats { linear: WeightFormat::Gguf, tables: WeightFormat::Gguf },
+        }
+    }
+
+    pub(super) fn quantization(&self) -> Option<QuantizationType> {
+        let by_bits = |bits| if bits == 4 { QuantizationType::Nf4 } else { QuantizationType::Int8 };
+        self.quantization_type.or(self.quantization_bit.map(by_bits))
     }
 
     /// Paths of the data files, starting from the recipe's folder.

@@ -3,7 +3,7 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::check::Written;
-use super::{LoraTarget, OneOrMany, Recipe};
+use super::{LoraTarget, OneOrMany, Precision, QuantizationType, Recipe};
 
 /// The linear layers of a decoder, by the last part of their names.
 const LINEAR_LAYERS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -20,6 +20,10 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         prompt_and_history(recipe),
         dataset_names(recipe),
         recipe.chat_template().err(),
+        quantization_bit(recipe),
+        quantization_type(recipe),
+        double_quantization(recipe),
+        gguf_precision(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)];
@@ -99,6 +103,70 @@ fn dataset_names(recipe: &Recipe) -> Option<Problem> {
     blank.then(|| {
         invalid("dataset", "a file name is empty", "文件名为空")
             .fix("name a JSON or JSONL file", "写上一个 JSON 或 JSONL 文件")
+    })
+}
+
+fn quantization_bit(recipe: &Recipe) -> Option<Problem> {
+    let bits = recipe.quantization_bit?;
+    if recipe.quantization_type == Some(QuantizationType::Gguf) {
+        return Some(
+            invalid("quantization_bit", "the GGUF file says how many bits its blocks have", "位数由 GGUF 文件本身决定")
+                .found(bits)
+                .fix("remove this line, or quantization_type: gguf", "删除这一行，或删除 quantization_type: gguf"),
+        );
+    }
+    (bits != 4 && bits != 8).then(|| {
+        invalid("quantization_bit", "weights can be kept in 4 or in 8 bits", "权重只能以 4 位或 8 位保存")
+            .found(bits)
+            .expected("4 | 8")
+            .fix("write 4 or 8", "写 4 或 8")
+    })
+}
+
+fn quantization_type(recipe: &Recipe) -> Option<Problem> {
+    let (kind, needed) = match recipe.quantization_type? {
+        QuantizationType::Nf4 => ("nf4", 4),
+        QuantizationType::Int8 => ("int8", 8),
+        QuantizationType::Gguf => return None,
+    };
+    // Other widths are reported where they stand.
+    let elsewhere = matches!(recipe.quantization_bit, Some(bits) if bits == needed || (bits != 4 && bits != 8));
+    (!elsewhere).then(|| {
+        invalid(
+            "quantization_type",
+            &format!("{kind} goes with quantization_bit: {needed} alone"),
+            &format!("{kind} 只能与 quantization_bit: {needed} 一起使用"),
+        )
+        .found(kind)
+        .fix(
+            format!("write quantization_bit: {needed}, or remove this line"),
+            format!("写 quantization_bit: {needed}，或删除这一行"),
+        )
+    })
+}
+
+fn double_quantization(recipe: &Recipe) -> Option<Problem> {
+    let written = recipe.double_quantization?;
+    (recipe.quantization() != Some(QuantizationType::Nf4)).then(|| {
+        invalid(
+            "double_quantization",
+            "only nf4 has scales that can be quantised again",
+            "只有 nf4 的缩放系数可以再次量化",
+        )
+        .found(written)
+        .fix("write quantization_bit: 4, or remove this line", "写 quantization_bit: 4，或删除这一行")
+    })
+}
+
+fn gguf_precision(recipe: &Recipe) -> Option<Problem> {
+    let kept = recipe.quantization_type == Some(QuantizationType::Gguf);
+    (kept && recipe.precision != Precision::Auto).then(|| {
+        invalid(
+            "precision",
+            "quantization_type: gguf keeps every weight as the file has it",
+            "quantization_type: gguf 会原样保留文件中的所有权重",
+        )
+        .fix("remove this line", "删除这一行")
     })
 }
 

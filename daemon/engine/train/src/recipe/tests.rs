@@ -6,6 +6,8 @@ use justtrain_worker_api::{DevicePick, FormatName, Problem, ProblemCode, RecipeS
 use serde_json::Value;
 
 use super::{LoraTarget, Recipe, SchedulerType};
+use justtrain_model::kernels::Format;
+use justtrain_model::{WeightFormat, WeightFormats};
 
 const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
 
@@ -171,7 +173,7 @@ fn a_wrong_value_is_told_what_was_expected() {
 
 #[test]
 fn what_comes_later_is_said_so() {
-    for written in ["quantization_bit: 4", "stage: dpo", "finetuning_type: full", "precision: bf16", "device: cuda"] {
+    for written in ["stage: dpo", "finetuning_type: full", "precision: fp16", "device: cuda"] {
         let problem = only_problem_with(written);
         assert_eq!(problem.message.en, "not in this version yet", "{problem}");
     }
@@ -184,9 +186,47 @@ fn keys_that_do_not_go_together_are_refused() {
         ("train_on_prompt: true\nmask_history: true", "mask_history"),
         ("val_size: 0\neval_steps: 5", "eval_steps"),
         ("lora_target: []", "lora_target"),
+        ("quantization_bit: 5", "quantization_bit"),
+        ("quantization_bit: 8\nquantization_type: nf4", "quantization_type"),
+        ("quantization_bit: 4\nquantization_type: int8", "quantization_type"),
+        ("quantization_type: nf4", "quantization_type"),
+        ("quantization_bit: 4\nquantization_type: gguf", "quantization_bit"),
+        ("quantization_bit: 8\ndouble_quantization: true", "double_quantization"),
+        ("double_quantization: false", "double_quantization"),
+        ("quantization_type: gguf\nprecision: bf16", "precision"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
+    }
+}
+
+#[test]
+fn quantisation_and_precision_decide_how_weights_are_held() {
+    let (f32, bf16) = (WeightFormat::F32, WeightFormat::Packed(Format::Bf16));
+    let nf4 = |double_quantization| WeightFormat::Packed(Format::Nf4 { double_quantization });
+    for (written, linear, tables) in [
+        ("", f32, f32),
+        ("precision: fp32", f32, f32),
+        ("precision: bf16", bf16, bf16),
+        ("quantization_bit: 4", nf4(true), bf16),
+        ("quantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false", nf4(false), bf16),
+        ("quantization_bit: 4\nprecision: fp32", nf4(true), f32),
+        ("quantization_bit: 8", WeightFormat::Packed(Format::Int8), bf16),
+        ("quantization_type: gguf", WeightFormat::Gguf, WeightFormat::Gguf),
+    ] {
+        assert_eq!(read_with(written).weight_formats(), WeightFormats { linear, tables }, "{written}");
+    }
+}
+
+#[test]
+fn what_others_say_differently_is_told() {
+    for (written, fix) in [
+        ("load_in_4bit: true", "quantization_bit: 4"),
+        ("bf16: true", "precision: bf16"),
+        ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
+    ] {
+        let problem = only_problem_with(written);
+        assert!(problem.fix.en.contains(fix) && problem.fix.zh.contains(fix), "{problem}");
     }
 }
 
@@ -303,6 +343,8 @@ fn reference(schema: &Value) -> String {
         - `warmup_steps` and `warmup_ratio` exclude each other.\n\
         - `eval_steps` needs a `val_size` above 0.\n\
         - `mask_history` and `train_on_prompt` exclude each other.\n\
+        - `quantization_bit: 4` goes with `quantization_type: nf4`, 8 with `int8`; `gguf` stands without `quantization_bit` and `precision`.\n\
+        - `double_quantization` needs `nf4`.\n\
         - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
         - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\
         One step learns from `per_device_train_batch_size` × `gradient_accumulation_steps` rows. Its loss is the mean over all answer tokens of\n\

@@ -21,7 +21,7 @@ use justtrain_worker_api::Problem;
 use memmap2::Mmap;
 
 pub use blocks::Blocks;
-pub use dequantize::dequantize;
+pub use dequantize::{decode_blocks, dequantize};
 pub use metadata::{Array, Metadata, Value};
 pub use tensor_type::TensorType;
 
@@ -81,5 +81,10 @@ impl Gguf {
     /// The tensor as it is stored, encoded.
     pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
         &self.bytes[tensor.range.clone()]
+    }
+
+    /// The tensor's bytes were read and are not needed soon.
+    pub(crate) fn release(&self, tensor: &TensorInfo) {
+        mapped::release(&self.bytes, tensor.range.clone());
     }
 }

@@ -3,5 +3,6 @@
 mod read;
 mod write;
 
+pub(crate) use read::Elements;
 pub use read::SafetensorsFile;
 pub use write::{Dtype, Entry, write, write_folder};

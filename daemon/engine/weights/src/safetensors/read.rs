@@ -1,6 +1,7 @@
 //! One safetensors file, memory-mapped.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -25,7 +26,7 @@ pub struct SafetensorsFile {
 struct Info {
     shape: Vec<usize>,
     dtype: Dtype,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 }
 
 impl SafetensorsFile {
@@ -71,31 +72,92 @@ impl SafetensorsFile {
     /// Decodes any type of floats, F64 rounded; `UnknownTensorType` for others, `ShapeMismatch` where there is no such
     /// tensor.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, Problem> {
+        let elements = self.elements(name)?;
+        let mut output = vec![0.0; elements.len()];
+        elements.read(0, &mut output);
+        Ok(output)
+    }
+
+    /// A tensor of floats; fails as [`read_f32`](Self::read_f32).
+    pub(crate) fn elements(&self, name: &str) -> Result<Elements<'_>, Problem> {
         let info = self.tensors.get(name).ok_or_else(|| crate::missing_tensor(&self.path, name))?;
-        let bytes = &self.bytes[info.range.clone()];
-        match info.dtype {
-            Dtype::F64 => Ok(decode(bytes, |b| f64::from_le_bytes(b) as f32)),
-            Dtype::F32 => Ok(decode(bytes, f32::from_le_bytes)),
-            Dtype::F16 => Ok(decode(bytes, |b| f16::from_le_bytes(b).to_f32())),
-            Dtype::BF16 => Ok(decode(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-            Dtype::F8_E4M3 if !self.is_scaled(name) => Ok(decode(bytes, |[b]| e4m3(b))),
-            Dtype::F8_E5M2 if !self.is_scaled(name) => Ok(decode(bytes, |[b]| e5m2(b))),
-            other => Err(Problem::error(
-                ProblemCode::UnknownTensorType,
-                format!("tensor {name} is stored in a type that cannot be read"),
-                format!("张量 {name} 的存储类型无法读取"),
-            )
-            .file(self.path.display())
-            .found(if self.is_scaled(name) { format!("{other:?} with scales apart") } else { format!("{other:?}") })
-            .expected("F64, F32, F16, BF16, F8_E4M3 or F8_E5M2")
-            .fix("download the model's 16-bit or GGUF version", "请下载该模型的 16 位或 GGUF 版本")),
+        let kind = match info.dtype {
+            Dtype::F64 => Some(Float::F64),
+            Dtype::F32 => Some(Float::F32),
+            Dtype::F16 => Some(Float::F16),
+            Dtype::BF16 => Some(Float::Bf16),
+            Dtype::F8_E4M3 if !self.is_scaled(name) => Some(Float::E4m3),
+            Dtype::F8_E5M2 if !self.is_scaled(name) => Some(Float::E5m2),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            return Ok(Elements { bytes: &self.bytes, range: info.range.clone(), kind });
         }
+        let dtype = info.dtype;
+        Err(Problem::error(
+            ProblemCode::UnknownTensorType,
+            format!("tensor {name} is stored in a type that cannot be read"),
+            format!("张量 {name} 的存储类型无法读取"),
+        )
+        .file(self.path.display())
+        .found(if self.is_scaled(name) { format!("{dtype:?} with scales apart") } else { format!("{dtype:?}") })
+        .expected("F64, F32, F16, BF16, F8_E4M3 or F8_E5M2")
+        .fix("download the model's 16-bit or GGUF version", "请下载该模型的 16 位或 GGUF 版本"))
     }
 
     /// Quantised checkpoints keep what an 8-bit weight is multiplied by in a tensor beside it (`weight_scale` in
     /// compressed-tensors, `weight_scale_inv` in DeepSeek's). Without it the numbers mean something else.
     fn is_scaled(&self, name: &str) -> bool {
         ["_scale", "_scale_inv"].iter().any(|suffix| self.tensors.contains_key(&format!("{name}{suffix}")))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Float {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    E4m3,
+    E5m2,
+}
+
+/// The numbers of one tensor, decoded as they are asked for.
+pub(crate) struct Elements<'a> {
+    bytes: &'a Mmap,
+    range: Range<usize>,
+    kind: Float,
+}
+
+impl Elements<'_> {
+    fn width(&self) -> usize {
+        match self.kind {
+            Float::F64 => 8,
+            Float::F32 => 4,
+            Float::F16 | Float::Bf16 => 2,
+            Float::E4m3 | Float::E5m2 => 1,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.range.len() / self.width()
+    }
+
+    /// Decodes elements `start .. start + output.len()`, whose bytes no longer count as this process's memory then.
+    pub(crate) fn read(&self, start: usize, output: &mut [f32]) {
+        let start = self.range.start + start * self.width();
+        let range = start..start + output.len() * self.width();
+        assert!(range.end <= self.range.end);
+        let bytes = &self.bytes[range.clone()];
+        match self.kind {
+            Float::F64 => decode(bytes, output, |b| f64::from_le_bytes(b) as f32),
+            Float::F32 => decode(bytes, output, f32::from_le_bytes),
+            Float::F16 => decode(bytes, output, |b| f16::from_le_bytes(b).to_f32()),
+            Float::Bf16 => decode(bytes, output, |b| bf16::from_le_bytes(b).to_f32()),
+            Float::E4m3 => decode(bytes, output, |[b]| e4m3(b)),
+            Float::E5m2 => decode(bytes, output, |[b]| e5m2(b)),
+        }
+        mapped::release(self.bytes, range);
     }
 }
 
@@ -115,9 +177,9 @@ fn e5m2(byte: u8) -> f32 {
     f16::from_bits(u16::from(byte) << 8).to_f32()
 }
 
-fn decode<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+fn decode<const N: usize>(bytes: &[u8], output: &mut [f32], number: impl Fn([u8; N]) -> f32 + Sync) {
     let (numbers, _) = bytes.as_chunks();
-    numbers.par_iter().with_min_len(16 * 1024).map(|&bytes| number(bytes)).collect()
+    output.par_iter_mut().zip(numbers).with_min_len(16 * 1024).for_each(|(output, &bytes)| *output = number(bytes));
 }
 
 /// Where the header ends, by its own length field; the file must reach as far as its last tensor does.

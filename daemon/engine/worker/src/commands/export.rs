@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::Device;
-use justtrain_model::adapters::{load_peft, save_peft};
+use justtrain_model::adapters::{base_formats, load_peft, save_peft};
 use justtrain_model::{Decoder, export::export_merged};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
@@ -34,7 +34,8 @@ pub(super) fn run(
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
+    let formats = base_formats(adapter).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).map_err(invalid)?;
     let lora = load_peft(&mut decoder, adapter).map_err(invalid)?;
 
     events.phase(Phase::Saving);

@@ -6,9 +6,9 @@ use std::time::Instant;
 use burn::tensor::Device;
 use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Chat, Encoder, Message};
-use justtrain_model::adapters::load_peft;
+use justtrain_model::adapters::{base_formats, load_peft};
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Mode};
+use justtrain_model::{Decoder, Mode, WeightFormats};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
@@ -23,7 +23,8 @@ pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex()).map_err(invalid)?;
+    let formats = model.adapter.as_deref().map_or(Ok(WeightFormats::default()), base_formats).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).map_err(invalid)?;
     if let Some(adapter) = &model.adapter {
         load_peft(&mut decoder, adapter).map_err(invalid)?;
     }

@@ -1,0 +1,135 @@
+//! How frozen weights are held in memory, and reading them from a checkpoint in that form.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use justtrain_kernels::{Format, Packed, Weight};
+use justtrain_weights::Checkpoint;
+use justtrain_worker_api::{Problem, ProblemCode};
+
+use crate::layers::Projection;
+
+/// The form of one kind of weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightFormat {
+    #[default]
+    F32,
+    /// Rounded while it is read.
+    Packed(Format),
+    /// The blocks of a GGUF as they are.
+    Gguf,
+}
+
+/// Norms are always `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightFormats {
+    /// Of the linear layers inside the blocks.
+    pub linear: WeightFormat,
+    /// Of the embedding table and the output layer.
+    pub tables: WeightFormat,
+}
+
+const NAMES: [(&str, WeightFormat); 6] = [
+    ("fp32", WeightFormat::F32),
+    ("bf16", WeightFormat::Packed(Format::Bf16)),
+    ("int8", WeightFormat::Packed(Format::Int8)),
+    ("nf4", WeightFormat::Packed(Format::Nf4 { double_quantization: false })),
+    ("nf4-double", WeightFormat::Packed(Format::Nf4 { double_quantization: true })),
+    ("gguf", WeightFormat::Gguf),
+];
+
+impl WeightFormat {
+    /// Under which an adapter notes what it was trained on.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, format)| *format == self).map_or("fp32", |(name, _)| name)
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, format)| *format)
+    }
+}
+
+/// Reads weights of a checkpoint, one after the other; of packed ones never more than a few rows are decoded at a time.
+pub(crate) struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    formats: WeightFormats,
+    /// Names of the tensors that a part of the network has read.
+    taken: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Loader<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &'a Device, formats: WeightFormats) -> Self {
+        Self { checkpoint, device, formats, taken: RefCell::default() }
+    }
+
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
+        self.taken.borrow_mut().insert(name.to_owned());
+        let elements = self.checkpoint.read_f32(name, &[len])?;
+        Ok(Tensor::from_data(TensorData::new(elements, [len]), self.device))
+    }
+
+    /// The embedding table or the output layer.
+    pub(crate) fn table(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
+        self.matrix(name, shape, self.formats.tables)
+    }
+
+    pub(crate) fn projection(&self, name: String, shape: [usize; 2]) -> Result<Projection, Problem> {
+        let weight = self.matrix(&format!("{name}.weight"), shape, self.formats.linear)?;
+        Ok(Projection { weight, name, lora: None })
+    }
+
+    fn matrix(&self, name: &str, shape: [usize; 2], format: WeightFormat) -> Result<Weight, Problem> {
+        self.taken.borrow_mut().insert(name.to_owned());
+        let stored = self.checkpoint.tensor(name, &shape)?;
+        let packed = |format| Packed::from_rows(format, shape, |rows, part| stored.read_rows(rows, part));
+        Ok(match format {
+            WeightFormat::F32 => Tensor::from_data(TensorData::new(stored.read(), shape), self.device).into(),
+            WeightFormat::Packed(format) => packed(format).into(),
+            WeightFormat::Gguf if self.checkpoint.gguf().is_none() => return Err(not_a_gguf(self.checkpoint)),
+            WeightFormat::Gguf => match stored.encoded() {
+                Some((tensor_type, blocks)) => Packed::gguf(tensor_type, blocks, shape).into(),
+                // Plain floats in between.
+                None => packed(Format::Bf16).into(),
+            },
+        })
+    }
+
+    /// A tensor that no part takes, such as a bias, belongs to another network: left out without a word, it would make
+    /// every result wrong.
+    pub(crate) fn refuse_strangers(&self, tied_embeddings: bool) -> Result<(), Problem> {
+        let taken = self.taken.borrow();
+        // Early llamas carry the rotary frequencies, and some tied ones the embedding table twice.
+        let harmless =
+            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied_embeddings && name == "lm_head.weight");
+        let mut strangers = self.checkpoint.names().filter(|name| !taken.contains(*name) && !harmless(name));
+        let Some(first) = strangers.next() else { return Ok(()) };
+        Err(Problem::error(
+            ProblemCode::UnknownArchitecture,
+            "the model has tensors that no part of this network takes",
+            "模型中有该网络用不到的张量",
+        )
+        .file(self.checkpoint.path().display())
+        .key(first)
+        .found(format!("{} such tensors", 1 + strangers.count()))
+        .expected("none")
+        .fix("choose a model of a supported architecture", "请选择受支持架构的模型"))
+    }
+}
+
+fn not_a_gguf(checkpoint: &Checkpoint) -> Problem {
+    Problem::error(
+        ProblemCode::InvalidValue,
+        "this model is not a GGUF, so it has no blocks that could be kept",
+        "该模型不是 GGUF，没有可以保留的量化块",
+    )
+    .file(checkpoint.path().display())
+    .key("quantization_type")
+    .found("gguf")
+    .expected("nf4 | int8")
+    .fix(
+        "write quantization_bit: 4 in place of quantization_type: gguf",
+        "请写 quantization_bit: 4，代替 quantization_type: gguf",
+    )
+}

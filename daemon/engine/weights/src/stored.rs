@@ -1,0 +1,68 @@
+//! A tensor of a checkpoint, decoded whole or a few rows at a time. What was read no longer counts as this process's
+//! memory.
+
+use std::ops::Range;
+
+use crate::gguf::{Blocks, Gguf, TensorInfo, TensorType};
+use crate::safetensors::Elements;
+
+/// A tensor that is there and has the expected shape.
+pub struct StoredTensor<'a> {
+    shape: &'a [usize],
+    encoding: Encoding<'a>,
+}
+
+enum Encoding<'a> {
+    Plain(Elements<'a>),
+    Blocks { blocks: Blocks<'a>, gguf: &'a Gguf, tensor: &'a TensorInfo },
+}
+
+impl<'a> StoredTensor<'a> {
+    pub(crate) fn plain(shape: &'a [usize], elements: Elements<'a>) -> Self {
+        Self { shape, encoding: Encoding::Plain(elements) }
+    }
+
+    pub(crate) fn blocks(shape: &'a [usize], blocks: Blocks<'a>, gguf: &'a Gguf, tensor: &'a TensorInfo) -> Self {
+        Self { shape, encoding: Encoding::Blocks { blocks, gguf, tensor } }
+    }
+
+    /// Every element, row-major.
+    pub fn read(&self) -> Vec<f32> {
+        let mut output = vec![0.0; self.shape.iter().product()];
+        match &self.encoding {
+            Encoding::Plain(elements) => elements.read(0, &mut output),
+            Encoding::Blocks { blocks, gguf, tensor } => {
+                blocks.decode_rows(0..blocks.rows(), &mut output);
+                gguf.release(tensor);
+            }
+        }
+        output
+    }
+
+    /// Decodes some rows of a matrix, or elements of a vector of plain floats.
+    ///
+    /// # Panics
+    /// When there are no such rows, or `output` does not hold exactly their elements.
+    pub fn read_rows(&self, rows: Range<usize>, output: &mut [f32]) {
+        let cols: usize = self.shape.iter().skip(1).product();
+        assert!(self.shape.first().is_some_and(|&all| rows.end <= all) && output.len() == rows.len() * cols);
+        match &self.encoding {
+            Encoding::Plain(elements) => elements.read(rows.start * cols, output),
+            Encoding::Blocks { blocks, gguf, tensor } => {
+                blocks.decode_rows(rows, output);
+                gguf.release(tensor);
+            }
+        }
+    }
+
+    /// A GGUF's rows as they are encoded; None for plain floats.
+    pub fn encoded(&self) -> Option<(TensorType, Vec<u8>)> {
+        let Encoding::Blocks { blocks, gguf, tensor } = &self.encoding else { return None };
+        if tensor.tensor_type.block_len() == 1 {
+            return None;
+        }
+        let bytes = blocks.bytes().to_vec();
+        gguf.release(tensor);
+        Some((tensor.tensor_type, bytes))
+    }
+}

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""What QLoRA costs and saves, measured on the worker.
+
+    scripts/bench_qlora.py loss --model SmolLM2.gguf [--steps 60]     validation loss and speed beside 16-bit LoRA
+    scripts/bench_qlora.py memory --shape llama-1b [--steps 2]        peak memory on a random model of that shape
+
+Random models are written once, as sharded bfloat16 safetensors, to --work (target/bench by default): 2.5 GB for llama-1b
+and 15 GB for qwen-7b. --recipe 'key: value' adds lines to the recipe. Needs Python 3.11 with numpy, and a built worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARD_BYTES = 2 << 30
+CONFIGS = {
+    "llama-1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
+    },
+    "qwen-7b": {
+        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 152064, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["loss", "memory"])
+    parser.add_argument("--model", type=Path, help="loss: the model to tune")
+    parser.add_argument("--shape", choices=list(CONFIGS), help="memory: the random model's shape")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--length", type=int, default=512, help="memory: tokens of the one row")
+    parser.add_argument("--recipe", action="append", default=[], help="a line for the recipe")
+    parser.add_argument("--worker", type=Path, default=ROOT / "target/release/justtrain-worker")
+    parser.add_argument("--work", type=Path, default=ROOT / "target/bench")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    (compare_losses if options.what == "loss" else measure_memory)(options)
+
+
+def compare_losses(options: argparse.Namespace) -> None:
+    """The quickstart's job with the base model held in different ways."""
+    generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
+    run_worker(options.worker, {"command": "data_generate"} | generate)
+    recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text().replace("max_steps: 100", f"max_steps: {options.steps}")
+    for kind in ["precision: bf16", "quantization_bit: 4", "quantization_bit: 8"]:
+        lines = [kind, f"eval_steps: {options.steps}", *options.recipe]
+        print(json.dumps({"base": kind} | train(options, options.model, recipe + "\n".join(lines) + "\n")), flush=True)
+
+
+def measure_memory(options: argparse.Namespace) -> None:
+    model = options.work / options.shape
+    if not (model / "model.safetensors.index.json").exists():
+        write_random_model(model, CONFIGS[options.shape])
+    # The tokenizer has a token for every character; the template adds three.
+    (options.work / "row.jsonl").write_text(json.dumps({"prompt": "x" * 100, "completion": "y" * (options.length - 104)}))
+    recipe = (
+        f"model_name_or_path: random\ndataset: row.jsonl\nval_size: 0\ncutoff_len: {options.length}\nlora_rank: 16\n"
+        f"quantization_bit: 4\nmax_steps: {options.steps}\ngradient_accumulation_steps: 1\n"
+    )
+    print(json.dumps({"shape": options.shape} | train(options, model, recipe + "\n".join(options.recipe) + "\n")))
+
+
+def train(options: argparse.Namespace, model: Path, recipe: str) -> dict:
+    source = {"text": recipe, "file": "recipe.yaml", "base_dir": str(options.work)}
+    with tempfile.TemporaryDirectory(dir=options.work) as run_dir:
+        files = {"name": "model", "path": str(model.resolve())}
+        command = {"command": "train", "recipe": source, "model": files, "run_dir": run_dir, "resume": False}
+        events, outcome = run_worker(options.worker, command)
+    steps = [event for event in events if event["event"] == "step"]
+    return {
+        "tokens_per_step": steps[-1]["tokens"],
+        # Of the median step; the first pays for memory that is touched for the first time.
+        "tokens_per_second": round(1 / median(event["seconds"] / event["tokens"] for event in timed(steps)), 1),
+        "first_loss": round(steps[0]["loss"], 4),
+        "validation_loss": outcome["result"].get("validation_loss"),
+        "peak_memory_gib": round(outcome["result"]["peak_memory_bytes"] / 2**30, 3),
+    }
+
+
+def timed(steps: list[dict]) -> list[dict]:
+    return [event | {"seconds": event["tokens"] / event["tokens_per_second"]} for event in (steps[1:] or steps)]
+
+
+def run_worker(program: Path, command: dict) -> tuple[list[dict], dict]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([program], **pipes, text=True) as process:
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+        # The pipe stays open to the end: the worker takes a closed one for a stop.
+        messages = [json.loads(line) for line in process.stdout]
+    outcome = messages[-1].get("outcome") if messages else None
+    if not outcome or outcome.get("outcome") == "failed":
+        raise SystemExit(f"the worker failed: {json.dumps(messages[-2:], ensure_ascii=False)}")
+    return [message["event"] for message in messages if "event" in message], outcome
+
+
+def write_random_model(folder: Path, shape: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192}
+    (folder / "config.json").write_text(json.dumps(config | shape))
+    write_tokenizer(folder)
+    # 64 MiB of normal numbers, upper halves of their float32s; every tensor is cut out of them at another place.
+    normal = np.random.default_rng(1).standard_normal(32 << 20, dtype=np.float32) * 0.02
+    pool = (normal.view(np.uint32) >> 16).astype(np.uint16)
+    shards, names = [[]], {}
+    for name, dims in tensors(shape):
+        if sum(2 * int(np.prod(d)) for _, d in shards[-1]) > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append((name, dims))
+    for index, shard in enumerate(shards, start=1):
+        file = f"model-{index:05}-of-{len(shards):05}.safetensors"
+        names |= {name: file for name, _ in shard}
+        write_shard(folder / file, shard, pool)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def tensors(shape: dict):
+    hidden, wide, head = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
+    query, pair = shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
+    yield "model.embed_tokens.weight", [shape["vocab_size"], hidden]
+    for layer in range(shape["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.input_layernorm.weight", [hidden]
+        yield f"{prefix}.post_attention_layernorm.weight", [hidden]
+        for name, dims in {
+            "self_attn.q_proj": [query, hidden], "self_attn.k_proj": [pair, hidden], "self_attn.v_proj": [pair, hidden],
+            "self_attn.o_proj": [hidden, query], "mlp.gate_proj": [wide, hidden], "mlp.up_proj": [wide, hidden],
+            "mlp.down_proj": [hidden, wide],
+        }.items():  # fmt: skip
+            yield f"{prefix}.{name}.weight", dims
+    yield "model.norm.weight", [hidden]
+    if not shape["tie_word_embeddings"]:
+        yield "lm_head.weight", [shape["vocab_size"], hidden]
+
+
+def write_shard(file: Path, shard: list, pool: np.ndarray) -> None:
+    header, offset = {}, 0
+    for name, dims in shard:
+        size = 2 * int(np.prod(dims))
+        header[name] = {"dtype": "BF16", "shape": dims, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as output:
+        output.write(len(text).to_bytes(8, "little") + text)
+        for index, (_, dims) in enumerate(shard):
+            left = int(np.prod(dims))
+            if len(dims) == 1:
+                output.write(np.full(left, 0x3F80, dtype=np.uint16).tobytes())
+                continue
+            start = index * 1_000_003 % len(pool)
+            while left > 0:
+                part = pool[start : start + left]
+                output.write(part)
+                left, start = left - len(part), 0
+
+
+def write_tokenizer(folder: Path) -> None:
+    vocab = {f"<{i}>": i for i in range(3)} | {chr(code): code - 29 for code in range(32, 127)}
+    special = {"id": 2, "content": "<2>", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
+        "added_tokens": [special | {"normalized": False}],
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "decoder": {"type": "Fuse"}, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<0>"},
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    template = "{% for m in messages %}{{ m.role[0] + m.content + '<2>' }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<2>", "chat_template": template}))
+
+
+if __name__ == "__main__":
+    main()
