@@ -95,7 +95,7 @@ fn succeeded(ui: Ui, job: &Job, result: &TrainResult) {
     if let Some(loss) = result.validation_loss {
         ui.line(say!(ui.lang, "  validation loss {loss:.4}", "  验证损失 {loss:.4}"));
     }
-    ui.line(say!(ui.lang, "  adapter: {adapter_path}", "  适配器：{adapter_path}"));
+    ui.line(say!(ui.lang, "  result: {adapter_path}", "  结果：{adapter_path}"));
     let id = show::id(&job.name);
     ui.line(say!(ui.lang, "Next:", "接下来："));
     ui.line(say!(

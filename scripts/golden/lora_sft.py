@@ -74,11 +74,15 @@ def gradients_of(model, batch: list[Sequence]) -> tuple[float, dict[str, torch.T
     return loss.item(), gradients
 
 
-def train(model, batch: list[Sequence], schedule: Schedule) -> dict[str, list[float]]:
-    """AdamW over the same batch at every step. The norms are those before clipping."""
+def train(model, batch: list[Sequence], schedule: Schedule, weight_decay: float = 0.0) -> dict[str, list[float]]:
+    """AdamW over the same batch at every step; only matrices decay. The norms are those before clipping."""
     parameters = list(adapter_parameters(model).values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(
-        parameters, lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, foreach=False
+        groups, lr=schedule.learning_rate, betas=(0.9, 0.999), eps=1e-8, foreach=False
     )
     scheduler = get_cosine_schedule_with_warmup(optimizer, schedule.warmup_steps, schedule.steps)
     curve: dict[str, list[float]] = {"loss": [], "learning_rate": [], "grad_norm": []}

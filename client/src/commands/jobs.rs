@@ -146,7 +146,7 @@ fn details(ui: Ui, job: &Job) {
     }
     if let Some(result) = &job.result {
         let adapter = &result.adapter_path;
-        ui.line(say!(ui.lang, "  adapter:  {adapter}", "  适配器：  {adapter}"));
+        ui.line(say!(ui.lang, "  result:   {adapter}", "  结果：    {adapter}"));
     }
     for problem in &job.problems {
         ui.problem(problem);

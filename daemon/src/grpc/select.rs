@@ -22,8 +22,8 @@ impl Daemon {
         let selector = selector.unwrap_or_default();
         if !selector.job.is_empty() {
             let job = self.job(&selector.job)?;
-            // Without its adapter the answer would be the base model's, and nobody would see the difference.
-            let adapter = newest_adapter(&job.run_dir).ok_or_else(|| nothing_trained(&job))?;
+            // Without what was trained the answer would be the base model's, and nobody would see the difference.
+            let adapter = newest_trained(&job.run_dir).ok_or_else(|| nothing_trained(&job))?;
             return Ok(ModelFiles { adapter: Some(adapter), ..job.model });
         }
         if selector.model.is_empty() {
@@ -66,16 +66,17 @@ fn nothing_trained(job: &Job) -> Status {
     status::of_problem(problem)
 }
 
-/// The finished adapter, else that of the newest checkpoint.
-fn newest_adapter(run_dir: &Path) -> Option<PathBuf> {
-    let finished = run_dir.join("adapter");
-    if finished.is_dir() {
+/// The finished adapter or model, else that of the newest checkpoint.
+fn newest_trained(run_dir: &Path) -> Option<PathBuf> {
+    let trained =
+        |folder: &Path| ["adapter", "model"].map(|name| folder.join(name)).into_iter().find(|path| path.is_dir());
+    if let Some(finished) = trained(run_dir) {
         return Some(finished);
     }
     let checkpoints = std::fs::read_dir(run_dir.join("checkpoints")).ok()?.flatten();
     let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
     let newest = checkpoints.filter_map(|entry| Some((step(&entry.path())?, entry.path()))).max()?;
-    Some(newest.1.join("adapter"))
+    trained(&newest.1)
 }
 
 /// Makes a repeated request recognisable. The id must be a UUID.
@@ -93,14 +94,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_adapter_is_the_finished_one_or_that_of_the_last_step() {
+    fn the_newest_trained_is_the_finished_one_or_that_of_the_last_step() {
         let run = tempfile::tempdir().unwrap();
-        assert_eq!(newest_adapter(run.path()), None);
+        assert_eq!(newest_trained(run.path()), None);
         for step in ["step-9", "step-10", "step-11.partial"] {
             std::fs::create_dir_all(run.path().join("checkpoints").join(step).join("adapter")).unwrap();
         }
-        assert_eq!(newest_adapter(run.path()), Some(run.path().join("checkpoints/step-10/adapter")));
+        assert_eq!(newest_trained(run.path()), Some(run.path().join("checkpoints/step-10/adapter")));
+        std::fs::create_dir_all(run.path().join("checkpoints/step-12/model")).unwrap();
+        assert_eq!(newest_trained(run.path()), Some(run.path().join("checkpoints/step-12/model")));
         std::fs::create_dir(run.path().join("adapter")).unwrap();
-        assert_eq!(newest_adapter(run.path()), Some(run.path().join("adapter")));
+        assert_eq!(newest_trained(run.path()), Some(run.path().join("adapter")));
     }
 }

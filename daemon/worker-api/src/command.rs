@@ -15,14 +15,14 @@ pub struct RecipeSource {
     pub base_dir: PathBuf,
 }
 
-/// A base model on the local disk, and an adapter for it.
+/// A base model on the local disk, and what was trained from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFiles {
     /// The name the person knows it by, such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
     pub name: String,
     /// A GGUF file or a Hugging Face folder.
     pub path: PathBuf,
-    /// A PEFT adapter folder.
+    /// A PEFT adapter folder, or after full fine-tuning the tuned model's Hugging Face folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
 }

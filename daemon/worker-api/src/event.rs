@@ -166,7 +166,7 @@ pub struct TrainResult {
     pub tokens_per_second: f64,
     pub peak_memory_bytes: u64,
     pub seconds: f64,
-    /// The PEFT folder of the newest weights.
+    /// The folder of the newest weights: PEFT's for an adapter, Hugging Face's after full fine-tuning.
     pub adapter: PathBuf,
 }
 

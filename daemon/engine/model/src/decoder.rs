@@ -7,10 +7,16 @@ use justtrain_kernels::{RotaryTable, Segments, Weight, embedding, linear, rms_no
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
+use crate::block::{Block, Pass};
 use crate::generate::KvCache;
 use crate::layers::{Attention, Mlp, Projection};
+use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
+
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+const NORM: &str = "model.norm.weight";
+const OUTPUT: &str = "lm_head.weight";
 
 /// Tokens of several sequences one after the other, without padding.
 #[derive(Debug, Clone)]
@@ -55,12 +61,41 @@ pub struct Decoder {
     output: Option<Weight>,
 }
 
+/// What turns the last block's output into logits.
 #[derive(Debug, Clone)]
-struct Block {
-    input_norm: Tensor<1>,
-    attention: Attention,
-    post_attention_norm: Tensor<1>,
-    mlp: Mlp,
+pub struct Head {
+    norm: Tensor<1>,
+    output: Weight,
+    output_name: &'static str,
+    epsilon: f32,
+}
+
+impl Head {
+    /// The normed hidden states and the output layer's weight.
+    pub fn normed(&self, x: Tensor<2>) -> (Tensor<2>, &Weight) {
+        (rms_norm(x, self.norm.clone(), self.epsilon), &self.output)
+    }
+}
+
+impl Parameters for Head {
+    fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
+        vec![
+            Parameter::vector(NORM.to_owned(), &mut self.norm),
+            Parameter::weight(self.output_name.to_owned(), &mut self.output),
+        ]
+    }
+}
+
+impl Parameters for Decoder {
+    fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
+        let mut parameters = vec![Parameter::weight(EMBEDDINGS.to_owned(), &mut self.embeddings)];
+        parameters.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
+        parameters.push(Parameter::vector(NORM.to_owned(), &mut self.norm));
+        if let Some(output) = &mut self.output {
+            parameters.push(Parameter::weight(OUTPUT.to_owned(), output));
+        }
+        parameters
+    }
 }
 
 impl Decoder {
@@ -77,6 +112,7 @@ impl Decoder {
                 let projection =
                     |name: &str, outputs, inputs| loader.projection(format!("{prefix}.{name}"), [outputs, inputs]);
                 Ok(Block {
+                    name: prefix.clone(),
                     input_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
                     attention: Attention {
                         q: projection("self_attn.q_proj", query, hidden)?,
@@ -96,12 +132,12 @@ impl Decoder {
             .collect::<Result<_, Problem>>()?;
         let table = [config.vocab_size, hidden];
         let decoder = Self {
-            embeddings: loader.table("model.embed_tokens.weight", table)?,
+            embeddings: loader.table(EMBEDDINGS, table)?,
             blocks,
-            norm: loader.vector("model.norm.weight", hidden)?,
+            norm: loader.vector(NORM, hidden)?,
             output: match config.tied_embeddings {
                 true => None,
-                false => Some(loader.table("lm_head.weight", table)?),
+                false => Some(loader.table(OUTPUT, table)?),
             },
             formats,
             config,
@@ -123,45 +159,36 @@ impl Decoder {
         self.norm.device()
     }
 
-    /// The same weights without gradient tracking, sharing their memory: for evaluation and generation.
-    pub fn without_gradients(&self) -> Self {
-        let mut decoder = self.clone();
-        decoder.embeddings = decoder.embeddings.inner();
-        decoder.norm = decoder.norm.inner();
-        decoder.output = decoder.output.map(Weight::inner);
-        for block in &mut decoder.blocks {
-            block.input_norm = block.input_norm.clone().inner();
-            block.post_attention_norm = block.post_attention_norm.clone().inner();
-        }
-        for projection in decoder.projections_mut() {
-            projection.weight = projection.weight.clone().inner();
-            if let Some(lora) = &mut projection.lora {
-                lora.a = lora.a.clone().inner();
-                lora.b = lora.b.clone().inner();
-            }
-        }
-        decoder
-    }
-
     /// Every linear layer, in the order of the network.
     pub fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.blocks.iter().flat_map(|Block { attention, mlp, .. }| {
-            [&attention.q, &attention.k, &attention.v, &attention.o, &mlp.gate, &mlp.up, &mlp.down]
-        })
+        self.blocks.iter().flat_map(Block::projections)
     }
 
     pub fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
-        self.blocks.iter_mut().flat_map(|Block { attention, mlp, .. }| {
-            [
-                &mut attention.q,
-                &mut attention.k,
-                &mut attention.v,
-                &mut attention.o,
-                &mut mlp.gate,
-                &mut mlp.up,
-                &mut mlp.down,
-            ]
-        })
+        self.blocks.iter_mut().flat_map(Block::projections_mut)
+    }
+
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
+    /// Shares the memory of the decoder's own tensors.
+    pub fn head(&self) -> Head {
+        Head {
+            norm: self.norm.clone(),
+            output: self.output_weight().clone(),
+            output_name: if self.output.is_some() { OUTPUT } else { EMBEDDINGS },
+            epsilon: self.config.rms_norm_eps,
+        }
+    }
+
+    /// The name of the embedding table among the parameters.
+    pub fn embeddings_name(&self) -> &'static str {
+        EMBEDDINGS
     }
 
     /// Numbers in the base model.
@@ -177,19 +204,30 @@ impl Decoder {
         self.output.as_ref().unwrap_or(&self.embeddings)
     }
 
+    /// What the blocks must know about an input.
+    pub fn pass(&self, input: &Input, mode: Mode) -> Pass {
+        Pass {
+            table: Arc::new(RotaryTable::new(&input.positions, &self.config.inverse_frequencies)),
+            segments: input.segments.clone(),
+            mode,
+            epsilon: self.config.rms_norm_eps,
+        }
+    }
+
+    /// `[tokens, hidden]`: what goes into the first block.
+    pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
+        embedding(&self.embeddings, ids, &self.device())
+    }
+
     /// `[tokens, hidden]` after the last norm. With a cache, `input` continues its sequences.
     pub fn hidden_states(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
-        let table = Arc::new(RotaryTable::new(&input.positions, &self.config.inverse_frequencies));
-        let epsilon = self.config.rms_norm_eps;
-        let mut x = embedding(&self.embeddings, &input.ids, &self.device());
+        let pass = self.pass(input, mode);
+        let mut x = self.embed(&input.ids);
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
-            let normed = rms_norm(x.clone(), block.input_norm.clone(), epsilon);
-            x = x + block.attention.forward(normed, &table, &input.segments, cache, mode);
-            let normed = rms_norm(x.clone(), block.post_attention_norm.clone(), epsilon);
-            x = x + block.mlp.forward(normed, mode);
+            x = block.forward_cached(x, &pass, cache);
         }
-        rms_norm(x, self.norm.clone(), epsilon)
+        rms_norm(x, self.norm.clone(), self.config.rms_norm_eps)
     }
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.

@@ -5,15 +5,20 @@
 //! adapter meets a weight.
 
 pub mod adapters;
+mod block;
 mod config;
 mod decoder;
 pub mod export;
 pub mod families;
 pub mod generate;
 pub mod layers;
+pub mod parameters;
+mod tuned;
 mod weights;
 
+pub use block::{Block, Pass};
 pub use config::DecoderConfig;
-pub use decoder::{Decoder, Input, Mode};
+pub use decoder::{Decoder, Head, Input, Mode};
 pub use justtrain_kernels as kernels;
+pub use tuned::{apply_tuned, is_whole_model};
 pub use weights::{WeightFormat, WeightFormats};

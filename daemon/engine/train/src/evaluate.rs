@@ -5,9 +5,8 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use justtrain_data::{Batch, Conversation, Encoder, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
-use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Input, Mode};
+use justtrain_model::{Decoder, Input, Mode, apply_tuned};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     AccuracyReport, DataFile, EvaluateOptions, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
@@ -48,9 +47,6 @@ pub fn evaluate(
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) = open_encoder(&checkpoint, template).map_err(invalid)?;
     let mut decoder = Decoder::load(&checkpoint, &Device::flex(), recipe.weight_formats()).map_err(invalid)?;
-    if let Some(adapter) = &model.adapter {
-        load_peft(&mut decoder, adapter).map_err(invalid)?;
-    }
     let mut rows = held_out_rows(&recipe, data)?;
     if options.max_samples > 0 {
         rows.truncate(options.max_samples as usize);
@@ -60,9 +56,9 @@ pub fn evaluate(
     events.phase(Phase::Evaluating);
     let passes = 1 + u64::from(model.adapter.is_some());
     let total = passes * rows.len() as u64;
-    let report = |adapter: bool, done: u64, events: &mut dyn EventSink| {
-        let scores = loss_on(&decoder, &samples, adapter);
-        let answers = answers(&encoder, &decoder, &rows, options, adapter, |answered| {
+    let report = |decoder: &Decoder, adapter: bool, done: u64, events: &mut dyn EventSink| {
+        let scores = loss_on(decoder, &samples, adapter);
+        let answers = answers(&encoder, decoder, &rows, options, adapter, |answered| {
             events.emit(Event::Progress { done: done + answered, total });
         })
         .map_err(|problem| problem.because(FailureReason::DataInvalid))?;
@@ -75,9 +71,12 @@ pub fn evaluate(
         };
         Ok::<_, Failure>((report, answers))
     };
-    let (base, base_answers) = report(false, 0, events)?;
-    let tuned = match model.adapter {
-        Some(_) => Some(report(true, rows.len() as u64, events)?),
+    let (base, base_answers) = report(&decoder, false, 0, events)?;
+    let tuned = match &model.adapter {
+        Some(folder) => {
+            apply_tuned(&mut decoder, folder).map_err(invalid)?;
+            Some(report(&decoder, true, rows.len() as u64, events)?)
+        }
         None => None,
     };
     let examples =

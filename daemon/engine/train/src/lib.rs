@@ -3,14 +3,17 @@
 //! [`run::train`] reads on a page: load, prepare the data, start or resume, step by step, save. Everything that a person
 //! may see leaves as an [`justtrain_worker_api::Event`].
 
+pub mod backward;
 pub mod checkpoint;
 pub mod evaluate;
 mod events;
+mod gradients;
 mod memory;
 pub mod optim;
 mod prepare;
 pub mod recipe;
 pub mod run;
+pub mod step;
 mod trainer;
 
 pub use events::{EventSink, StopToken};

@@ -5,18 +5,19 @@ use std::path::Path;
 use burn::tensor::Device;
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
 use justtrain_model::Decoder;
-use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, trainable_parameters};
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
+use justtrain_model::parameters::Parameters;
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Checkpoints, RunState, hex, save_final_adapter};
+use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
 use crate::evaluate::loss_on;
-use crate::optim::{AdamW, Schedule};
+use crate::optim::{self, Schedule};
 use crate::prepare::{encode_rows, open_encoder, read_rows};
-use crate::recipe::{LoraTarget, Recipe};
+use crate::recipe::{FinetuningType, LoraTarget, Recipe};
 use crate::trainer::{Settings, Trainer};
 use crate::{EventSink, StopToken, memory};
 
@@ -38,28 +39,41 @@ pub fn train(
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, warning) = open_encoder(&checkpoint, template.clone()).map_err(model_invalid)?;
     warning.iter().for_each(|warning| events.warn(warning));
-    // Cheap activations are made a second time in the backward: a quarter less memory for a hundredth of the time.
-    let device = Device::flex().autodiff().gradient_checkpointing();
-    let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), recipe.weight_formats()).map_err(model_invalid)?;
+    let trained = match recipe.finetuning_type {
+        FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
+        FinetuningType::Lora => {
+            let config = lora_config(&recipe);
+            attach_lora(&mut decoder, &config, recipe.seed)
+                .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+            TrainedModel::Adapter { config, base_model: model.name.clone(), template }
+        }
+    };
     drop(checkpoint);
-    let lora = lora_config(&recipe);
-    attach_lora(&mut decoder, &lora, recipe.seed).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
     let fingerprint = fingerprint(source, &train);
-    let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit, template);
+    let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {
-        true => checkpoints.restore_newest(&mut decoder, &fingerprint, |p| events.warn(p)).map_err(disk_or_model)?,
+        true => checkpoints
+            .restore_newest(&mut decoder, &trained, &fingerprint, |problem| events.warn(problem))
+            .map_err(disk_or_model)?,
         false => None,
     };
     let pack_len = recipe.packing.then_some(recipe.cutoff_len);
     let mut sampler = Sampler::new(&train, recipe.per_device_train_batch_size, pack_len, recipe.seed);
-    let settings = settings(&recipe, &sampler);
-    let (state, moments) = restored.unwrap_or_else(|| (new_state(fingerprint), Vec::new()));
+    let settings = settings(&recipe, &trained, &sampler);
+    let mut optimizer = optim::new(&recipe);
+    let state = match restored {
+        None => new_state(fingerprint),
+        Some((state, memory)) => {
+            optimizer.restore(memory);
+            state
+        }
+    };
     sampler.restore(state.sampler);
-    let mut trainer = Trainer { decoder, moments, state, samples: &train, sampler, settings };
-    trainer.track_parameters();
+    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, sampler, settings };
 
     let total_steps = trainer.settings.schedule.total_steps;
     events.emit(Event::Started {
@@ -69,23 +83,30 @@ pub fn train(
             / trainer.sampler.batches_per_epoch() as f64,
         train_rows: train.len() as u64,
         validation_rows: validation.len() as u64,
-        trainable_parameters: trainable_parameters(&trainer.decoder),
+        trainable_parameters: trained_numbers(&trainer),
         total_parameters: trainer.decoder.parameters(),
         device: "cpu".to_owned(),
     });
     events.phase(Phase::Training);
     let save = |trainer: &Trainer<'_>, events: &mut dyn EventSink| {
-        let (decoder, moments, state) = (&trainer.decoder, &trainer.moments, &trainer.state);
-        let path = checkpoints.save(decoder, &lora, &model.name, moments, state).map_err(disk_full)?;
+        let (decoder, memory, state) = (&trainer.decoder, trainer.optimizer.state(), &trainer.state);
+        let path = checkpoints.save(decoder, &trained, &memory, state).map_err(disk_full)?;
         events.emit(Event::Checkpoint { step: state.step, path });
         Ok::<_, Failure>(())
+    };
+    let finish = |trainer: &Trainer<'_>| {
+        // A whole model is complete with its tokenizer; an adapter goes with the base model's.
+        save_final(run_dir, &trainer.decoder, &trained, |folder| match trained {
+            TrainedModel::Adapter { .. } => Ok(()),
+            TrainedModel::Weights { .. } => encoder.tokenizer.save(folder, &encoder.template),
+        })
+        .map_err(disk_full)
     };
     let mut validation_loss = None;
     while !trainer.done() {
         if stop.requested() {
             save(&trainer, events)?;
-            let adapter = save_final_adapter(run_dir, &trainer.decoder, &lora, &model.name).map_err(disk_full)?;
-            return Ok(outcome(&trainer.state, adapter, None, true));
+            return Ok(outcome(&trainer.state, finish(&trainer)?, None, true));
         }
         let event = trainer.step()?;
         events.emit(event);
@@ -95,7 +116,7 @@ pub fn train(
         }
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
-            let accuracy = loss_on(&trainer.decoder.without_gradients(), &validation, true);
+            let accuracy = loss_on(&trainer.decoder, &validation, true);
             validation_loss = Some(accuracy.loss);
             events.emit(Event::Evaluation {
                 step,
@@ -106,8 +127,7 @@ pub fn train(
         }
     }
     events.phase(Phase::Saving);
-    let adapter = save_final_adapter(run_dir, &trainer.decoder, &lora, &model.name).map_err(disk_full)?;
-    Ok(outcome(&trainer.state, adapter, validation_loss, false))
+    Ok(outcome(&trainer.state, finish(&trainer)?, validation_loss, false))
 }
 
 fn samples(
@@ -131,16 +151,12 @@ fn lora_config(recipe: &Recipe) -> LoraConfig {
     }
 }
 
-fn settings(recipe: &Recipe, sampler: &Sampler) -> Settings {
+fn settings(recipe: &Recipe, trained: &TrainedModel, sampler: &Sampler) -> Settings {
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64;
     let total_steps = recipe.total_steps(steps_per_epoch);
     Settings {
-        optimizer: AdamW {
-            beta1: recipe.adam_beta1,
-            beta2: recipe.adam_beta2,
-            epsilon: recipe.adam_epsilon,
-            weight_decay: recipe.weight_decay,
-        },
+        trained: trained.parameters(),
+        checkpointing: recipe.gradient_checkpointing,
         schedule: Schedule {
             kind: recipe.lr_scheduler_type,
             learning_rate: recipe.learning_rate,
@@ -151,6 +167,10 @@ fn settings(recipe: &Recipe, sampler: &Sampler) -> Settings {
         accumulation: recipe.gradient_accumulation_steps,
         seed: recipe.seed,
     }
+}
+
+fn trained_numbers(trainer: &Trainer<'_>) -> u64 {
+    trainer.decoder.trained_sizes(trainer.settings.trained).iter().map(|(_, len)| *len as u64).sum()
 }
 
 fn new_state(fingerprint: String) -> RunState {

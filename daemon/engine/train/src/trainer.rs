@@ -1,24 +1,23 @@
 //! One optimiser step after the other.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Tensor, TensorData};
 use justtrain_data::{Batch, Sample, Sampler};
-use justtrain_kernels::{Targets, linear_cross_entropy};
-use justtrain_model::{Decoder, Input, Mode};
+use justtrain_kernels::Targets;
+use justtrain_model::parameters::Trained;
+use justtrain_model::{Decoder, Input};
 use justtrain_worker_api::{Event, Failure, FailureReason, Problem, ProblemCode};
 
 use crate::checkpoint::RunState;
 use crate::memory;
-use crate::optim::{AdamW, Moments, Schedule, clip_global_norm};
+use crate::optim::{Optimizer, Schedule};
+use crate::step::{Measured, MicroBatch, Step};
 
-/// A run under way: the trained decoder, the optimiser's memory, the place in the data.
+/// A run under way: the trained decoder, the optimiser with its memory, the place in the data.
 pub(crate) struct Trainer<'a> {
     pub(crate) decoder: Decoder,
-    /// Of A and B of every adapted layer, in the order of the network, by PEFT's names.
-    pub(crate) moments: Vec<(String, Moments)>,
+    pub(crate) optimizer: Box<dyn Optimizer>,
     pub(crate) state: RunState,
     pub(crate) samples: &'a [Sample],
     pub(crate) sampler: Sampler,
@@ -26,7 +25,8 @@ pub(crate) struct Trainer<'a> {
 }
 
 pub(crate) struct Settings {
-    pub(crate) optimizer: AdamW,
+    pub(crate) trained: Trained,
+    pub(crate) checkpointing: bool,
     pub(crate) schedule: Schedule,
     pub(crate) max_grad_norm: f64,
     pub(crate) accumulation: usize,
@@ -34,31 +34,6 @@ pub(crate) struct Settings {
 }
 
 impl Trainer<'_> {
-    /// Makes A and B leaves of the gradient graph and puts the moments in their order; a new run's are zero.
-    pub(crate) fn track_parameters(&mut self) {
-        let names_and_sizes = self.for_each_parameter(|_, tensor| tensor.clone().require_grad());
-        let mut restored: HashMap<String, Moments> = self.moments.drain(..).collect();
-        let moments = names_and_sizes.into_iter().map(|(name, len)| {
-            let moments = restored.remove(&name).unwrap_or_else(|| Moments::zeros(len));
-            (name, moments)
-        });
-        self.moments = moments.collect();
-    }
-
-    /// Replaces each trained tensor by what `change` makes of it; returns names and sizes in order.
-    fn for_each_parameter(&mut self, mut change: impl FnMut(usize, &Tensor<2>) -> Tensor<2>) -> Vec<(String, usize)> {
-        let mut seen = Vec::new();
-        for projection in self.decoder.projections_mut() {
-            let name = projection.name.clone();
-            let Some(lora) = &mut projection.lora else { continue };
-            for (factor, tensor) in [("lora_A", &mut lora.a), ("lora_B", &mut lora.b)] {
-                *tensor = change(seen.len(), tensor);
-                seen.push((format!("{name}.{factor}"), tensor.dims().iter().product()));
-            }
-        }
-        seen
-    }
-
     pub(crate) fn done(&self) -> bool {
         self.state.step >= self.settings.schedule.total_steps
     }
@@ -71,28 +46,34 @@ impl Trainer<'_> {
         let tokens: u64 = window.iter().map(|batch| batch.ids.len() as u64).sum();
         let rows: Vec<u64> = window.iter().flat_map(|batch| batch.rows.clone()).collect();
 
-        let (loss, mut gradients) = self.accumulate(window, target_tokens);
-        let grad_norm = clip_global_norm(&mut gradients, self.settings.max_grad_norm);
-        let step = self.state.step + 1;
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(diverged(step, loss, &rows));
-        }
+        let number = self.state.step + 1;
         let learning_rate = self.settings.schedule.learning_rate(self.state.step);
-        self.update(step, learning_rate, &gradients);
+        let step = Step {
+            trained: self.settings.trained,
+            checkpointing: self.settings.checkpointing,
+            max_grad_norm: self.settings.max_grad_norm,
+            number,
+            learning_rate,
+        };
+        let batches = self.micro_batches(window);
+        let Measured { loss, grad_norm } = step.run(&mut self.decoder, &mut *self.optimizer, batches);
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(diverged(number, loss, &rows));
+        }
 
         let seconds = start.elapsed().as_secs_f64();
         let total_steps = self.settings.schedule.total_steps;
         let state = &mut self.state;
-        state.step = step;
+        state.step = number;
         state.sampler = self.sampler.state();
         state.last_loss = loss;
-        if step == 1 {
+        if number == 1 {
             state.first_loss = loss;
         }
         state.tokens += tokens;
         state.seconds += seconds;
         Ok(Event::Step {
-            step,
+            step: number,
             total_steps,
             epoch: self.sampler.progress(),
             loss,
@@ -101,7 +82,7 @@ impl Trainer<'_> {
             tokens,
             target_tokens: target_tokens as u64,
             tokens_per_second: tokens as f64 / seconds,
-            seconds_left: state.seconds / step as f64 * (total_steps - step) as f64,
+            seconds_left: state.seconds / number as f64 * (total_steps - number) as f64,
             peak_memory_bytes: memory::peak_bytes(),
         })
     }
@@ -118,51 +99,19 @@ impl Trainer<'_> {
         }
     }
 
-    /// Loss and gradients of the window, each batch's sum over the targets of all.
-    fn accumulate(&self, window: Vec<Batch>, target_tokens: usize) -> (f64, Vec<Vec<f32>>) {
-        let mut loss_sum = 0.0;
-        let mut gradients: Vec<Vec<f32>> = Vec::new();
-        for (index, batch) in window.into_iter().enumerate() {
-            let input = Input::packed(batch.ids, &batch.starts);
-            let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids });
-            let mode = Mode { adapter: true, dropout_seed: Some(self.dropout_seed(index)) };
-            let hidden = self.decoder.hidden_states(&input, None, mode);
-            let loss = linear_cross_entropy(hidden, self.decoder.output_weight(), targets);
-            loss_sum += f64::from(loss.clone().inner().into_scalar::<f32>());
-            let mut grads = (loss / target_tokens as f32).backward();
-            let parameters = self.decoder.projections().filter_map(|p| p.lora.as_ref()).flat_map(|l| [&l.a, &l.b]);
-            let batch_gradients = parameters.map(|tensor| {
-                let gradient = tensor.grad_remove(&mut grads).expect("every trained tensor has a gradient");
-                gradient.into_data().try_into_vec::<f32>().expect("gradients are f32")
-            });
-            if gradients.is_empty() {
-                gradients = batch_gradients.collect();
-            } else {
-                for (sum, gradient) in gradients.iter_mut().zip(batch_gradients) {
-                    sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
-                }
-            }
-        }
-        (loss_sum / target_tokens as f64, gradients)
+    fn micro_batches(&self, window: Vec<Batch>) -> Vec<MicroBatch> {
+        let micro_batch = |(index, batch): (usize, Batch)| MicroBatch {
+            input: Input::packed(batch.ids, &batch.starts),
+            targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
+            dropout_seed: Some(self.dropout_seed(index)),
+        };
+        window.into_iter().enumerate().map(micro_batch).collect()
     }
 
     /// A function of seed, step and place in the window: a resumed run drops what an uninterrupted one would.
     fn dropout_seed(&self, index: usize) -> u64 {
         let place = self.state.step.wrapping_mul(self.settings.accumulation as u64).wrapping_add(index as u64);
         self.settings.seed ^ place.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-    }
-
-    fn update(&mut self, step: u64, learning_rate: f64, gradients: &[Vec<f32>]) {
-        let optimizer = self.settings.optimizer;
-        let mut moments = std::mem::take(&mut self.moments);
-        self.for_each_parameter(|index, tensor| {
-            let (shape, device) = (tensor.dims(), tensor.device());
-            let data = tensor.clone().inner().into_data();
-            let mut weights: Vec<f32> = data.try_into_vec().expect("adapters are f32");
-            optimizer.update(step, learning_rate, &mut weights, &gradients[index], &mut moments[index].1);
-            Tensor::from_data(TensorData::new(weights, shape), &device).require_grad()
-        });
-        self.moments = moments;
     }
 }
 

@@ -4,9 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use justtrain_train::evaluate::evaluate;
 use justtrain_train::run::train;
 use justtrain_train::{EventSink, StopToken};
-use justtrain_worker_api::{Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource};
+use justtrain_worker_api::{
+    EvaluateOptions, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
+};
 
 /// A folder with the tiny model, a tokenizer for it, data and a place for runs.
 struct Desk(tempfile::TempDir);
@@ -49,6 +52,16 @@ impl Desk {
              gradient_accumulation_steps: 2\n{extra}"
         );
         RecipeSource { text, file: "recipe.yaml".into(), base_dir: self.0.path().to_owned() }
+    }
+
+    /// Trains every weight.
+    fn full_recipe(&self, extra: &str) -> RecipeSource {
+        let text = format!(
+            "model_name_or_path: tiny\ndataset: data.jsonl\nval_size: 4\ncutoff_len: 48\nfinetuning_type: full\n\
+             learning_rate: 0.002\nnum_train_epochs: 1\nsave_steps: 3\nper_device_train_batch_size: 4\n\
+             gradient_accumulation_steps: 1\n{extra}"
+        );
+        RecipeSource { text, ..self.recipe("") }
     }
 
     fn run(
@@ -125,6 +138,57 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         let adapter = |run: &str| fs::read(desk.path(run).join("adapter/adapter_model.safetensors")).unwrap();
         assert_eq!(adapter("cut"), adapter("whole"));
     }
+}
+
+#[test]
+fn a_resumed_full_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
+    // With the updates at once, and with sums that are clipped.
+    let extras = [
+        "optim: adamw\nmax_grad_norm: 0\n",
+        "optim: adamw_8bit\ngradient_checkpointing: true\n",
+        "optim: adafactor\nweight_decay: 0.1\n",
+    ];
+    for extra in extras {
+        let desk = Desk::new();
+        let recipe = desk.full_recipe(extra);
+        let whole = desk.losses(&recipe, "whole");
+        assert!(whole.last().unwrap() < &(whole[0] * 0.9), "{whole:?}");
+        let stop = StopToken::default();
+        let mut first = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
+        desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
+        let mut rest = Vec::new();
+        desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
+        assert_eq!([losses(&first.events), losses(&rest)].concat(), whole);
+        let model = |run: &str| fs::read(desk.path(run).join("model/model.safetensors")).unwrap();
+        assert_eq!(model("cut"), model("whole"));
+    }
+}
+
+#[test]
+fn gradient_checkpointing_changes_no_loss() {
+    let desk = Desk::new();
+    for (method, recipe) in [("lora", desk.recipe("")), ("full", desk.full_recipe("max_grad_norm: 0\n"))] {
+        let with = RecipeSource { text: format!("{}gradient_checkpointing: true\n", recipe.text), ..recipe.clone() };
+        let losses = [(recipe, "without"), (with, "with")].map(|(recipe, run)| desk.losses(&recipe, run));
+        assert_eq!(losses[0], losses[1], "{method}");
+    }
+}
+
+#[test]
+fn a_full_run_leaves_a_whole_model_that_beats_its_base() {
+    let desk = Desk::new();
+    let recipe = desk.full_recipe("");
+    desk.losses(&recipe, "run");
+    let tuned = desk.path("run/model");
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(tuned.clone()) };
+    let options = EvaluateOptions { max_samples: 0, max_new_tokens: 4 };
+    let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+    assert!(report.tuned.unwrap().loss < report.base.loss * 0.9);
+    // It stands alone, with its tokenizer, and is the same model.
+    let alone = ModelFiles { path: tuned, adapter: None, ..model.clone() };
+    let same = evaluate(&recipe, &alone, None, &options, &mut Vec::new()).unwrap();
+    let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+    assert_eq!(same.base, report.tuned.unwrap());
 }
 
 #[test]

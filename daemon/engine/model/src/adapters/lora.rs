@@ -59,12 +59,6 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Res
     Ok(())
 }
 
-/// Numbers in all A and B.
-pub fn trainable_parameters(decoder: &Decoder) -> u64 {
-    let loras = decoder.projections().filter_map(|projection| projection.lora.as_ref());
-    loras.flat_map(|lora| [lora.a.dims(), lora.b.dims()]).map(|[rows, cols]| (rows * cols) as u64).sum()
-}
-
 fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
     let mut known: Vec<&str> = Vec::new();
     for projection in decoder.projections() {

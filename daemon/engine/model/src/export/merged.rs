@@ -8,10 +8,8 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 
+use super::{SHARD_BYTES, in_float32};
 use crate::Decoder;
-
-/// Shards above this size, as transformers makes them.
-const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -49,11 +47,7 @@ pub fn export_merged(
         progress(done, entries.len() as u64);
         Ok(weight)
     })?;
-    let mut config = checkpoint.config().clone();
-    // transformers 5 writes `dtype`, earlier ones `torch_dtype`.
-    let key = if config["dtype"].is_string() { "dtype" } else { "torch_dtype" };
-    config[key] = "float32".into();
-    let text = format!("{config:#}\n");
+    let text = format!("{:#}\n", in_float32(checkpoint.config()));
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)
 }

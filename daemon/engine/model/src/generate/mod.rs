@@ -26,8 +26,8 @@ pub struct Answer {
 /// Answers `prompts` (token ids, none empty), all at once. `on_token` sees each token of each prompt by index as it
 /// is made and says whether that answer goes on.
 ///
-/// `decoder` tracks no gradients ([`Decoder::without_gradients`]). A prompt that fills the model's context is
-/// answered with nothing and [`GenerationEnd::Length`].
+/// `decoder` tracks no gradients. A prompt that fills the model's context is answered with nothing and
+/// [`GenerationEnd::Length`].
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
 use crate::Mode;
+use crate::parameters::Parameter;
 
 /// A weight by its Hugging Face name, and the adapter on it.
 #[derive(Debug, Clone)]
@@ -44,6 +45,17 @@ impl Projection {
             }),
         });
         linear(x, &self.weight, adapter)
+    }
+
+    pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
+        let Self { name, weight, lora } = self;
+        let factors = lora.as_mut().map(|lora| {
+            [
+                Parameter::matrix(format!("{name}.lora_A"), &mut lora.a),
+                Parameter::matrix(format!("{name}.lora_B"), &mut lora.b),
+            ]
+        });
+        std::iter::once(Parameter::weight(format!("{name}.weight"), weight)).chain(factors.into_iter().flatten())
     }
 
     /// `[outputs, inputs]`.

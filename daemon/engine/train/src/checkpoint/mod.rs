@@ -1,28 +1,31 @@
 //! Checkpoints: everything that a run needs to go on as if nothing had happened.
 //!
-//! `checkpoints/step-N/` holds the adapter in PEFT's format, the optimiser's moments, and `state.json` with the step,
+//! `checkpoints/step-N/` holds what is trained (`trained.rs`), the optimiser's memory, and `state.json` with the step,
 //! the place in the data and a digest of every file. A checkpoint is written beside its place, flushed, and renamed:
 //! it is there whole or not at all. Random choices depend on seed and step alone, so there is no other state.
 
+mod disk;
+mod trained;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use trained::TrainedModel;
+
 use justtrain_data::SamplerState;
-use justtrain_model::Decoder;
-use justtrain_model::adapters::{LoraConfig, load_peft, save_peft};
+use justtrain_model::{Decoder, apply_tuned};
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::optim::Moments;
-use crate::prepare::CHAT_TEMPLATE;
+use crate::optim::StateTensor;
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
-const ADAPTER: &str = "adapter";
 
 /// The part of a checkpoint that is not weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,22 +50,20 @@ struct Manifest {
     files: BTreeMap<String, String>,
 }
 
-/// Where a run stood, and the optimiser's moments by parameter.
-pub type Restored = (RunState, Vec<(String, Moments)>);
+/// Where a run stood, and the optimiser's memory.
+pub type Restored = (RunState, BTreeMap<String, StateTensor<'static>>);
 
 /// The checkpoints of one run.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     run_dir: PathBuf,
     keep: usize,
-    /// Where the recipe names a template: those who load the adapter must use the same one.
-    template: Option<String>,
 }
 
 impl Checkpoints {
-    /// `keep` is `save_total_limit`; `template` is the text of a chat template that is not the model's own.
-    pub fn new(run_dir: &Path, keep: usize, template: Option<String>) -> Self {
-        Self { run_dir: run_dir.to_owned(), keep, template }
+    /// `keep` is `save_total_limit`.
+    pub fn new(run_dir: &Path, keep: usize) -> Self {
+        Self { run_dir: run_dir.to_owned(), keep }
     }
 
     fn folder(&self) -> PathBuf {
@@ -73,9 +74,8 @@ impl Checkpoints {
     pub fn save(
         &self,
         decoder: &Decoder,
-        config: &LoraConfig,
-        base_model: &str,
-        moments: &[(String, Moments)],
+        model: &TrainedModel,
+        memory: &BTreeMap<String, StateTensor<'_>>,
         run: &RunState,
     ) -> Result<PathBuf, Problem> {
         let place = self.folder().join(format!("step-{}", run.step));
@@ -83,12 +83,9 @@ impl Checkpoints {
         let saved = (|| {
             remove_dir(&partial)?;
             fs::create_dir_all(&partial).map_err(|error| cannot_write(&partial, &error))?;
-            save_peft(decoder, config, base_model, &partial.join(ADAPTER))?;
-            if let Some(template) = &self.template {
-                let path = partial.join(ADAPTER).join(CHAT_TEMPLATE);
-                fs::write(&path, template).map_err(|error| cannot_write(&path, &error))?;
-            }
-            save_moments(&partial.join(OPTIMIZER), moments)?;
+            disk::require(&partial, model.bytes(decoder) + memory.values().map(StateTensor::bytes).sum::<u64>())?;
+            model.save(decoder, &partial.join(model.folder()))?;
+            save_memory(&partial.join(OPTIMIZER), memory)?;
             let manifest = Manifest { run: run.clone(), files: digests(&partial)? };
             let text = serde_json::to_string_pretty(&manifest).expect("a manifest is JSON");
             let path = partial.join(STATE);
@@ -127,6 +124,7 @@ impl Checkpoints {
     pub fn restore_newest(
         &self,
         decoder: &mut Decoder,
+        model: &TrainedModel,
         fingerprint: &str,
         mut warn: impl FnMut(&Problem),
     ) -> Result<Option<Restored>, Problem> {
@@ -142,8 +140,8 @@ impl Checkpoints {
                     .fix("start a new job for the changed recipe", "请为修改后的配方新建任务"));
                 }
                 Ok(run) => {
-                    load_peft(decoder, &folder.join(ADAPTER))?;
-                    return Ok(Some((run, load_moments(&folder.join(OPTIMIZER))?)));
+                    apply_tuned(decoder, &folder.join(model.folder()))?;
+                    return Ok(Some((run, load_memory(&folder.join(OPTIMIZER))?)));
                 }
                 Err(mut problem) => {
                     problem.severity = justtrain_worker_api::Severity::Warning;
@@ -155,16 +153,20 @@ impl Checkpoints {
     }
 }
 
-/// Writes the final adapter to `run_dir/adapter`, whole or not at all.
-pub fn save_final_adapter(
+/// Writes what was trained to its folder in `run_dir`, whole or not at all. `complete` adds what belongs beside it.
+pub fn save_final(
     run_dir: &Path,
     decoder: &Decoder,
-    config: &LoraConfig,
-    base_model: &str,
+    model: &TrainedModel,
+    complete: impl FnOnce(&Path) -> Result<(), Problem>,
 ) -> Result<PathBuf, Problem> {
-    let (place, partial) = (run_dir.join(ADAPTER), run_dir.join("adapter.partial"));
+    let place = run_dir.join(model.folder());
+    let partial = place.with_extension("partial");
     remove_dir(&partial)?;
-    save_peft(decoder, config, base_model, &partial)?;
+    fs::create_dir_all(&partial).map_err(|error| cannot_write(&partial, &error))?;
+    disk::require(&partial, model.bytes(decoder))?;
+    model.save(decoder, &partial)?;
+    complete(&partial)?;
     remove_dir(&place)?;
     sync_tree(&partial)
         .and_then(|()| fs::rename(&partial, &place))
@@ -190,32 +192,35 @@ fn read(folder: &Path) -> Result<RunState, Problem> {
     Ok(manifest.run)
 }
 
-fn save_moments(path: &Path, moments: &[(String, Moments)]) -> Result<(), Problem> {
-    let tensors: Vec<(String, &Vec<f32>)> = moments
-        .iter()
-        .flat_map(|(name, m)| [(format!("{name}.mean"), &m.mean), (format!("{name}.square"), &m.square)])
-        .collect();
-    let entry = |(name, values): &(String, &Vec<f32>)| Entry {
-        name: name.clone(),
-        shape: vec![values.len()],
-        dtype: Dtype::F32,
+fn save_memory(path: &Path, memory: &BTreeMap<String, StateTensor<'_>>) -> Result<(), Problem> {
+    let entry = |(name, tensor): (&String, &StateTensor<'_>)| {
+        let (len, dtype) = match tensor {
+            StateTensor::F32(numbers) => (numbers.len(), Dtype::F32),
+            StateTensor::U8(codes) => (codes.len(), Dtype::U8),
+        };
+        Entry { name: name.clone(), shape: vec![len], dtype }
     };
-    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
-    let by_name: BTreeMap<&str, &Vec<f32>> = tensors.iter().map(|(name, values)| (name.as_str(), *values)).collect();
-    write(path, &entries, &BTreeMap::new(), |entry| Ok(by_name[entry.name.as_str()].clone())).map(drop)
+    let entries: Vec<Entry> = memory.iter().map(entry).collect();
+    write(path, &entries, &BTreeMap::new(), |entry| {
+        Ok(match &memory[&entry.name] {
+            StateTensor::F32(numbers) => numbers.to_vec(),
+            StateTensor::U8(codes) => codes.iter().map(|&code| f32::from(code)).collect(),
+        })
+    })
+    .map(drop)
 }
 
-fn load_moments(path: &Path) -> Result<Vec<(String, Moments)>, Problem> {
+fn load_memory(path: &Path) -> Result<BTreeMap<String, StateTensor<'static>>, Problem> {
     let file = SafetensorsFile::open(path)?;
-    let names = file.names().filter_map(|name| name.strip_suffix(".mean")).map(str::to_owned).collect::<Vec<_>>();
-    names
-        .into_iter()
-        .map(|name| {
-            let mean = file.read_f32(&format!("{name}.mean"))?;
-            let square = file.read_f32(&format!("{name}.square"))?;
-            Ok((name, Moments { mean, square }))
-        })
-        .collect()
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    let read = |name: String| {
+        let tensor = match file.read_u8(&name) {
+            Some(codes) => StateTensor::U8(Cow::Owned(codes)),
+            None => StateTensor::F32(Cow::Owned(file.read_f32(&name)?)),
+        };
+        Ok((name, tensor))
+    };
+    names.into_iter().map(read).collect()
 }
 
 /// SHA-256 of every file of a checkpoint but its manifest.

@@ -12,7 +12,6 @@ const LATER_KEYS: &[&str] = &[
     "fp16",
     "freeze_trainable_layers",
     "fsdp",
-    "gradient_checkpointing",
     "init_lora_weights",
     "interleave_probs",
     "label_smoothing_factor",
@@ -69,7 +68,7 @@ const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] =
 
 const LATER_VALUES: &[(&str, &[&str])] = &[
     ("device", &["cuda", "gpu", "mps", "rocm", "vulkan"]),
-    ("finetuning_type", &["freeze", "full"]),
+    ("finetuning_type", &["freeze"]),
     (
         "lr_scheduler_type",
         &[
@@ -82,7 +81,7 @@ const LATER_VALUES: &[(&str, &[&str])] = &[
             "warmup_stable_decay",
         ],
     ),
-    ("optim", &["adafactor", "adamw_8bit", "adamw_bnb_8bit", "lion", "muon", "paged_adamw_8bit", "sgd"]),
+    ("optim", &["lion", "muon", "paged_adamw_8bit", "sgd"]),
     ("precision", &["fp16"]),
     ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
 ];

@@ -3,7 +3,7 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::check::Written;
-use super::{LoraTarget, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe};
 
 /// The linear layers of a decoder, by the last part of their names.
 const LINEAR_LAYERS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -24,10 +24,11 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         quantization_type(recipe),
         double_quantization(recipe),
         gguf_precision(recipe),
+        full_in_fewer_bits(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
-    let warnings = [long_warmup(recipe), epochs_unused(recipe, written)];
-    (place(errors, written), place(warnings.into_iter().flatten(), written))
+    let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
+    (place(errors, written), place(warnings.chain(lora_unused(recipe)), written))
 }
 
 /// Adds line and column; drops what is about a key that is not there or is reported already.
@@ -214,4 +215,43 @@ fn epochs_unused(recipe: &Recipe, written: &Written) -> Option<Problem> {
         .key("num_train_epochs")
         .fix("remove one of the two lines", "删除其中一行")
     })
+}
+
+/// Weights that are all trained are kept in `f32`.
+fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
+    if recipe.finetuning_type != FinetuningType::Full {
+        return None;
+    }
+    let (key, found) = match (recipe.quantization_bit, recipe.quantization_type) {
+        (Some(bits), _) => ("quantization_bit", bits.to_string()),
+        (None, Some(kind)) => ("quantization_type", format!("{kind:?}").to_lowercase()),
+        (None, None) if recipe.precision == Precision::Bf16 => ("precision", "bf16".to_owned()),
+        (None, None) => return None,
+    };
+    Some(
+        invalid(
+            key,
+            "finetuning_type full trains the weights themselves, which are kept in float32",
+            "finetuning_type 为 full 时训练全部权重，权重以 float32 保存",
+        )
+        .found(found)
+        .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora"),
+    )
+}
+
+fn lora_unused(recipe: &Recipe) -> Vec<Problem> {
+    let keys = match recipe.finetuning_type {
+        FinetuningType::Lora => [].as_slice(),
+        FinetuningType::Full => &["lora_rank", "lora_alpha", "lora_dropout", "lora_target"],
+    };
+    let unused = |key: &&str| {
+        Problem::warning(
+            ProblemCode::InvalidValue,
+            "finetuning_type full trains no LoRA pair; this is not used",
+            "finetuning_type 为 full 时没有 LoRA，这一项不起作用",
+        )
+        .key(*key)
+        .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora")
+    };
+    keys.iter().map(unused).collect()
 }

@@ -173,7 +173,7 @@ fn a_wrong_value_is_told_what_was_expected() {
 
 #[test]
 fn what_comes_later_is_said_so() {
-    for written in ["stage: dpo", "finetuning_type: full", "precision: fp16", "device: cuda"] {
+    for written in ["stage: dpo", "finetuning_type: freeze", "precision: fp16", "device: cuda"] {
         let problem = only_problem_with(written);
         assert_eq!(problem.message.en, "not in this version yet", "{problem}");
     }
@@ -194,6 +194,9 @@ fn keys_that_do_not_go_together_are_refused() {
         ("quantization_bit: 8\ndouble_quantization: true", "double_quantization"),
         ("double_quantization: false", "double_quantization"),
         ("quantization_type: gguf\nprecision: bf16", "precision"),
+        ("finetuning_type: full\nquantization_bit: 4", "quantization_bit"),
+        ("finetuning_type: full\nquantization_type: gguf", "quantization_type"),
+        ("finetuning_type: full\nprecision: bf16", "precision"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
@@ -238,6 +241,13 @@ fn what_is_hardly_meant_is_a_warning() {
         seen,
         [(Some("warmup_steps"), Some(4), Some("r.yaml")), (Some("num_train_epochs"), Some(5), Some("r.yaml"))]
     );
+}
+
+#[test]
+fn lora_keys_beside_full_fine_tuning_are_a_warning() {
+    let warnings = read_with("finetuning_type: full\nlora_rank: 8\nlora_dropout: 0.1\n").summary().warnings;
+    let keys: Vec<_> = warnings.iter().map(|problem| (problem.key.as_deref(), problem.line)).collect();
+    assert_eq!(keys, [(Some("lora_rank"), Some(4)), (Some("lora_dropout"), Some(5))]);
 }
 
 #[test]

@@ -69,6 +69,12 @@ impl SafetensorsFile {
         self.tensors.get(name).map(|info| &self.bytes[info.range.clone()])
     }
 
+    /// The tensor, where it is one of bytes.
+    pub fn read_u8(&self, name: &str) -> Option<Vec<u8>> {
+        let info = self.tensors.get(name).filter(|info| info.dtype == Dtype::U8)?;
+        Some(self.bytes[info.range.clone()].to_vec())
+    }
+
     /// Decodes any type of floats, F64 rounded; `UnknownTensorType` for others, `ShapeMismatch` where there is no such
     /// tensor.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, Problem> {

@@ -16,6 +16,8 @@ pub enum Dtype {
     F32,
     F16,
     BF16,
+    /// Whole numbers from 0 to 255.
+    U8,
 }
 
 impl Dtype {
@@ -24,6 +26,7 @@ impl Dtype {
             Dtype::F32 => "F32",
             Dtype::F16 => "F16",
             Dtype::BF16 => "BF16",
+            Dtype::U8 => "U8",
         }
     }
 
@@ -31,6 +34,7 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
+            Dtype::U8 => 1,
         }
     }
 }
@@ -163,6 +167,7 @@ fn write_numbers(file: &mut impl Write, dtype: Dtype, numbers: &[f32]) -> io::Re
         Dtype::F32 => numbers.iter().try_for_each(|n| file.write_all(&n.to_le_bytes())),
         Dtype::F16 => numbers.iter().try_for_each(|&n| file.write_all(&f16::from_f32(n).to_le_bytes())),
         Dtype::BF16 => numbers.iter().try_for_each(|&n| file.write_all(&bf16::from_f32(n).to_le_bytes())),
+        Dtype::U8 => numbers.iter().try_for_each(|&n| file.write_all(&[n as u8])),
     }
 }
 

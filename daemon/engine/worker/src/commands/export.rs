@@ -5,7 +5,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use justtrain_model::adapters::{base_formats, load_peft, save_peft};
-use justtrain_model::{Decoder, export::export_merged};
+use justtrain_model::export::{export_merged, load_model, save_model};
+use justtrain_model::{Decoder, WeightFormats, is_whole_model};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
@@ -29,21 +30,30 @@ pub(super) fn run(
                 .fix("name a job that was trained", "请指定已训练过的任务"),
         )
     })?;
+    let whole_model = is_whole_model(adapter);
+    if whole_model && format == ExportFormat::Peft {
+        return Err(invalid(no_adapter(&model.name)));
+    }
     refuse_strangers(output).map_err(invalid)?;
 
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
-    let formats = base_formats(adapter).map_err(invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).map_err(invalid)?;
-    let lora = load_peft(&mut decoder, adapter).map_err(invalid)?;
+    let formats = if whole_model { Ok(WeightFormats::default()) } else { base_formats(adapter) };
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats.map_err(invalid)?).map_err(invalid)?;
+    let lora = match whole_model {
+        true => load_model(&mut decoder, adapter).map(|()| None),
+        false => load_peft(&mut decoder, adapter).map(Some),
+    };
+    let lora = lora.map_err(invalid)?;
 
     events.phase(Phase::Saving);
     let partial = output.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
-    let written = match format {
-        ExportFormat::Peft => save_peft(&decoder, &lora, &model.name, &partial),
-        ExportFormat::Merged => export_merged(&checkpoint, &decoder, &partial, |done, total| {
+    let written = match (format, lora) {
+        (ExportFormat::Peft, Some(lora)) => save_peft(&decoder, &lora, &model.name, &partial),
+        (_, None) => save_model(&decoder, checkpoint.config(), &partial),
+        (ExportFormat::Merged, Some(_)) => export_merged(&checkpoint, &decoder, &partial, |done, total| {
             events.emit(Event::Progress { done, total });
         }),
     };
@@ -67,6 +77,18 @@ pub(super) fn run(
             Err(disk(problem))
         }
     }
+}
+
+fn no_adapter(model: &str) -> Problem {
+    Problem::error(
+        ProblemCode::InvalidValue,
+        "full fine-tuning changed the model's own weights; there is no adapter to export",
+        "全参数微调改变的是模型本身的权重，没有可导出的适配器",
+    )
+    .key("format")
+    .found(format!("peft, for {model}"))
+    .expected("merged")
+    .fix("export with --format merged", "请使用 --format merged 导出")
 }
 
 /// An earlier export may be replaced; anything else in the folder is somebody's.

@@ -6,9 +6,9 @@ use std::time::Instant;
 use burn::tensor::Device;
 use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Chat, Encoder, Message};
-use justtrain_model::adapters::{base_formats, load_peft};
+use justtrain_model::adapters::base_formats;
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Mode, WeightFormats};
+use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, is_whole_model};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
@@ -23,13 +23,19 @@ pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
-    let formats = model.adapter.as_deref().map_or(Ok(WeightFormats::default()), base_formats).map_err(invalid)?;
+    // Of a model whose own weights were trained, the base is another model; clones share what is the same.
+    let whole = model.adapter.as_deref().filter(|folder| is_whole_model(folder));
+    let formats = match (&model.adapter, whole) {
+        (Some(adapter), None) => base_formats(adapter).map_err(invalid)?,
+        _ => WeightFormats::default(),
+    };
     let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).map_err(invalid)?;
-    if let Some(adapter) = &model.adapter {
-        load_peft(&mut decoder, adapter).map_err(invalid)?;
+    let base = whole.map(|_| decoder.clone());
+    if let Some(folder) = &model.adapter {
+        apply_tuned(&mut decoder, folder).map_err(invalid)?;
     }
     events.emit(Event::Ready);
-    let mut server = Server { encoder, decoder, controls: controls(), events, cancelled: Vec::new() };
+    let mut server = Server { encoder, decoder, base, controls: controls(), events, cancelled: Vec::new() };
     while let Ok(control) = server.controls.recv() {
         match control {
             Control::Generate { id, turns, options, base } => server.answer(id, &turns, &options, base),
@@ -43,6 +49,8 @@ pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
 struct Server {
     encoder: Encoder,
     decoder: Decoder,
+    /// Where the adapter cannot just be switched off.
+    base: Option<Decoder>,
     controls: Receiver<Control>,
     events: Pipe,
     cancelled: Vec<u64>,
@@ -64,8 +72,9 @@ impl Server {
         let stop_ids = self.encoder.tokenizer.stop_ids();
         let mode = Mode { adapter: !base, dropout_seed: None };
         let mut stream = TextStream::new(&self.encoder.tokenizer);
+        let decoder = self.base.as_ref().filter(|_| base).unwrap_or(&self.decoder);
         let (events, controls, cancelled) = (&mut self.events, &self.controls, &mut self.cancelled);
-        let answers = generate(&self.decoder, &[prompt], options, &stop_ids, mode, |_, token| {
+        let answers = generate(decoder, &[prompt], options, &stop_ids, mode, |_, token| {
             let text = stream.push(token);
             if !text.is_empty() {
                 events.emit(Event::Token { id, text });

@@ -1,0 +1,154 @@
+//! Loss and gradients of one batch, block by block.
+//!
+//! Each block is a gradient graph of its own. The backward goes from the top down: a block's input is a leaf, the
+//! gradient that arrives from above is multiplied onto its output, and the gradients of its parameters leave at once, so
+//! that no two blocks' gradients exist together unless whoever takes them keeps them. With checkpointing (Chen et al.
+//! 2016, arXiv 1604.06174) only the inputs of the blocks are kept and each graph is made anew when its turn comes;
+//! without it all graphs wait. The numbers are the same to the last bit.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use justtrain_kernels::{Targets, linear_cross_entropy};
+use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
+use justtrain_model::{Block, Decoder, Input, Mode, Pass};
+
+/// How gradients are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Backward {
+    pub trained: Trained,
+    /// Makes each block's graph twice instead of keeping all.
+    pub checkpointing: bool,
+    pub mode: Mode,
+    /// What the sum of the losses is divided by before its gradient is taken.
+    pub divisor: f32,
+}
+
+/// Takes the gradient of a parameter, which it may change: nothing reads that parameter again in this pass.
+pub type Sink<'a> = &'a mut dyn FnMut(Parameter<'_>, Vec<f32>);
+
+impl Backward {
+    /// Returns the sum of the losses of all targets. When that is no finite number, no gradients are made.
+    pub fn run(&self, decoder: &mut Decoder, input: &Input, targets: Arc<Targets>, sink: Sink<'_>) -> f64 {
+        let pass = decoder.pass(input, self.mode);
+        let embeddings_trained = self.trained.includes(decoder.embeddings_name());
+        let lowest = self.lowest_trained(decoder, embeddings_trained);
+        let mut x = decoder.embed(&input.ids);
+        let mut kept = Vec::new();
+        for (index, block) in decoder.blocks().iter().enumerate() {
+            if index < lowest {
+                x = block.forward(x, &pass);
+            } else if self.checkpointing {
+                let output = block.forward(x.clone(), &pass);
+                kept.push(Kept::Input(std::mem::replace(&mut x, output)));
+            } else {
+                let graph = BlockGraph::new(block, x, &pass, self.trained, index > lowest || embeddings_trained);
+                x = graph.output.clone().inner();
+                kept.push(Kept::Graph(graph));
+            }
+        }
+
+        let (loss, head_gradients, mut upstream) = self.head(decoder, x, targets);
+        if !loss.is_finite() {
+            return loss;
+        }
+        // A table that is the output layer as well has its gradient whole only at the end.
+        let (tables, rest): (Vec<_>, Vec<_>) =
+            head_gradients.into_iter().partition(|(name, _)| name == decoder.embeddings_name());
+        give(decoder, rest, sink);
+        for index in (lowest..decoder.blocks().len()).rev() {
+            let graph = match kept.pop().expect("one for each block") {
+                Kept::Graph(graph) => graph,
+                Kept::Input(x) => {
+                    let track_input = index > lowest || embeddings_trained;
+                    BlockGraph::new(&decoder.blocks()[index], x, &pass, self.trained, track_input)
+                }
+            };
+            let (gradients, below) = graph.backward(self.trained, upstream);
+            give(&mut decoder.blocks_mut()[index], gradients, sink);
+            let Some(below) = below else { return loss };
+            upstream = below;
+        }
+        if embeddings_trained {
+            let table = tables.into_iter().next().map(|(_, gradient)| gradient);
+            let gradient = embeddings_gradient(decoder, &input.ids, upstream, table);
+            give(decoder, vec![(decoder.embeddings_name().to_owned(), gradient)], sink);
+        }
+        loss
+    }
+
+    /// The first block that a gradient must reach.
+    fn lowest_trained(&self, decoder: &Decoder, embeddings_trained: bool) -> usize {
+        let blocks = decoder.blocks();
+        let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty();
+        if embeddings_trained { 0 } else { blocks.iter().position(has_trained).unwrap_or(blocks.len()) }
+    }
+
+    /// The loss, the gradients of the last norm and the output layer, and that of the last block's output.
+    fn head(&self, decoder: &Decoder, x: Tensor<2>, targets: Arc<Targets>) -> (f64, Gradients, Tensor<2>) {
+        let mut head = decoder.head().tracked(self.trained);
+        let x = constant(x).require_grad();
+        let (hidden, output) = head.normed(x.clone());
+        let loss = linear_cross_entropy(hidden, output, targets);
+        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
+        let mut gradients = (loss / self.divisor).backward();
+        let upstream = x.grad_remove(&mut gradients).expect("the loss depends on the last block");
+        (value, head.take_gradients(self.trained, &mut gradients), upstream)
+    }
+}
+
+type Gradients = Vec<(String, Vec<f32>)>;
+
+/// What the forward keeps of a block for the backward.
+enum Kept {
+    Input(Tensor<2>),
+    Graph(BlockGraph),
+}
+
+/// One block's forward with everything that its backward needs.
+struct BlockGraph {
+    /// A leaf, where a gradient is wanted below.
+    input: Option<Tensor<2>>,
+    block: Block,
+    output: Tensor<2>,
+}
+
+impl BlockGraph {
+    fn new(block: &Block, x: Tensor<2>, pass: &Pass, trained: Trained, track_input: bool) -> Self {
+        let block = block.tracked(trained);
+        let x = constant(x);
+        let x = if track_input { x.require_grad() } else { x };
+        let output = block.forward(x.clone(), pass);
+        Self { input: track_input.then_some(x), block, output }
+    }
+
+    /// The gradients of the block's parameters, and of its input.
+    fn backward(self, trained: Trained, upstream: Tensor<2>) -> (Gradients, Option<Tensor<2>>) {
+        let Self { input, mut block, output } = self;
+        let mut gradients = (output * constant(upstream)).sum().backward();
+        let below = input.map(|input| input.grad_remove(&mut gradients).expect("a block depends on its input"));
+        (block.take_gradients(trained, &mut gradients), below)
+    }
+}
+
+/// Hands each gradient over beside its parameter.
+fn give(part: &mut impl Parameters, gradients: Gradients, sink: Sink<'_>) {
+    let mut gradients = gradients.into_iter().peekable();
+    for parameter in part.parameters_mut() {
+        if let Some((_, gradient)) = gradients.next_if(|(name, _)| *name == parameter.name) {
+            sink(parameter, gradient);
+        }
+    }
+    assert!(gradients.next().is_none(), "gradients come in the order of the network");
+}
+
+/// Adds each token's gradient to its row of the table.
+fn embeddings_gradient(decoder: &Decoder, ids: &[u32], upstream: Tensor<2>, table: Option<Vec<f32>>) -> Vec<f32> {
+    let width = decoder.config().hidden_size;
+    let mut gradient = table.unwrap_or_else(|| vec![0.0; decoder.config().vocab_size * width]);
+    let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
+    for (&id, row) in ids.iter().zip(upstream.chunks_exact(width)) {
+        gradient[id as usize * width..][..width].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+    gradient
+}

@@ -1,0 +1,59 @@
+//! The part of a model that a run trains, on the disk.
+
+use std::fs;
+use std::path::Path;
+
+use justtrain_model::Decoder;
+use justtrain_model::adapters::{LoraConfig, save_peft};
+use justtrain_model::export::save_model;
+use justtrain_model::parameters::{Parameters, Trained};
+use justtrain_worker_api::Problem;
+use serde_json::Value;
+
+use super::cannot_write;
+use crate::prepare::CHAT_TEMPLATE;
+
+/// `template` is the text of a chat template that is not the model's own: whoever loads the folder must use the same one.
+#[derive(Debug, Clone)]
+pub enum TrainedModel {
+    /// In PEFT's format.
+    Adapter { config: LoraConfig, base_model: String, template: Option<String> },
+    /// All weights, as a Hugging Face folder with the base model's `config.json`.
+    Weights { config: Value, template: Option<String> },
+}
+
+impl TrainedModel {
+    pub fn parameters(&self) -> Trained {
+        match self {
+            Self::Adapter { .. } => Trained::Adapters,
+            Self::Weights { .. } => Trained::Weights,
+        }
+    }
+
+    /// Name of the folder in a run and in its checkpoints. The daemon looks for the same names.
+    pub fn folder(&self) -> &'static str {
+        match self {
+            Self::Adapter { .. } => "adapter",
+            Self::Weights { .. } => "model",
+        }
+    }
+
+    /// About how many bytes [`Self::save`] writes.
+    pub fn bytes(&self, decoder: &Decoder) -> u64 {
+        decoder.trained_sizes(self.parameters()).iter().map(|(_, len)| *len as u64 * 4).sum()
+    }
+
+    pub fn save(&self, decoder: &Decoder, folder: &Path) -> Result<u64, Problem> {
+        let (size, template) = match self {
+            Self::Adapter { config, base_model, template } => {
+                (save_peft(decoder, config, base_model, folder)?, template)
+            }
+            Self::Weights { config, template } => (save_model(decoder, config, folder)?, template),
+        };
+        if let Some(template) = template {
+            let path = folder.join(CHAT_TEMPLATE);
+            fs::write(&path, template).map_err(|error| cannot_write(&path, &error))?;
+        }
+        Ok(size)
+    }
+}

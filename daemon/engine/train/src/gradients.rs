@@ -1,0 +1,37 @@
+//! Gradients of a whole step, where they must be kept: summed over an accumulation window, or until their common norm
+//! is known.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+/// One sum for each parameter, by name.
+#[derive(Debug, Default)]
+pub(crate) struct GradientSums(BTreeMap<String, Vec<f32>>);
+
+impl GradientSums {
+    pub(crate) fn add(&mut self, name: &str, gradient: Vec<f32>) {
+        match self.0.get_mut(name) {
+            None => drop(self.0.insert(name.to_owned(), gradient)),
+            Some(sum) => {
+                sum.par_iter_mut().zip(gradient).with_min_len(16 * 1024).for_each(|(sum, value)| *sum += value)
+            }
+        }
+    }
+
+    /// The norm over all parameters together.
+    pub(crate) fn norm(&self) -> f64 {
+        self.0.values().map(|gradient| square_sum(gradient)).sum::<f64>().sqrt()
+    }
+
+    /// A parameter's sum, which is kept no longer.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Vec<f32>> {
+        self.0.remove(name)
+    }
+}
+
+/// Σ v², summed up in parts of a fixed size, so that the number of threads does not change it.
+pub(crate) fn square_sum(values: &[f32]) -> f64 {
+    let part = |values: &[f32]| values.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>();
+    values.par_chunks(64 * 1024).map(part).collect::<Vec<_>>().into_iter().sum()
+}

@@ -1,0 +1,93 @@
+//! One update of the trained parameters from the batches of an accumulation window.
+
+use std::sync::Arc;
+
+use justtrain_kernels::Targets;
+use justtrain_model::parameters::{Parameter, Parameters, Trained};
+use justtrain_model::{Decoder, Input, Mode};
+use rayon::prelude::*;
+
+use crate::backward::Backward;
+use crate::gradients::{GradientSums, square_sum};
+use crate::optim::{Optimizer, Update};
+
+/// What an update depends on besides weights and data.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    pub trained: Trained,
+    pub checkpointing: bool,
+    /// The global norm that gradients are scaled down to; 0: no limit.
+    pub max_grad_norm: f64,
+    /// From 1.
+    pub number: u64,
+    pub learning_rate: f64,
+}
+
+/// A batch, and the seed of its dropout masks.
+#[derive(Debug)]
+pub struct MicroBatch {
+    pub input: Input,
+    pub targets: Arc<Targets>,
+    pub dropout_seed: Option<u64>,
+}
+
+/// What a step saw before it changed anything.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Mean over all target tokens.
+    pub loss: f64,
+    /// Of all gradients together, before clipping.
+    pub grad_norm: f64,
+}
+
+impl Step {
+    /// Updates the decoder, unless loss or norm is no finite number. A single batch without clipping updates each
+    /// parameter as soon as its gradient is there, and keeps none; else the sums are kept in `f32`.
+    pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
+        let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0;
+        let (mut loss, mut square, mut sums) = (0.0, 0.0, GradientSums::default());
+        for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
+            let backward = Backward {
+                trained: self.trained,
+                checkpointing: self.checkpointing,
+                mode: Mode { adapter: true, dropout_seed },
+                divisor: targets as f32,
+            };
+            loss += backward.run(decoder, &input, of_batch, &mut |parameter, gradient| {
+                if at_once {
+                    square += square_sum(&gradient);
+                    self.update(parameter, &gradient, optimizer);
+                } else {
+                    sums.add(&parameter.name, gradient);
+                }
+            });
+        }
+        let grad_norm = if at_once { f64::sqrt(square) } else { sums.norm() };
+        let measured = Measured { loss: loss / targets as f64, grad_norm };
+        if !at_once && measured.loss.is_finite() && grad_norm.is_finite() {
+            self.update_from(sums, grad_norm, decoder, optimizer);
+        }
+        measured
+    }
+
+    /// As `torch.nn.utils.clip_grad_norm_`, then the update.
+    fn update_from(&self, mut sums: GradientSums, norm: f64, decoder: &mut Decoder, optimizer: &mut dyn Optimizer) {
+        let factor = self.max_grad_norm / (norm + 1e-6);
+        let clip = self.max_grad_norm > 0.0 && factor < 1.0;
+        for parameter in decoder.trained_mut(self.trained) {
+            let Some(mut gradient) = sums.take(&parameter.name) else { continue };
+            if clip {
+                gradient.par_iter_mut().with_min_len(16 * 1024).for_each(|value| *value *= factor as f32);
+            }
+            self.update(parameter, &gradient, optimizer);
+        }
+    }
+
+    fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
+        let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
+        let update =
+            Update { name: &name, shape: &shape, decays, step: self.number, learning_rate: self.learning_rate };
+        parameter.update(|weights| optimizer.update(&update, weights, gradient));
+    }
+}
