@@ -332,7 +332,7 @@ fn a_quantised_decoder_generates_with_its_cache_what_it_does_without() {
     for format in FORMATS {
         let decoder = load(&Device::flex(), packed(format));
         let prompt = goldens.ids(0);
-        let answer = &generate(&decoder, &[prompt.clone()], &options, &[], Mode::BASE, |_, _| true)[0];
+        let answer = &generate(&decoder, std::slice::from_ref(&prompt), &options, &[], Mode::BASE, |_, _| true)[0];
         let mut ids = prompt.clone();
         for _ in 0..8 {
             let starts = [0, ids.len()];

@@ -100,6 +100,8 @@ impl Backward {
 type Gradients = Vec<(String, Vec<f32>)>;
 
 /// What the forward keeps of a block for the backward.
+// One for each block, beside megabytes of numbers; a run has all of one kind.
+#[allow(clippy::large_enum_variant)]
 enum Kept {
     Input(Tensor<2>),
     Graph(BlockGraph),

@@ -29,7 +29,9 @@ fn weights() -> BTreeMap<&'static str, Vec<f32>> {
     BTreeMap::from([("matrix", start(4500)), ("vector", start(40))])
 }
 
-fn makers() -> [(&'static str, Box<dyn Fn() -> Box<dyn Optimizer>>); 3] {
+type Make = Box<dyn Fn() -> Box<dyn Optimizer>>;
+
+fn makers() -> [(&'static str, Make); 3] {
     let adamw = || AdamW::new(0.9, 0.999, 1e-8, 0.1);
     [
         ("adamw", Box::new(move || Box::new(adamw()))),
