@@ -109,7 +109,12 @@ impl From<Status> for Failure {
                 both!("{message}", "{message}")
             }
         };
-        let exit = if is_transport(&status) { Exit::DaemonUnreachable } else { Exit::of_rpc(status.code()) };
+        let exit = match status.code() {
+            _ if is_transport(&status) => Exit::DaemonUnreachable,
+            // A job that cannot fit: the same number as one that ran out of memory.
+            Code::FailedPrecondition => Exit::of_problems(&problems),
+            code => Exit::of_rpc(code),
+        };
         Self { exit, message, problems }
     }
 }

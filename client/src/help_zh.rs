@@ -73,6 +73,8 @@ const TRANSLATIONS: &[(&str, &str)] = &[
     ("The recipe, a YAML file", "配方，YAML 文件"),
     ("Queue the job and return", "排队后立即返回"),
     ("Report every problem of the recipe, without training", "报告配方的所有问题，不训练"),
+    ("Show the memory, disk and time that it would take, without training", "显示所需的内存、磁盘和时间，不训练"),
+    ("Start even where the estimate says that it cannot fit", "即使预估放不下也启动"),
     ("A data file, instead of the rows that the job held out", "数据文件，代替任务留出的数据"),
     ("At most this many rows; all by default", "最多的条数；默认全部"),
     ("Longest answer in tokens; 128 by default", "回答最多的词元数；默认 128"),

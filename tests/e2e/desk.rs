@@ -98,6 +98,13 @@ impl Desk {
         self.daemon = start_daemon(self.folder.path());
     }
 
+    /// A daemon that finds no more memory than this on the machine.
+    pub(crate) fn limit_memory(&mut self, limit: &str) {
+        self.daemon.kill().unwrap();
+        self.daemon.wait().unwrap();
+        self.daemon = start(daemon(self.folder.path()).env("JUSTTRAIN_MEMORY_LIMIT", limit), self.folder.path());
+    }
+
     /// The JSON object of a command that must succeed.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let output = self.client(arguments).output().unwrap();
@@ -171,15 +178,19 @@ impl Drop for Desk {
 }
 
 fn start_daemon(home: &Path) -> Child {
+    start(&mut daemon(home), home)
+}
+
+fn daemon(home: &Path) -> Command {
+    let mut command = Command::new(program("justtraind"));
+    command.arg("--home").arg(home).args(["--addr", "127.0.0.1:0"]).stderr(Stdio::null());
+    command
+}
+
+fn start(command: &mut Command, home: &Path) -> Child {
     let announcement = home.join("daemon.json");
     let _ = fs::remove_file(&announcement);
-    let daemon = Command::new(program("justtraind"))
-        .arg("--home")
-        .arg(home)
-        .args(["--addr", "127.0.0.1:0"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let daemon = command.spawn().unwrap();
     let start = Instant::now();
     while !announcement.is_file() {
         assert!(start.elapsed() < Duration::from_secs(60), "the daemon does not start");

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod desk;
+mod estimate;
 mod leaving;
 
 use std::fs;

@@ -5,6 +5,7 @@ mod chat;
 mod daemon;
 mod data;
 mod doctor;
+mod estimate;
 mod export;
 mod generate;
 mod jobs;

@@ -46,7 +46,8 @@ async fn schema(session: &Session) -> Result<Report> {
 /// Also `train --dry-check`.
 pub(super) async fn check(session: &Session, path: &Path) -> Result<Report> {
     let ui = session.ui;
-    let job = create(session, path, true).await?;
+    let request = CreateJobRequest { validate_only: true, ..request(path)? };
+    let job = session.connect().await?.jobs().create_job(request).await?.into_inner();
     for problem in &job.problems {
         ui.problem(problem);
     }
@@ -55,14 +56,17 @@ pub(super) async fn check(session: &Session, path: &Path) -> Result<Report> {
     Ok(Report::ok(json!({"model": job.model, "problems": json::problems(&job.problems, ui.lang)})))
 }
 
-/// Sends the recipe at `path`; with `validate_only` nothing is queued.
-pub(super) async fn create(session: &Session, path: &Path, validate_only: bool) -> Result<Job> {
-    let recipe = Some(read(path)?);
-    let request = CreateJobRequest { request_id: request_id(), recipe, validate_only };
+/// Queues the recipe at `path`.
+pub(super) async fn create(session: &Session, path: &Path, ignore_estimate: bool) -> Result<Job> {
+    let request = CreateJobRequest { ignore_estimate, ..request(path)? };
     Ok(session.connect().await?.jobs().create_job(request).await?.into_inner())
 }
 
-fn read(path: &Path) -> Result<v1::Recipe> {
+fn request(path: &Path) -> Result<CreateJobRequest> {
+    Ok(CreateJobRequest { request_id: request_id(), recipe: Some(read(path)?), ..CreateJobRequest::default() })
+}
+
+pub(super) fn read(path: &Path) -> Result<v1::Recipe> {
     let bytes = std::fs::read(path).map_err(|error| Failure::file(path, &error))?;
     let yaml = String::from_utf8(bytes).map_err(|error| {
         let position = error.utf8_error().valid_up_to();

@@ -1,10 +1,10 @@
-//! `train`: queues a job and follows it.
+//! `train`: queues a job and follows it; with `--dry-run` only says what it would take.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::recipe;
+use super::{estimate, recipe};
 use crate::failure::Result;
 use crate::session::Session;
 use crate::text::say;
@@ -21,6 +21,12 @@ pub(crate) struct Train {
     /// Report every problem of the recipe, without training
     #[arg(long)]
     dry_check: bool,
+    /// Show the memory, disk and time that it would take, without training
+    #[arg(long, conflicts_with_all = ["detach", "dry_check"])]
+    dry_run: bool,
+    /// Start even where the estimate says that it cannot fit
+    #[arg(long)]
+    ignore_estimate: bool,
 }
 
 impl Train {
@@ -29,7 +35,10 @@ impl Train {
         if self.dry_check {
             return recipe::check(session, &self.recipe).await;
         }
-        let job = recipe::create(session, &self.recipe, false).await?;
+        if self.dry_run {
+            return estimate::run(session, &self.recipe).await;
+        }
+        let job = recipe::create(session, &self.recipe, self.ignore_estimate).await?;
         for problem in &job.problems {
             ui.problem(problem);
         }

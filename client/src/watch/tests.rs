@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use justtrain_proto::v1::job_service_server::{JobService, JobServiceServer};
 use justtrain_proto::v1::{
-    CancelJobRequest, CreateJobRequest, GetJobRequest, GetRecipeSchemaRequest, GetRecipeSchemaResponse, Job,
-    ListJobsRequest, ListJobsResponse, ResumeJobRequest, StateChanged, Step,
+    CancelJobRequest, CreateJobRequest, EstimateJobRequest, GetJobRequest, GetRecipeSchemaRequest,
+    GetRecipeSchemaResponse, Job, JobEstimate, ListJobsRequest, ListJobsResponse, ResumeJobRequest, StateChanged, Step,
 };
 use tokio_stream::Stream;
 use tonic::transport::Server;
@@ -58,6 +58,10 @@ impl JobService for FakeJobs {
     }
 
     async fn create_job(&self, _: Request<CreateJobRequest>) -> Result<Response<Job>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn estimate_job(&self, _: Request<EstimateJobRequest>) -> Result<Response<JobEstimate>, Status> {
         Err(Status::unimplemented(""))
     }
 

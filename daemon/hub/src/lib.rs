@@ -28,6 +28,7 @@ use std::time::SystemTime;
 use justtrain_worker_api::{Problem, ProblemCode, Text};
 use tokio::sync::watch;
 
+pub use crate::catalogue::known_models;
 pub use crate::name::ModelName;
 pub use crate::progress::PullProgress;
 pub use crate::search::{Findings, FoundModel, OfferedModel};

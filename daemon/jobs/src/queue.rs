@@ -1,8 +1,9 @@
 //! The queue: one running job at a time, looked after from its start to its end.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use justtrain_worker_api::{
@@ -35,11 +36,23 @@ pub struct Jobs {
     /// `jobs/` in the data folder.
     folder: PathBuf,
     shutdown: watch::Sender<bool>,
+    /// The process of the running job; 0 while there is none.
+    process: Arc<AtomicU32>,
 }
 
 impl Jobs {
     pub fn new(store: Arc<Store>, program: WorkerProgram, folder: PathBuf) -> Self {
-        Self { store, program, folder, shutdown: watch::Sender::new(false) }
+        Self { store, program, folder, shutdown: watch::Sender::new(false), process: Arc::default() }
+    }
+
+    /// `jobs/` in the data folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The process of the running job.
+    pub fn process(&self) -> Option<u32> {
+        Some(self.process.load(Ordering::Relaxed)).filter(|&id| id != 0)
     }
 
     pub fn store(&self) -> &Arc<Store> {
@@ -136,6 +149,7 @@ impl Jobs {
             Ok(()) => self.train(&job).await.unwrap_or_else(|error| Err(not_stored(&error))),
             Err(problem) => Err(problem.because(FailureReason::DiskFull)),
         };
+        self.process.store(0, Ordering::Relaxed);
         let cancelling = self.store.job(&id)?.state == JobState::Cancelling;
         let change = match result {
             Ok(Outcome::Trained { stopped: true, .. }) if cancelling => {
@@ -188,6 +202,7 @@ impl Jobs {
             Ok(worker) => worker,
             Err(failure) => return Ok(Err(failure)),
         };
+        self.process.store(worker.id().unwrap_or(0), Ordering::Relaxed);
         let mut changes = self.store.changes();
         let mut shutdown = self.shutdown.subscribe();
         let mut pending: Vec<Event> = Vec::new();

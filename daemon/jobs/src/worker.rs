@@ -251,6 +251,11 @@ impl Worker {
         let _ = self.child.start_kill();
     }
 
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// The longest that a stop may take before the worker is killed.
     pub fn grace() -> Duration {
         GRACE

@@ -5,10 +5,11 @@ use std::time::Duration;
 use justtrain_jobs::{Job, JobId, NewJob, Store};
 use justtrain_proto::v1::job_service_server::JobService;
 use justtrain_proto::v1::{
-    self, Bookmark, CancelJobRequest, CreateJobRequest, GetJobRequest, GetRecipeSchemaRequest, GetRecipeSchemaResponse,
-    JobEvent, ListJobsRequest, ListJobsResponse, ResumeJobRequest, WatchJobRequest, job_event,
+    self, Bookmark, CancelJobRequest, CreateJobRequest, EstimateJobRequest, GetJobRequest, GetRecipeSchemaRequest,
+    GetRecipeSchemaResponse, JobEstimate, JobEvent, ListJobsRequest, ListJobsResponse, ResumeJobRequest,
+    WatchJobRequest, job_event,
 };
-use justtrain_worker_api::{Command, Outcome, RecipeSource};
+use justtrain_worker_api::{Command, ModelFiles, Outcome, RecipeSource, RecipeSummary};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
@@ -37,16 +38,7 @@ impl JobService for Daemon {
         if let Some(id) = self.jobs.store().answered(&key).map_err(status::of_store)? {
             return Ok(Response::new(convert::job(&self.job(&id)?)));
         }
-        let recipe = request.recipe.unwrap_or_default();
-        if recipe.base_dir.is_empty() {
-            return Err(status::invalid("recipe.base_dir", "", "the absolute folder of the recipe"));
-        }
-        let recipe = RecipeSource { text: recipe.yaml, file: recipe.file, base_dir: recipe.base_dir.into() };
-        let summary = match self.worker(Command::CheckRecipe { recipe: recipe.clone() }).await? {
-            Outcome::RecipeChecked(summary) => summary,
-            other => return Err(mixed_up(&other)),
-        };
-        let model = self.recipe_model(&summary.model, &recipe.base_dir)?;
+        let (recipe, model, summary) = self.checked(request.recipe).await?;
         if request.validate_only {
             let recipe =
                 v1::Recipe { yaml: recipe.text, file: recipe.file, base_dir: recipe.base_dir.display().to_string() };
@@ -58,9 +50,17 @@ impl JobService for Daemon {
                 ..v1::Job::default()
             }));
         }
+        if !request.ignore_estimate {
+            self.refuse_what_cannot_fit(recipe.clone(), model.clone()).await?;
+        }
         let job = self.jobs.create(NewJob { recipe, model }, &key).map_err(status::of_store)?;
         tracing::info!(job = %job.id, model = %job.model.name, "a job was queued");
         Ok(Response::new(convert::job(&job)))
+    }
+
+    async fn estimate_job(&self, request: Request<EstimateJobRequest>) -> Result<Response<JobEstimate>, Status> {
+        let (recipe, model, summary) = self.checked(request.into_inner().recipe).await?;
+        Ok(Response::new(self.estimate(recipe, model, &summary.warnings).await?))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -116,6 +116,23 @@ impl JobService for Daemon {
             }
             other => Err(mixed_up(&other)),
         }
+    }
+}
+
+impl Daemon {
+    /// A recipe that has no problem, and its model.
+    async fn checked(&self, recipe: Option<v1::Recipe>) -> Result<(RecipeSource, ModelFiles, RecipeSummary), Status> {
+        let recipe = recipe.unwrap_or_default();
+        if recipe.base_dir.is_empty() {
+            return Err(status::invalid("recipe.base_dir", "", "the absolute folder of the recipe"));
+        }
+        let recipe = RecipeSource { text: recipe.yaml, file: recipe.file, base_dir: recipe.base_dir.into() };
+        let summary = match self.worker(Command::CheckRecipe { recipe: recipe.clone() }).await? {
+            Outcome::RecipeChecked(summary) => summary,
+            other => return Err(mixed_up(&other)),
+        };
+        let model = self.recipe_model(&summary.model, &recipe.base_dir)?;
+        Ok((recipe, model, summary))
     }
 }
 

@@ -3,6 +3,7 @@
 mod auth;
 mod convert;
 mod dataset;
+mod estimate;
 mod evaluation;
 mod export;
 mod generate;

@@ -43,10 +43,13 @@ impl SystemService for Daemon {
             servers: servers.into(),
         };
         let (results, stream) = mpsc::unbounded_channel();
-        tokio::spawn(justtrain_doctor::run(context, move |result| {
+        let daemon = self.clone();
+        tokio::spawn(async move {
             // A client that has left needs no more results.
-            let _ = results.send(Ok(check(&result)));
-        }));
+            let send = |result: &CheckResult| drop(results.send(Ok(check(result))));
+            justtrain_doctor::run(context, |result| send(&result)).await;
+            send(&justtrain_doctor::verdict(daemon.largest_models().await));
+        });
         Ok(Response::new(UnboundedReceiverStream::new(stream)))
     }
 

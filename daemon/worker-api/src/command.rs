@@ -152,6 +152,21 @@ pub enum Command {
         language: DataLanguage,
         output: PathBuf,
     },
+    /// What training would take, and what to change where it does not fit; ends with [`crate::Outcome::Estimated`].
+    Estimate {
+        recipe: RecipeSource,
+        model: ModelFiles,
+        room: crate::Room,
+        /// None: no time is predicted, and nothing is measured.
+        past_runs: Option<Vec<crate::PastRun>>,
+    },
+    /// The largest of some models that each method can train; ends with [`crate::Outcome::LargestModels`].
+    LargestModels {
+        models: Vec<crate::KnownModel>,
+        room: crate::Room,
+        /// Tokens of the batch that a model must be able to learn from.
+        batch_tokens: u32,
+    },
     /// A real matmul on the chosen device, checked against a scalar loop.
     Probe {
         device: DevicePick,

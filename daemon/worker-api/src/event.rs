@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DevicePick, ExportFormat, Problem, Text};
+use crate::{DevicePick, Estimate, ExportFormat, LargestModel, Problem, Text};
 
 /// One JSON line on a worker's standard output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,6 +152,10 @@ pub enum Outcome {
         rows: u64,
     },
     Probed(ProbeReport),
+    Estimated(Box<Estimate>),
+    LargestModels {
+        methods: Vec<LargestModel>,
+    },
 }
 
 /// What a training run has to show.

@@ -8,12 +8,17 @@
 //! Only serde types live here: no tensors, no sockets, no database.
 
 mod command;
+mod estimate;
 mod event;
 mod problem;
 
 pub use command::{
     Command, Control, DataFile, DataLanguage, DevicePick, EvaluateOptions, ExportFormat, GenerateOptions, ModelFiles,
     RecipeSource, Turn,
+};
+pub use estimate::{
+    DiskEstimate, Estimate, KnownModel, LargestModel, MemoryEstimate, Moment, PastRun, Remedy, Room, SpeedBasis,
+    TimeEstimate, WorkEstimate,
 };
 pub use event::{
     AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,

@@ -216,7 +216,7 @@ struct Chunk<'a> {
 }
 
 /// Bytes of logits that exist at a time.
-const CHUNK_BYTES: usize = 32 << 20;
+pub const CHUNK_BYTES: usize = 32 << 20;
 
 /// Calls `each` with the logits of one chunk of targets after the other.
 fn for_each_chunk(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, mut each: impl FnMut(Chunk<'_>)) {

@@ -18,7 +18,7 @@ use crate::prepare::{encode_rows, open_encoder, read_rows};
 use crate::recipe::Recipe;
 
 /// Most tokens of one evaluation batch.
-const BATCH_TOKENS: usize = 2048;
+pub(crate) const BATCH_TOKENS: usize = 2048;
 /// Answers generated at a time.
 const ANSWERS_AT_ONCE: usize = 16;
 /// Rows shown with both answers.

@@ -5,6 +5,7 @@
 
 pub mod backward;
 pub mod checkpoint;
+pub mod estimate;
 pub mod evaluate;
 mod events;
 mod gradients;

@@ -61,8 +61,7 @@ pub fn train(
             .map_err(disk_or_model)?,
         false => None,
     };
-    let pack_len = recipe.packing.then_some(recipe.cutoff_len);
-    let mut sampler = Sampler::new(&train, recipe.per_device_train_batch_size, pack_len, recipe.seed);
+    let mut sampler = sampler(&recipe, &train);
     let settings = settings(&recipe, &trained, &sampler);
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
@@ -128,6 +127,12 @@ pub fn train(
     }
     events.phase(Phase::Saving);
     Ok(outcome(&trainer.state, finish(&trainer)?, validation_loss, false))
+}
+
+/// The order and grouping of the samples.
+pub(crate) fn sampler(recipe: &Recipe, samples: &[Sample]) -> Sampler {
+    let pack_len = recipe.packing.then_some(recipe.cutoff_len);
+    Sampler::new(samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
 }
 
 fn samples(

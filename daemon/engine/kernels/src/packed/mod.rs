@@ -37,6 +37,18 @@ pub enum Format {
     Nf4 { double_quantization: bool },
 }
 
+impl Format {
+    /// Bytes in memory of a matrix.
+    pub fn bytes(self, [rows, cols]: [usize; 2]) -> usize {
+        let len = rows * cols;
+        match self {
+            Self::Bf16 => 2 * len,
+            Self::Int8 => len + 4 * rows,
+            Self::Nf4 { double_quantization } => nf4::bytes(len, double_quantization),
+        }
+    }
+}
+
 /// How the numbers of a matrix are held.
 trait Form: Debug + Send + Sync {
     /// Writes numbers `start .. start + output.len()`, counted row by row.
@@ -210,7 +222,11 @@ mod tests {
     fn bytes_a_weight() {
         let dims = [512, 512];
         let weights = vec![0.5; 512 * 512];
-        let bytes = |format| Packed::from_f32(format, &weights, dims).bytes() as f64 / (512.0 * 512.0);
+        let bytes = |format: Format| {
+            let bytes = Packed::from_f32(format, &weights, dims).bytes();
+            assert_eq!(format.bytes(dims), bytes);
+            bytes as f64 / (512.0 * 512.0)
+        };
         assert!(bytes(Format::Nf4 { double_quantization: true }) < 0.517);
         assert_eq!(bytes(Format::Nf4 { double_quantization: false }), 0.5625);
         assert!(bytes(Format::Int8) < 1.01);

@@ -5,7 +5,7 @@
 
 mod llama;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
@@ -25,7 +25,12 @@ const ALL: &[&dyn Family] = &[&llama::Llama];
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
     let path = checkpoint.folder().map_or_else(|| checkpoint.path().to_owned(), |folder| folder.join("config.json"));
-    let config = ConfigReader { values: checkpoint.config(), path };
+    from_config(checkpoint.config(), &path)
+}
+
+/// The same from the values of a `config.json`; `path` is named in errors.
+pub fn from_config(values: &Value, path: &Path) -> Result<DecoderConfig, Problem> {
+    let config = ConfigReader { values, path: path.to_owned() };
     let model_type = config.values["model_type"].as_str().unwrap_or("nothing");
     let family = ALL.iter().find(|family| family.model_type() == model_type).ok_or_else(|| {
         let known: Vec<_> = ALL.iter().map(|family| family.model_type()).collect();

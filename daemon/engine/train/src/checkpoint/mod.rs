@@ -10,7 +10,7 @@ mod trained;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use trained::TrainedModel;
@@ -229,11 +229,21 @@ fn digests(folder: &Path) -> Result<BTreeMap<String, String>, Problem> {
     for file in files(folder).map_err(|error| cannot_write(folder, &error))? {
         let name = file.strip_prefix(folder).expect("listed under the folder").display().to_string();
         if name != STATE {
-            let bytes = fs::read(&file).map_err(|error| cannot_write(&file, &error))?;
-            digests.insert(name, hex(&Sha256::digest(bytes)));
+            digests.insert(name, digest(&file).map_err(|error| cannot_write(&file, &error))?);
         }
     }
     Ok(digests)
+}
+
+/// Reads a part at a time: a file may be as large as the model.
+fn digest(file: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut part) = (File::open(file)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok(hex(&hash.finalize())),
+            len => hash.update(&part[..len]),
+        }
+    }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -34,6 +34,12 @@ struct Squares {
     columns: Vec<f32>,
 }
 
+/// Bytes for a parameter: a mean for each row and each column.
+pub(super) fn bytes([rows, cols]: [usize; 2]) -> u64 {
+    let columns = if cols > 1 { cols } else { 0 };
+    (rows + columns) as u64 * 4
+}
+
 impl Adafactor {
     pub fn new(weight_decay: f64) -> Self {
         Self { weight_decay, squares: HashMap::new() }

@@ -24,6 +24,11 @@ struct Moments {
     square: Vec<f32>,
 }
 
+/// Bytes for a parameter: both moments in `f32`.
+pub(super) fn bytes([rows, cols]: [usize; 2]) -> u64 {
+    (rows * cols) as u64 * 8
+}
+
 impl AdamW {
     pub fn new(beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64) -> Self {
         Self { beta1, beta2, epsilon, weight_decay, moments: HashMap::new() }

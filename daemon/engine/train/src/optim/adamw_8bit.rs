@@ -42,6 +42,13 @@ impl Blocks {
     }
 }
 
+/// Bytes for a parameter: both moments, a code for each number and a scale for each block.
+pub(super) fn bytes([rows, cols]: [usize; 2]) -> u64 {
+    let len = rows * cols;
+    let moment = if len < MIN_LEN { 4 * len } else { len + 4 * len.div_ceil(BLOCK) };
+    2 * moment as u64
+}
+
 impl AdamW8bit {
     pub fn new(settings: AdamW) -> Self {
         Self { small: settings, moments: HashMap::new() }

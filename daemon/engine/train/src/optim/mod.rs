@@ -64,3 +64,15 @@ pub fn new(recipe: &Recipe) -> Box<dyn Optimizer> {
         recipe::Optimizer::Adafactor => Box::new(Adafactor::new(recipe.weight_decay)),
     }
 }
+
+/// Bytes that the recipe's optimiser remembers of matrices of these shapes, so many of each, and of so many numbers in
+/// vectors.
+pub(crate) fn bytes(recipe: &Recipe, matrices: &[([usize; 2], u64)], vectors: u64) -> u64 {
+    let of_each: fn([usize; 2]) -> u64 = match recipe.optim {
+        recipe::Optimizer::Adamw => adamw::bytes,
+        recipe::Optimizer::Adamw8bit => adamw_8bit::bytes,
+        recipe::Optimizer::Adafactor => adafactor::bytes,
+    };
+    let vectors = of_each([vectors as usize, 1]);
+    vectors + matrices.iter().map(|&(shape, count)| count * of_each(shape)).sum::<u64>()
+}

@@ -72,7 +72,7 @@ pub struct Recipe {
     /// Keep the frozen weights of the linear layers in so many bits (QLoRA): 4 or 8. Default: not quantised.
     #[serde(default)]
     #[schemars(range(min = 4, max = 8))]
-    quantization_bit: Option<u8>,
+    pub(crate) quantization_bit: Option<u8>,
 
     /// How they are quantised: `nf4` is 4 bits, `int8` is 8 bits with a scale for each row, `gguf` keeps the blocks of a GGUF file as they are, whatever their bits. Default: `nf4` for 4 bits, `int8` for 8.
     #[serde(default)]

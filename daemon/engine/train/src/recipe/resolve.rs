@@ -45,7 +45,7 @@ impl Recipe {
         }
     }
 
-    pub(super) fn quantization(&self) -> Option<QuantizationType> {
+    pub(crate) fn quantization(&self) -> Option<QuantizationType> {
         let by_bits = |bits| if bits == 4 { QuantizationType::Nf4 } else { QuantizationType::Int8 };
         self.quantization_type.or(self.quantization_bit.map(by_bits))
     }
@@ -91,6 +91,32 @@ impl Recipe {
         let warmup = self.warmup_ratio.unwrap_or(self.warmup_steps);
         let steps = if warmup < 1.0 { (warmup * total_steps as f64).ceil() } else { warmup };
         (steps as u64).min(total_steps)
+    }
+
+    /// Whether a token takes as long as by `other`: they differ at most in keys that have no bearing on that.
+    pub(crate) fn same_speed(&self, other: &Self) -> bool {
+        let aligned = Self {
+            learning_rate: other.learning_rate,
+            lr_scheduler_type: other.lr_scheduler_type,
+            warmup_steps: other.warmup_steps,
+            warmup_ratio: other.warmup_ratio,
+            num_train_epochs: other.num_train_epochs,
+            max_steps: other.max_steps,
+            lora_alpha: other.lora_alpha,
+            adam_beta1: other.adam_beta1,
+            adam_beta2: other.adam_beta2,
+            adam_epsilon: other.adam_epsilon,
+            weight_decay: other.weight_decay,
+            max_grad_norm: other.max_grad_norm,
+            seed: other.seed,
+            save_steps: other.save_steps,
+            save_total_limit: other.save_total_limit,
+            logging_steps: other.logging_steps,
+            eval_steps: other.eval_steps,
+            warnings: other.warnings.clone(),
+            ..self.clone()
+        };
+        aligned == *other
     }
 }
 

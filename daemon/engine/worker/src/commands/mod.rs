@@ -5,6 +5,7 @@ mod export;
 mod probe;
 mod serve;
 
+use justtrain_train::estimate::{estimate, largest_models};
 use justtrain_train::evaluate::evaluate;
 use justtrain_train::recipe::Recipe;
 use justtrain_train::run::train;
@@ -34,6 +35,13 @@ pub(crate) fn run(command: Command, pipe: &Pipe) -> Result<Outcome, Failure> {
         }
         Command::DataGenerate { kind, count, seed, language, output } => {
             data::generate(&kind, count, seed, language, output)
+        }
+        Command::Estimate { recipe, model, room, past_runs } => {
+            let estimate = estimate(&recipe, &model, room, past_runs.as_deref(), &mut events)?;
+            Ok(Outcome::Estimated(Box::new(estimate)))
+        }
+        Command::LargestModels { models, room, batch_tokens } => {
+            Ok(Outcome::LargestModels { methods: largest_models(&models, room, batch_tokens) })
         }
         Command::Probe { device: _ } => Ok(probe::run()),
     }

@@ -158,6 +158,13 @@ impl Form for Nf4 {
     }
 }
 
+/// Bytes in memory of so many weights.
+pub(super) fn bytes(len: usize, double_quantization: bool) -> usize {
+    let blocks = len.div_ceil(BLOCK);
+    let scales = if double_quantization { blocks + 4 * blocks.div_ceil(SCALE_BLOCK) + 4 } else { 4 * blocks };
+    len.div_ceil(2) + scales
+}
+
 impl Nf4 {
     /// Part of one block, from its number `at` on.
     fn decode_part(&self, block: usize, at: usize, output: &mut [f32]) {

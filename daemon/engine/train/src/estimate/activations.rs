@@ -1,0 +1,68 @@
+//! What the forward pass keeps for the backward pass, op by op as the kernels save it, and the tensors at work.
+//!
+//! Counted in floats a token. A tensor that two ops share is counted with the first of them.
+
+use justtrain_model::kernels::cross_entropy::CHUNK_BYTES;
+
+use super::shape::Shape;
+use super::work::BatchSize;
+
+const FLOAT: u64 = 4;
+
+/// What the allocator holds on top: freed blocks that no later tensor fits into, since batches differ in size. Measured
+/// (`scripts/estimate-check`).
+pub(super) fn with_gaps(bytes: u64) -> u64 {
+    bytes + bytes / 6
+}
+
+/// Bytes of all blocks' activations at the end of a forward pass. With gradient checkpointing these are the blocks'
+/// inputs, and one block's activations as its turn comes.
+pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
+    let floats = match checkpointing {
+        true => shape.layers * shape.hidden + kept_by_block(shape),
+        false => shape.layers * kept_by_block(shape),
+    };
+    (floats * tokens) as u64 * FLOAT
+}
+
+fn kept_by_block(shape: &Shape) -> usize {
+    let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
+    2 * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks
+}
+
+/// Its input and one number a token. Its output, the input of the linear layers, is made again in the backward.
+fn rms_norm(shape: &Shape) -> usize {
+    shape.hidden + 1
+}
+
+/// Rotated queries and keys, values, the output (which is also the input of `o_proj`), and a softmax sum for each head.
+fn attention(shape: &Shape) -> usize {
+    2 * shape.query + 2 * shape.key_value + shape.heads
+}
+
+/// Both inputs. Its output, the input of `down_proj`, is made again in the backward.
+fn swiglu(shape: &Shape) -> usize {
+    2 * shape.intermediate
+}
+
+/// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and
+/// three gradients.
+pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize) -> u64 {
+    ((2 * shape.hidden + 4 * shape.intermediate) * tokens) as u64 * FLOAT
+}
+
+/// Bytes of the tensors at work in a forward pass that keeps nothing.
+pub(super) fn at_work_in_forward(shape: &Shape, tokens: usize) -> u64 {
+    ((2 * shape.hidden + 3 * shape.intermediate) * tokens) as u64 * FLOAT
+}
+
+/// Bytes around the fused output layer and loss: a chunk of logits with its hidden states and their gradients, and the
+/// last hidden states of the batch before the norm, after it, and their gradient.
+pub(super) fn output_layer(shape: &Shape, batch: BatchSize) -> u64 {
+    let row = shape.vocabulary as u64 * FLOAT;
+    let rows = (CHUNK_BYTES as u64 / row).clamp(1, batch.targets.max(1) as u64);
+    let hidden = shape.hidden as u64 * FLOAT;
+    // The gradient of a trained output layer is made beside the loss.
+    let table = if shape.full { shape.table_bytes() } else { 0 };
+    rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
+}

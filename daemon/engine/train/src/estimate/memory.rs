@@ -1,0 +1,115 @@
+//! The largest resident size of the training process: the largest of its moments.
+
+use justtrain_model::{WeightFormat, WeightFormats};
+use justtrain_worker_api::{MemoryEstimate, Moment};
+
+use super::activations::{at_work_in_backward, at_work_in_forward, kept, output_layer, with_gaps};
+use super::shape::Shape;
+use super::work::{Rows, Work};
+use crate::optim;
+use crate::recipe::Recipe;
+
+const FLOAT: u64 = 4;
+/// Code, threads and what the allocator keeps aside; measured (`scripts/estimate-check`).
+const PROGRAM: u64 = 24 << 20;
+/// The tokenizer's tables, for each token of the vocabulary; measured.
+const TOKENIZER: u64 = 512;
+/// Parsed JSON takes about this many times the file's bytes, its text included.
+const PARSED_JSON: u64 = 4;
+
+pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
+    let moments = [
+        reading_data(recipe, shape, rows),
+        forward_is_done(recipe, shape, work, rows),
+        backward_is_done(recipe, shape, work, rows),
+        evaluating(recipe, shape, work, rows),
+        saving(recipe, shape, rows),
+    ];
+    moments.into_iter().max_by_key(MemoryEstimate::total).unwrap_or_default()
+}
+
+/// What is there from the first step to the last.
+fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
+    MemoryEstimate {
+        weights: frozen_weights(recipe, shape, rows),
+        trained_weights: shape.trained_parameters * FLOAT,
+        optimizer: optim::bytes(recipe, &shape.trained_matrices(), if shape.full { shape.norms } else { 0 }),
+        data: rows.sample_bytes(),
+        program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
+        ..MemoryEstimate::default()
+    }
+}
+
+/// In the forms in which the recipe has them held. Weights that are trained are counted as such.
+fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
+    if shape.full {
+        return 0;
+    }
+    let WeightFormats { linear, tables } = recipe.weight_formats();
+    let bytes = |format, dims: [usize; 2]| match format {
+        WeightFormat::F32 => Some((dims[0] * dims[1]) as u64 * FLOAT),
+        WeightFormat::Packed(format) => Some(format.bytes(dims) as u64),
+        WeightFormat::Gguf => None,
+    };
+    let linears = shape.linears.iter().map(|layer| bytes(linear, [layer.outputs, layer.inputs])).sum::<Option<u64>>();
+    let table = bytes(tables, [shape.vocabulary, shape.hidden]);
+    match (linears, table) {
+        (Some(linears), Some(table)) => shape.layers as u64 * linears + shape.tables * table + shape.norms * FLOAT,
+        // Blocks that are kept as they are take in memory what they take in the file.
+        _ => rows.model_bytes,
+    }
+}
+
+/// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
+fn keeps_gradients(recipe: &Recipe) -> bool {
+    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0
+}
+
+/// The model is loaded; the rows are parsed and not yet tokenised.
+fn reading_data(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
+    MemoryEstimate {
+        moment: Moment::Loading,
+        optimizer: 0,
+        data: rows.file_bytes * PARSED_JSON,
+        ..throughout(recipe, shape, rows)
+    }
+}
+
+/// Every block has kept its activations; the backward of the last block begins.
+fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
+    let tokens = work.largest.tokens;
+    let kept = kept(shape, tokens, recipe.gradient_checkpointing);
+    MemoryEstimate {
+        // Those of earlier batches of the same step.
+        gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained_parameters * FLOAT } else { 0 },
+        activations: with_gaps(kept + at_work_in_backward(shape, tokens)),
+        output_layer: output_layer(shape, work.largest),
+        ..throughout(recipe, shape, rows)
+    }
+}
+
+/// Every gradient is there; the activations have gone block by block.
+fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
+    MemoryEstimate {
+        gradients: if keeps_gradients(recipe) { shape.trained_parameters * FLOAT } else { 0 },
+        activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
+        output_layer: if shape.full { shape.table_bytes() } else { 0 },
+        ..throughout(recipe, shape, rows)
+    }
+}
+
+fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
+    MemoryEstimate {
+        moment: Moment::Evaluating,
+        activations: with_gaps(at_work_in_forward(shape, work.validation.tokens)),
+        output_layer: output_layer(shape, work.validation),
+        ..throughout(recipe, shape, rows)
+    }
+}
+
+/// A checkpoint is written one tensor at a time.
+fn saving(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
+    let before = throughout(recipe, shape, rows);
+    let largest = shape.trained_matrices().iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
+    MemoryEstimate { moment: Moment::Saving, optimizer: before.optimizer + largest.unwrap_or(0), ..before }
+}

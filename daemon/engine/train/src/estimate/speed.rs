@@ -1,0 +1,88 @@
+//! How long a run takes: as fast as an earlier run of the same work, else as a layer of the model's shape timed just now.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Distribution, Tensor};
+use justtrain_model::WeightFormat;
+use justtrain_model::kernels::{Factors, Packed, Weight, linear};
+use justtrain_worker_api::{PastRun, SpeedBasis, TimeEstimate};
+
+use super::shape::{Linear, Shape};
+use super::work::Work;
+use crate::recipe::Recipe;
+
+/// How long a layer is timed.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most tokens of the timed batch.
+const TIMED_TOKENS: u64 = 1024;
+/// Share of a step's time that goes into matrix products; the rest is attention's tiles, norms, SwiGLU, the optimiser.
+/// Measured (`scripts/estimate-check`).
+const SHARE_OF_PRODUCTS: f64 = 0.75;
+
+pub(super) fn time(recipe: &Recipe, past_runs: &[PastRun], shape: &Shape, work: &Work) -> TimeEstimate {
+    let same = past_runs.iter().find(|run| Recipe::parse(&run.recipe).is_ok_and(|past| recipe.same_speed(&past)));
+    let (tokens_per_second, basis) = match same {
+        Some(run) => (run.tokens_per_second, SpeedBasis::PastRun),
+        None => {
+            let per_second = flops_per_second(recipe, shape, work) * SHARE_OF_PRODUCTS;
+            (work.tokens as f64 * per_second / flops(recipe, shape, work), SpeedBasis::Measured)
+        }
+    };
+    TimeEstimate { tokens_per_second, seconds: work.tokens as f64 / tokens_per_second, basis }
+}
+
+/// Floating-point operations of the whole run, two for each multiply-add.
+pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
+    let (layers, tokens) = (shape.layers as f64, work.tokens as f64);
+    // Gradient checkpointing makes every block's forward a second time.
+    let again = f64::from(u8::from(recipe.gradient_checkpointing));
+    let of_linear =
+        |layer: Linear| linear_flops(layer, shape.full) + again * 2.0 * (layer.weights() + layer.adapter()) as f64;
+    let linears = layers * tokens * shape.linears.iter().map(|&layer| of_linear(layer)).sum::<f64>();
+    // Scores and their product with the values: two products forward and five backward, over half of each square.
+    let attention = layers * (7.0 + 2.0 * again) * work.token_pairs * shape.query as f64;
+    // Logits, the gradient of the hidden states, and that of a trained table.
+    let products = if shape.full { 3.0 } else { 2.0 };
+    let head = 2.0 * products * work.targets as f64 * (shape.vocabulary * shape.hidden) as f64;
+    linears + attention + head
+}
+
+/// Of a layer a token: its output, its input's gradient, and its own where it is trained; of its adapter both factors'
+/// gradients as well.
+fn linear_flops(layer: Linear, trained: bool) -> f64 {
+    let products = if trained { 3.0 } else { 2.0 };
+    2.0 * (products * layer.weights() as f64 + 3.0 * layer.adapter() as f64)
+}
+
+/// What this machine does just now on the widest layer of a block, forward and backward.
+fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
+    let layer = shape.linears[4];
+    let tokens = (work.tokens / work.batches.max(1)).clamp(1, TIMED_TOKENS) as usize;
+    let device = Device::flex().autodiff();
+    let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Uniform(-0.1, 0.1), &device);
+    let dense = random(layer.outputs, layer.inputs);
+    let weight: Weight = match recipe.weight_formats().linear {
+        WeightFormat::Packed(format) => {
+            let numbers: Vec<f32> = dense.into_data().try_into_vec().expect("random numbers are f32");
+            Packed::from_f32(format, &numbers, [layer.outputs, layer.inputs]).into()
+        }
+        _ if shape.full => dense.require_grad().into(),
+        _ => dense.into(),
+    };
+    let x = random(tokens, layer.inputs).require_grad();
+    let adapter = (layer.rank > 0).then(|| Factors {
+        a: random(layer.rank, layer.inputs).require_grad(),
+        b: random(layer.outputs, layer.rank).require_grad(),
+        scale: 1.0,
+        dropout: None,
+    });
+    let pass = || linear(x.clone(), &weight, adapter.clone()).sum().backward();
+    // The first pass starts threads and touches memory for the first time.
+    drop(pass());
+    let (start, mut passes) = (Instant::now(), 0);
+    while start.elapsed() < PATIENCE {
+        drop(pass());
+        passes += 1;
+    }
+    f64::from(passes) * tokens as f64 * linear_flops(layer, shape.full) / start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,243 @@
+//! Counts against numbers worked out by hand, and what is done about too little room.
+
+use std::path::PathBuf;
+
+use justtrain_data::Sample;
+use justtrain_model::DecoderConfig;
+use justtrain_model::kernels::Heads;
+use justtrain_worker_api::{KnownModel, Moment, PastRun, ProblemCode, RecipeSource, Room, SpeedBasis};
+use serde_json::json;
+
+use super::activations::{kept, output_layer};
+use super::shape::Shape;
+use super::work::{BatchSize, Rows, Work};
+use super::{Job, disk, remedies, speed};
+use crate::recipe::Recipe;
+
+fn source(extra: &str) -> RecipeSource {
+    let text = format!("model_name_or_path: m\ndataset: d.json\nval_size: 0\n{extra}");
+    RecipeSource { text, file: "r.yaml".into(), base_dir: PathBuf::new() }
+}
+
+fn recipe(extra: &str) -> Recipe {
+    Recipe::parse(&source(extra)).unwrap()
+}
+
+fn smollm2() -> DecoderConfig {
+    DecoderConfig {
+        hidden_size: 576,
+        intermediate_size: 1536,
+        layers: 30,
+        heads: Heads { query: 9, key_value: 3, dim: 64 },
+        rms_norm_eps: 1e-5,
+        inverse_frequencies: Vec::new(),
+        vocab_size: 49152,
+        tied_embeddings: true,
+        max_positions: 8192,
+    }
+}
+
+fn rows(lengths: &[usize]) -> Rows {
+    let sample = |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1 };
+    let train: Vec<_> = lengths.iter().map(sample).collect();
+    Rows { read: train.len(), all: train.len(), train, validation: Vec::new(), file_bytes: 0, model_bytes: 0 }
+}
+
+fn job(lengths: &[usize]) -> Job {
+    Job { config: smollm2(), rows: rows(lengths) }
+}
+
+const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
+
+#[test]
+fn parameters_are_those_that_the_checkpoint_has() {
+    let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
+    // As `Decoder::parameters` and PEFT's `print_trainable_parameters` count them.
+    assert_eq!((shape.parameters, shape.trained_parameters), (134_515_008, 4_884_480));
+    assert_eq!(shape.trained_tensors, 30 * 7 * 2);
+    let two = Shape::new(&smollm2(), &recipe("lora_rank: 8\nlora_target: q_proj,v_proj\n"));
+    assert_eq!(two.trained_parameters, 30 * 8 * ((576 + 576) + (576 + 192)));
+    let untied = DecoderConfig { tied_embeddings: false, ..smollm2() };
+    assert_eq!(Shape::new(&untied, &recipe("")).parameters, 134_515_008 + 49_152 * 576);
+}
+
+#[test]
+fn activations_are_counted_op_by_op() {
+    let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
+    // Two norms keep 577 each; attention 2 · 576 + 2 · 192 + 9; SwiGLU 2 · 1536; seven adapters 16 each.
+    let by_hand = 2 * 577 + 1545 + 3072 + 112;
+    assert_eq!(kept(&shape, 100, false), 30 * by_hand * 100 * 4);
+    // With checkpointing 30 inputs, and one block at a time.
+    assert_eq!(kept(&shape, 100, true), (30 * 576 + by_hand) * 100 * 4);
+    // 170 rows of logits fill 32 MiB, whatever the number of targets beyond; each with two rows of 576.
+    let batch = BatchSize { tokens: 1000, targets: 500 };
+    assert_eq!(output_layer(&shape, batch), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+    let few = BatchSize { tokens: 1000, targets: 3 };
+    assert_eq!(output_layer(&shape, few), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+}
+
+#[test]
+fn the_largest_batch_of_the_run_decides() {
+    let work = |extra: &str| Work::plan(&recipe(extra), &rows(&[10, 20, 30, 40]));
+    let two = work("per_device_train_batch_size: 2\ngradient_accumulation_steps: 1\nnum_train_epochs: 50\n");
+    assert_eq!((two.steps, two.batches, two.tokens), (100, 100, 50 * 100));
+    // In 50 shuffles the two longest meet. The first token of a row is never a target.
+    assert_eq!(two.largest, BatchSize { tokens: 70, targets: 68 });
+    let cut = work("per_device_train_batch_size: 4\ngradient_accumulation_steps: 1\ncutoff_len: 25\nmax_steps: 1\n");
+    assert_eq!((cut.steps, cut.largest.tokens), (1, 10 + 20 + 25 + 25));
+    let packed = work("cutoff_len: 50\npacking: true\ngradient_accumulation_steps: 1\nnum_train_epochs: 1\n");
+    assert_eq!((packed.steps, packed.largest.tokens), (2, 50));
+    // A window ends with its epoch: three steps of two batches, not two and a half of three.
+    let accumulated = work("gradient_accumulation_steps: 3\nnum_train_epochs: 1\n");
+    assert_eq!((accumulated.steps, accumulated.batches, accumulated.tokens), (2, 4, 100));
+}
+
+#[test]
+fn the_parts_of_the_peak_are_what_is_there_in_the_first_backward() {
+    let recipe = recipe("lora_rank: 16\ngradient_accumulation_steps: 1\nmax_steps: 3\n");
+    let memory = job(&[829]).predict(&recipe).memory;
+    assert_eq!(memory.moment, Moment::Training);
+    assert_eq!(memory.weights, 134_515_008 * 4);
+    assert_eq!((memory.trained_weights, memory.optimizer), (4_884_480 * 4, 4_884_480 * 8));
+    let parts = memory.weights + memory.trained_weights + memory.optimizer + memory.gradients;
+    let rest = memory.activations + memory.output_layer + memory.data + memory.model_file + memory.program;
+    assert_eq!(memory.total(), parts + rest);
+}
+
+#[test]
+fn weights_and_optimisers_are_counted_in_their_forms() {
+    let linears = 30 * 3_538_944;
+    let memory = |extra: &str| job(&[64]).predict(&recipe(&format!("gradient_accumulation_steps: 1\n{extra}"))).memory;
+    // Two bytes for each number of the table, and a little over half of one for each of the rest.
+    let nf4 = memory("quantization_bit: 4\n").weights;
+    let expected = 49_152 * 576 * 2 + 61 * 576 * 4 + linears / 2 + linears / 64 + linears / (64 * 256) * 4;
+    assert!(nf4.abs_diff(expected) < 8 << 10, "{nf4} {expected}");
+    assert_eq!(memory("precision: bf16\n").weights, 49_152 * 576 * 2 + 61 * 576 * 4 + linears * 2);
+    let full = memory("finetuning_type: full\n");
+    assert_eq!((full.weights, full.trained_weights, full.optimizer), (0, 134_515_008 * 4, 134_515_008 * 8));
+    assert_eq!(full.gradients, 134_515_008 * 4);
+    let small = memory("finetuning_type: full\noptim: adamw_8bit\nmax_grad_norm: 0\n");
+    assert!(small.optimizer.abs_diff(134_515_008 * 2 + 134_515_008 / 32) < 1 << 20, "{small:?}");
+    assert_eq!(small.gradients, 0);
+    assert!(memory("finetuning_type: full\noptim: adafactor\n").optimizer < 4 << 20);
+}
+
+#[test]
+fn checkpoints_are_counted_as_they_are_kept() {
+    let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
+    let needed = |extra: &str, steps| disk::needed(&recipe(extra), &shape, steps);
+    let once = needed("save_steps: 10\nsave_total_limit: 3\n", 5);
+    // As measured: an adapter of 19,597,651 bytes, a checkpoint of 58,776,133 with it.
+    assert!(once.result.abs_diff(19_597_651) < 20_000, "{once:?}");
+    assert!(once.checkpoints.abs_diff(58_776_133) < 60_000, "{once:?}");
+    assert_eq!(once.temporary, 0);
+    let many = needed("save_steps: 10\nsave_total_limit: 3\n", 95);
+    assert_eq!((many.checkpoints, many.temporary), (3 * once.checkpoints, once.checkpoints));
+}
+
+#[test]
+fn what_fits_is_let_through_and_what_does_not_names_changes_that_help() {
+    let recipe = recipe("per_device_train_batch_size: 8\nmax_steps: 20\n");
+    let job = job(&[512; 16]);
+    let predicted = job.predict(&recipe);
+    assert_eq!(remedies::judge(&job, &recipe, &predicted, NO_END), (Vec::new(), Vec::new()));
+
+    let needs = predicted.memory.total();
+    let room = Room { memory_bytes: needs * 2 / 3, ..NO_END };
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
+    assert_eq!(problems[0].code, ProblemCode::OutOfMemory);
+    assert!(problems[0].fix.en.contains("per_device_train_batch_size: 4"), "{}", problems[0]);
+    assert!(problems[0].fix.en.contains("--ignore-estimate") && problems[0].fix.zh.contains("--ignore-estimate"));
+    for remedy in &found {
+        assert!(remedy.memory_bytes < needs, "{remedy:?}");
+        assert_eq!(remedy.fits, remedy.memory_bytes <= room.memory_bytes, "{remedy:?}");
+    }
+    // The same rows a step: what fits is the same training.
+    let gentle = found.iter().find(|remedy| remedy.fits).unwrap();
+    assert!(gentle.change.contains(&"gradient_accumulation_steps: 16".to_owned()), "{gentle:?}");
+}
+
+#[test]
+fn where_one_change_is_not_enough_several_are_tried_together() {
+    let recipe = recipe("per_device_train_batch_size: 4\nmax_steps: 20\n");
+    let job = job(&[1024; 16]);
+    let predicted = job.predict(&recipe);
+    let least = |extra: &str| job.predict(&self::recipe(extra)).memory.total();
+    let all = "per_device_train_batch_size: 1\ngradient_accumulation_steps: 32\noptim: adamw_8bit\n\
+               gradient_checkpointing: true\nquantization_bit: 4\ncutoff_len: 128\nmax_steps: 20\n";
+    let room = Room { memory_bytes: least(all) + 1, ..NO_END };
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
+    assert!(found[0].fits && found[0].change.len() == 6, "{found:?}");
+    assert!(found[1..].iter().all(|remedy| !remedy.fits), "{found:?}");
+    assert!(problems[0].fix.en.contains("cutoff_len: 128 → "), "{}", problems[0]);
+    // Less than the weights: nothing helps, and that is said.
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, Room { memory_bytes: 1 << 20, ..NO_END });
+    assert!(found.iter().all(|remedy| !remedy.fits));
+    assert!(problems[0].fix.en.contains("choose a smaller model"), "{}", problems[0]);
+}
+
+#[test]
+fn too_little_disk_is_about_checkpoints() {
+    let recipe = recipe("max_steps: 50\nsave_steps: 5\nsave_total_limit: 8\n");
+    let job = job(&[16; 16]);
+    let predicted = job.predict(&recipe);
+    let room = Room { disk_bytes: predicted.disk.total() / 2, ..NO_END };
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
+    assert_eq!((problems.len(), problems[0].code), (1, ProblemCode::DiskFull));
+    assert!(found.iter().all(|remedy| remedy.change[0].starts_with("save_total_limit")), "{found:?}");
+    assert!(found.iter().any(|remedy| remedy.fits));
+}
+
+#[test]
+fn operations_are_counted_in_multiply_adds() {
+    let recipe = recipe("lora_rank: 16\ngradient_accumulation_steps: 1\nmax_steps: 1\n");
+    let prediction = job(&[100]).predict(&recipe);
+    let linears = 30.0 * 100.0 * 2.0 * (2.0 * 3_538_944.0 + 3.0 * 162_816.0);
+    let attention = 30.0 * 7.0 * 100.0 * 100.0 * 576.0;
+    let head = 99.0 * 4.0 * 49_152.0 * 576.0;
+    assert_eq!(speed::flops(&recipe, &prediction.shape, &prediction.work), linears + attention + head);
+}
+
+#[test]
+fn a_run_of_the_same_work_tells_the_speed() {
+    let written = "lora_rank: 16\nmax_steps: 7\n";
+    let prediction = job(&[100; 20]).predict(&recipe(written));
+    let run = |extra: &str, tokens_per_second| PastRun { recipe: source(extra), tokens_per_second };
+    let past = [run("lora_rank: 8\nmax_steps: 7\n", 1.0), run("lora_rank: 16\nlearning_rate: 0.01\nseed: 3\n", 50.0)];
+    let time = speed::time(&recipe(written), &past, &prediction.shape, &prediction.work);
+    assert_eq!((time.basis, time.tokens_per_second), (SpeedBasis::PastRun, 50.0));
+    assert_eq!(time.seconds, prediction.work.tokens as f64 / 50.0);
+}
+
+#[test]
+fn the_largest_known_model_that_fits_is_named_for_each_method() {
+    let model = |name: &str, layers: usize| KnownModel {
+        name: name.to_owned(),
+        config: json!({
+            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "vocab_size": 49152,
+            "tie_word_embeddings": true, "max_position_embeddings": 8192,
+        }),
+    };
+    let strange = KnownModel { name: "strange".into(), config: json!({"model_type": "no_such_family"}) };
+    let models = [model("small", 2), model("large", 60), model("middle", 30), strange];
+    let lora = |memory_bytes| super::largest_models(&models, Room { memory_bytes, ..NO_END }, 512).swap_remove(0);
+    assert_eq!(lora(u64::MAX).model.as_deref(), Some("large"));
+    let large = lora(u64::MAX).memory_bytes;
+    assert_eq!(lora(large - 1).model.as_deref(), Some("middle"));
+    let none = lora(1);
+    assert!(none.model.is_none() && none.memory_bytes > 100 << 20, "{none:?}");
+}
+
+#[test]
+fn a_cut_that_leaves_no_answer_is_no_way_out() {
+    let recipe = recipe("max_steps: 2\ncutoff_len: 512\n");
+    // Only the last token counts: any shorter row has nothing to learn from.
+    let mut rows = rows(&[512; 4]);
+    rows.train.iter_mut().for_each(|sample| sample.target = (0..512).map(|at| at == 511).collect());
+    let job = Job { config: smollm2(), rows };
+    let predicted = job.predict(&recipe);
+    let room = Room { memory_bytes: predicted.memory.total() - 1, ..NO_END };
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
+    assert_eq!((problems.len(), found.len()), (1, 0), "{found:?}");
+}

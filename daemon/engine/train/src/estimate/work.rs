@@ -1,0 +1,157 @@
+//! The batches of the whole run, from the rows themselves: the largest one decides over memory.
+
+use std::path::{Path, PathBuf};
+
+use justtrain_data::{Encoder, Sample};
+use justtrain_worker_api::Failure;
+
+use crate::EventSink;
+use crate::evaluate::BATCH_TOKENS;
+use crate::prepare::{encode_rows, read_rows};
+use crate::recipe::Recipe;
+use crate::run;
+
+/// Rows that are tokenised; of more, an even selection stands for all.
+const ROWS_READ: usize = 20_000;
+/// Batches that are looked at one by one; a longer run goes on in the same way.
+const BATCHES_SEEN: u64 = 200_000;
+
+/// Tokenised rows, and how many rows they stand for.
+pub(super) struct Rows {
+    pub(super) train: Vec<Sample>,
+    pub(super) validation: Vec<Sample>,
+    pub(super) read: usize,
+    pub(super) all: usize,
+    /// Bytes of the data files.
+    pub(super) file_bytes: u64,
+    /// Bytes of the model's file, where it is one file.
+    pub(super) model_bytes: u64,
+}
+
+impl Rows {
+    pub(super) fn read(
+        recipe: &Recipe,
+        model: &Path,
+        encoder: &Encoder,
+        events: &mut dyn EventSink,
+    ) -> Result<Self, Failure> {
+        let (train, validation) = read_rows(recipe)?;
+        let all = train.len() + validation.len();
+        let every = all.div_ceil(ROWS_READ).max(1);
+        let mut samples = |rows: Vec<_>| {
+            let selected: Vec<_> = rows.into_iter().step_by(every).collect();
+            Ok::<_, Failure>((selected.len(), encode_rows(encoder, recipe, &selected, events)?))
+        };
+        let ((read, train), (read_too, validation)) = (samples(train)?, samples(validation)?);
+        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
+        let file_bytes = recipe.dataset_files().into_iter().map(size).sum();
+        Ok(Self { train, validation, read: read + read_too, all, file_bytes, model_bytes: size(model.to_owned()) })
+    }
+
+    /// One batch of so many tokens, all of which count for the loss.
+    pub(super) fn of_one_batch(tokens: usize) -> Self {
+        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1 };
+        Self { train: vec![sample], validation: Vec::new(), read: 1, all: 1, file_bytes: 0, model_bytes: 0 }
+    }
+
+    /// Rows for each row that was read.
+    fn scale(&self) -> f64 {
+        self.all as f64 / self.read.max(1) as f64
+    }
+
+    /// Bytes of all rows as samples.
+    pub(super) fn sample_bytes(&self) -> u64 {
+        let tokens: usize = self.train.iter().chain(&self.validation).map(|sample| sample.ids.len()).sum();
+        let samples = self.train.len() + self.validation.len();
+        let bytes = tokens * (size_of::<u32>() + size_of::<bool>()) + samples * size_of::<Sample>();
+        (bytes as f64 * self.scale()) as u64
+    }
+}
+
+/// Tokens of a batch, and those of them that predict a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct BatchSize {
+    pub(super) tokens: usize,
+    pub(super) targets: usize,
+}
+
+impl BatchSize {
+    fn of<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Self {
+        samples.into_iter().fold(Self::default(), |sum, sample| Self {
+            tokens: sum.tokens + sample.ids.len(),
+            targets: sum.targets + sample.targets(),
+        })
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), targets: self.targets.max(other.targets) }
+    }
+}
+
+/// What a run goes through from its first step to its last.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Work {
+    pub(super) steps: u64,
+    pub(super) batches: u64,
+    pub(super) tokens: u64,
+    pub(super) targets: u64,
+    /// Σ length² over all samples.
+    pub(super) token_pairs: f64,
+    pub(super) largest: BatchSize,
+    /// Of the largest batch of a validation; nothing where nothing is held out.
+    pub(super) validation: BatchSize,
+}
+
+impl Work {
+    pub(super) fn plan(recipe: &Recipe, rows: &Rows) -> Self {
+        let train = cut(&rows.train, recipe.cutoff_len);
+        if train.is_empty() {
+            return Self::default();
+        }
+        let mut sampler = run::sampler(recipe, &train);
+        let accumulation = recipe.gradient_accumulation_steps as u64;
+        let batches_per_epoch = sampler.batches_per_epoch() as f64 * rows.scale();
+        let steps = recipe.total_steps((batches_per_epoch.ceil() as u64).div_ceil(accumulation));
+        let batches = (steps as f64 * (batches_per_epoch / (batches_per_epoch / accumulation as f64).ceil())) as u64;
+        let mut work = Self {
+            steps,
+            batches: batches.max(steps),
+            tokens: 0,
+            targets: 0,
+            token_pairs: 0.0,
+            largest: BatchSize::default(),
+            validation: validation_batch(&cut(&rows.validation, recipe.cutoff_len)),
+        };
+        let seen = work.batches.min(BATCHES_SEEN);
+        for _ in 0..seen {
+            let batch = sampler.next_batch();
+            let size = BatchSize::of(batch.iter().map(|&index| &train[index]));
+            work.largest = work.largest.max(size);
+            work.tokens += size.tokens as u64;
+            work.targets += size.targets as u64;
+            work.token_pairs += batch.iter().map(|&index| (train[index].ids.len() as f64).powi(2)).sum::<f64>();
+        }
+        let rest = work.batches as f64 / seen as f64;
+        work.tokens = (work.tokens as f64 * rest) as u64;
+        work.targets = (work.targets as f64 * rest) as u64;
+        work.token_pairs *= rest;
+        work
+    }
+}
+
+/// Samples as a shorter `cutoff_len` would leave them.
+fn cut(samples: &[Sample], cutoff_len: usize) -> Vec<Sample> {
+    let cut = samples.iter().map(|sample| Sample {
+        ids: sample.ids.iter().copied().take(cutoff_len).collect(),
+        target: sample.target.iter().copied().take(cutoff_len).collect(),
+        row: sample.row,
+    });
+    cut.filter(|sample| sample.targets() > 0).collect()
+}
+
+/// A validation takes as many rows at a time as fit into its bound, at least one.
+fn validation_batch(samples: &[Sample]) -> BatchSize {
+    let all = BatchSize::of(samples);
+    let longest = samples.iter().map(|sample| BatchSize::of([sample])).fold(BatchSize::default(), BatchSize::max);
+    BatchSize { tokens: all.tokens.min(BATCH_TOKENS), targets: all.targets.min(BATCH_TOKENS) }.max(longest)
+}
