@@ -89,7 +89,12 @@ impl Desk {
 
     fn create(&self, request_id: &str, yaml: &str) -> CreateJobRequest {
         let recipe = recipe(yaml, self.home.path());
-        CreateJobRequest { request_id: request_id.to_owned(), recipe: Some(recipe), validate_only: false }
+        CreateJobRequest {
+            request_id: request_id.to_owned(),
+            recipe: Some(recipe),
+            validate_only: false,
+            ignore_estimate: true,
+        }
     }
 
     async fn job(&self) -> v1::Job {
