@@ -16,7 +16,8 @@ use crate::{Decoder, WeightFormat, WeightFormats};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained on.
+/// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
+/// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
 const TABLES_FORMAT: &str = "base_tables_format";
 
@@ -39,8 +40,12 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         .map(|(name, tensor)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 })
         .collect();
     let formats = decoder.formats();
-    let metadata = [("format", "pt"), (LINEAR_FORMAT, formats.linear.name()), (TABLES_FORMAT, formats.tables.name())];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    for (key, format) in [(LINEAR_FORMAT, formats.linear), (TABLES_FORMAT, formats.tables)] {
+        if format != WeightFormat::default() {
+            metadata.insert(key.to_owned(), format.name().to_owned());
+        }
+    }
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
         Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
     })?;
