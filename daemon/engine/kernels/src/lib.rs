@@ -22,6 +22,7 @@ pub mod swiglu;
 mod buffer;
 mod matmul;
 mod matrix;
+mod random;
 #[cfg(test)]
 mod testing;
 mod weight;

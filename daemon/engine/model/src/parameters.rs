@@ -1,8 +1,8 @@
 //! Every tensor of the decoder by its name: what optimisers, checkpoints and freezing see. That one is a norm, a table
 //! or half of an adapter is known here and nowhere beyond.
 
-use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
-use justtrain_kernels::Weight;
+use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
+use justtrain_kernels::{Packed, Weight};
 
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,23 +78,33 @@ impl<'a> Parameter<'a> {
         }
     }
 
-    /// Changes the numbers, in place where nothing else holds them.
-    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) {
+    /// Changes the numbers, in place where nothing else holds them. Those that are held in 16 bits are rounded by a
+    /// chance that `rounding_seed` decides.
+    pub fn update(&mut self, rounding_seed: u64, change: impl FnOnce(&mut [f32])) {
         match &mut self.tensor {
             Place::Vector(tensor) => update(tensor, change),
             Place::Matrix(tensor) => update(tensor, change),
             Place::Weight(Weight::Dense(tensor)) => update(tensor, change),
-            Place::Weight(Weight::Packed(_)) => panic!("{} is frozen", self.name),
+            Place::Weight(Weight::Packed(packed)) => {
+                let mut numbers = packed.to_f32();
+                change(&mut numbers);
+                *packed = Packed::bf16_by_chance(&numbers, packed.dims(), rounding_seed);
+            }
         }
     }
 
-    /// Puts the tensor where gradients are tracked: as a leaf of the graph, or as a constant.
-    fn track(&mut self, leaf: bool) {
+    /// Puts the tensor where gradients are tracked: as a leaf of the graph, or as a constant. A leaf is in `f32`.
+    fn track(&mut self, leaf: bool, device: &Device) {
         match &mut self.tensor {
             Place::Vector(tensor) => track(tensor, leaf),
             Place::Matrix(tensor) => track(tensor, leaf),
             Place::Weight(Weight::Dense(tensor)) => track(tensor, leaf),
-            Place::Weight(Weight::Packed(_)) => assert!(!leaf, "{} is frozen", self.name),
+            Place::Weight(weight) if leaf => {
+                let mut tensor = weight.to_tensor(device);
+                track(&mut tensor, leaf);
+                **weight = Weight::Dense(tensor);
+            }
+            Place::Weight(Weight::Packed(_)) => {}
         }
     }
 
@@ -123,12 +133,13 @@ pub trait Parameters: Clone {
         part.trained_mut(trained).into_iter().map(|parameter| (parameter.name.clone(), parameter.len())).collect()
     }
 
-    /// The same part in a gradient graph of its own, sharing the memory; trained tensors are leaves.
-    fn tracked(&self, trained: Trained) -> Self {
+    /// The same part in a gradient graph of its own, sharing the memory; trained tensors are leaves, and of those the
+    /// ones that are held in 16 bits are copied.
+    fn tracked(&self, trained: Trained, device: &Device) -> Self {
         let mut part = self.clone();
         for mut parameter in part.parameters_mut() {
             let leaf = trained.includes(&parameter.name);
-            parameter.track(leaf);
+            parameter.track(leaf, device);
         }
         part
     }

@@ -86,7 +86,7 @@ impl Backward {
 
     /// The loss, the gradients of the last norm and the output layer, and that of the last block's output.
     fn head(&self, decoder: &Decoder, x: Tensor<2>, targets: Arc<Targets>) -> (f64, Gradients, Tensor<2>) {
-        let mut head = decoder.head().tracked(self.trained);
+        let mut head = decoder.head().tracked(self.trained, &decoder.device());
         let x = constant(x).require_grad();
         let (hidden, output) = head.normed(x.clone());
         let loss = linear_cross_entropy(hidden, output, targets);
@@ -117,7 +117,7 @@ struct BlockGraph {
 
 impl BlockGraph {
     fn new(block: &Block, x: Tensor<2>, pass: &Pass, trained: Trained, track_input: bool) -> Self {
-        let block = block.tracked(trained);
+        let block = block.tracked(trained, &x.device());
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
         let output = block.forward(x.clone(), pass);

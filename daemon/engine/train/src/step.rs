@@ -21,6 +21,8 @@ pub struct Step {
     /// From 1.
     pub number: u64,
     pub learning_rate: f64,
+    /// Decides how weights in 16 bits are rounded.
+    pub seed: u64,
 }
 
 /// A batch, and the seed of its dropout masks.
@@ -84,10 +86,18 @@ impl Step {
         }
     }
 
+    /// Another one for each step and each parameter. FNV-1a (Fowler, Noll, Vo) of the name: no hash that a new compiler
+    /// may change, as a resumed run must round as an uninterrupted one does.
+    fn rounding_seed(&self, name: &str) -> u64 {
+        let of_step = self.seed ^ self.number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        name.bytes()
+            .fold(of_step ^ 0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+    }
+
     fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
         let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
         let update =
             Update { name: &name, shape: &shape, decays, step: self.number, learning_rate: self.learning_rate };
-        parameter.update(|weights| optimizer.update(&update, weights, gradient));
+        parameter.update(self.rounding_seed(&name), |weights| optimizer.update(&update, weights, gradient));
     }
 }

@@ -54,6 +54,7 @@ impl Trainer<'_> {
             max_grad_norm: self.settings.max_grad_norm,
             number,
             learning_rate,
+            seed: self.settings.seed,
         };
         let batches = self.micro_batches(window);
         let Measured { loss, grad_norm } = step.run(&mut self.decoder, &mut *self.optimizer, batches);

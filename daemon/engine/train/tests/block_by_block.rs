@@ -75,7 +75,7 @@ fn block_by_block(decoder: &mut Decoder, trained: Trained, checkpointing: bool, 
 
 fn in_one_graph(decoder: &Decoder, trained: Trained, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
-    let mut tracked = decoder.tracked(trained);
+    let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
     let loss = linear_cross_entropy(hidden, tracked.output_weight(), targets.clone());
     let value = loss.clone().inner().into_scalar::<f32>();

@@ -73,7 +73,8 @@ fn train(
     let step = |index: u64| {
         let (input, targets) = batch(rows);
         let learning_rate = schedule.learning_rate(index);
-        let step = Step { trained, checkpointing: false, max_grad_norm: 1.0, number: index + 1, learning_rate };
+        let step =
+            Step { trained, checkpointing: false, max_grad_norm: 1.0, number: index + 1, learning_rate, seed: 0 };
         let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
         (measured.loss, measured.grad_norm)
     };

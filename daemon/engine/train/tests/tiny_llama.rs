@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use justtrain_train::evaluate::evaluate;
 use justtrain_train::run::train;
 use justtrain_train::{EventSink, StopToken};
+use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{
     EvaluateOptions, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
 };
@@ -147,6 +148,7 @@ fn a_resumed_full_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "optim: adamw\nmax_grad_norm: 0\n",
         "optim: adamw_8bit\ngradient_checkpointing: true\n",
         "optim: adafactor\nweight_decay: 0.1\n",
+        "precision: bf16\ngradient_checkpointing: true\nmax_grad_norm: 0\n",
     ];
     for extra in extras {
         let desk = Desk::new();
@@ -172,6 +174,30 @@ fn gradient_checkpointing_changes_no_loss() {
         let losses = [(recipe, "without"), (with, "with")].map(|(recipe, run)| desk.losses(&recipe, run));
         assert_eq!(losses[0], losses[1], "{method}");
     }
+}
+
+/// A learning rate so small that rounding to nearest would leave nearly every matrix as it was.
+#[test]
+fn weights_in_16_bits_take_steps_smaller_than_their_last_bit() {
+    const NAME: &str = "model.layers.1.mlp.up_proj.weight";
+    let desk = Desk::new();
+    let weights = |folder: &str| {
+        let file = SafetensorsFile::open(&desk.path(folder).join("model.safetensors")).unwrap();
+        file.read_f32(NAME).unwrap()
+    };
+    let start = weights("model");
+    let moved = |precision: &str| {
+        let recipe = desk.full_recipe(&format!("gradient_checkpointing: true\nprecision: {precision}\n"));
+        let text = recipe.text.replace("learning_rate: 0.002", "learning_rate: 0.00002");
+        desk.losses(&RecipeSource { text, ..recipe }, precision);
+        let end = weights(&format!("{precision}/model"));
+        end.iter().zip(&start).map(|(end, start)| f64::from(end - start)).collect::<Vec<_>>()
+    };
+    let (wide, narrow) = (moved("fp32"), moved("bf16"));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    // How far along the right way the weights have gone: all of it, give or take what chance adds.
+    let share = dot(&narrow, &wide) / dot(&wide, &wide);
+    assert!((share - 1.0).abs() < 0.2, "{share}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::uninit;
+use crate::random;
 
 /// Inverted dropout whose mask is a function of `seed` and of the element's index: nothing is stored for the backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,12 +16,8 @@ pub struct Dropout {
 impl Dropout {
     /// What the element at `index` is multiplied with: 0 or `1 / (1 − probability)`.
     pub(super) fn factor(self, index: usize) -> f32 {
-        // SplitMix64 (Steele et al. 2014) of the index; its top 24 bits are uniform in 0..1.
-        let mut z = self.seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        let uniform = (z >> 40) as f32 / (1u64 << 24) as f32;
+        // The top 24 bits are uniform in 0..1.
+        let uniform = (random::at(self.seed, index) >> 40) as f32 / (1u64 << 24) as f32;
         if uniform < self.probability { 0.0 } else { 1.0 / (1.0 - self.probability) }
     }
 

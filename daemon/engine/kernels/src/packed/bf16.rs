@@ -1,4 +1,8 @@
 //! bfloat16: the upper half of an `f32`.
+//!
+//! Weights that are trained are rounded by chance: up or down, each as likely as it is near. A step of less than half
+//! the distance between two neighbours then moves a weight now and then by a whole distance, instead of never (Gupta et
+//! al. 2015, arXiv 1502.02551).
 
 use std::sync::Arc;
 
@@ -7,6 +11,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Builder, Form};
+use crate::random;
 use crate::simd::simd_fn;
 
 #[derive(Debug)]
@@ -16,6 +21,29 @@ impl Bf16 {
     pub(super) fn with_capacity(len: usize) -> Self {
         Self(Vec::with_capacity(len))
     }
+
+    pub(super) fn rounded_by_chance(weights: &[f32], seed: u64) -> Self {
+        /// As many chances as a random number holds.
+        const GROUP: usize = 4;
+        let mut rounded = vec![bf16::ZERO; weights.len()];
+        let groups = rounded.par_chunks_mut(GROUP).zip(weights.par_chunks(GROUP)).enumerate();
+        groups.with_min_len(4096).for_each(|(index, (rounded, weights))| {
+            let mut chances = random::at(seed, index);
+            for (rounded, &weight) in rounded.iter_mut().zip(weights) {
+                *rounded = round_by_chance(weight, chances as u16);
+                chances >>= 16;
+            }
+        });
+        Self(rounded)
+    }
+}
+
+/// Up, away from zero, where the lower half of the bits and `chance` overflow.
+fn round_by_chance(weight: f32, chance: u16) -> bf16 {
+    if !weight.is_finite() {
+        return bf16::from_f32(weight);
+    }
+    bf16::from_bits(((weight.to_bits() + u32::from(chance)) >> 16) as u16)
 }
 
 impl Builder for Bf16 {
@@ -44,5 +72,34 @@ simd_fn! {
         for (output, &bits) in output.iter_mut().zip(bits) {
             *output = f32::from_bits(u32::from(bits) << 16);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mean over many places is the number itself; what bfloat16 can hold stays as it is.
+    #[test]
+    fn rounding_by_chance_keeps_the_mean() {
+        const LEN: usize = 200_000;
+        for (weight, below, above) in [(1.002f32, 1.0f32, 1.007_812_5), (-0.3001, -0.300_781_25, -0.298_828_13)] {
+            let rounded = Bf16::rounded_by_chance(&vec![weight; LEN], 5);
+            let mut numbers = vec![0.0; LEN];
+            rounded.decode(0, &mut numbers);
+            assert!(numbers.iter().all(|&number| number == below || number == above));
+            let mean = numbers.iter().map(|&number| f64::from(number)).sum::<f64>() / LEN as f64;
+            // Five standard deviations of the mean, at most.
+            let tolerance = 2.5 * f64::from(above - below) / (LEN as f64).sqrt();
+            assert!((mean - f64::from(weight)).abs() < tolerance, "{mean} for {weight}");
+        }
+        let whole = [1.5f32, -0.0, 0.0, f32::INFINITY, 3.0e38f32];
+        let whole = whole.map(|number| bf16::from_f32(number).to_f32());
+        let mut numbers = [0.0; 5];
+        Bf16::rounded_by_chance(&whole, 9).decode(0, &mut numbers);
+        assert_eq!(numbers.map(f32::to_bits), whole.map(f32::to_bits));
+        let mut number = [0.0];
+        Bf16::rounded_by_chance(&[f32::NAN], 1).decode(0, &mut number);
+        assert!(number[0].is_nan());
     }
 }

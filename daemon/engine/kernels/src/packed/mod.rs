@@ -100,6 +100,13 @@ impl Packed {
         })
     }
 
+    /// In bfloat16, each number rounded up or down by chance, so that on average it stays what it was. The same `seed`
+    /// gives the same matrix.
+    pub fn bf16_by_chance(weights: &[f32], dims: [usize; 2], seed: u64) -> Self {
+        assert_eq!(weights.len(), dims[0] * dims[1]);
+        Self { dims, form: Arc::new(bf16::Bf16::rounded_by_chance(weights, seed)) }
+    }
+
     /// The blocks of a GGUF as they are.
     pub fn gguf(tensor_type: TensorType, blocks: Vec<u8>, dims: [usize; 2]) -> Self {
         assert!(dims[1].is_multiple_of(tensor_type.block_len()));

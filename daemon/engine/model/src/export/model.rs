@@ -35,8 +35,9 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
 pub fn load_model(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
     let checkpoint = Checkpoint::open(folder)?;
     for mut parameter in decoder.trained_mut(Trained::Weights) {
+        // Numbers that a decoder in 16 bits has saved are not rounded again, whatever the seed.
         let values = checkpoint.read_f32(&parameter.name, &parameter.shape())?;
-        parameter.update(|weights| weights.copy_from_slice(&values));
+        parameter.update(0, |weights| weights.copy_from_slice(&values));
     }
     Ok(())
 }

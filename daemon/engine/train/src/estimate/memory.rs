@@ -32,12 +32,24 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows),
-        trained_weights: shape.trained_parameters * FLOAT,
+        trained_weights: trained_weights(recipe, shape),
         optimizer: optim::bytes(recipe, &shape.trained_matrices(), if shape.full { shape.norms } else { 0 }),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
     }
+}
+
+/// Norms are always in `f32`, and adapters.
+fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
+    let matrices = shape.trained_parameters - if shape.full { shape.norms } else { 0 };
+    let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
+    shape.trained_parameters * FLOAT - saved
+}
+
+/// Whether the weights that are trained are widened block by block.
+fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
+    shape.full && recipe.weight_formats().linear != WeightFormat::F32
 }
 
 /// In the forms in which the recipe has them held. Weights that are trained are counted as such.
@@ -83,7 +95,8 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
         // Those of earlier batches of the same step.
         gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained_parameters * FLOAT } else { 0 },
         activations: with_gaps(kept + at_work_in_backward(shape, tokens)),
-        output_layer: output_layer(shape, work.largest),
+        output_layer: output_layer(shape, work.largest)
+            + if in_16_bits(recipe, shape) { shape.table_bytes() } else { 0 },
         ..throughout(recipe, shape, rows)
     }
 }
@@ -93,7 +106,12 @@ fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) ->
     MemoryEstimate {
         gradients: if keeps_gradients(recipe) { shape.trained_parameters * FLOAT } else { 0 },
         activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
-        output_layer: if shape.full { shape.table_bytes() } else { 0 },
+        // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
+        output_layer: match (shape.full, in_16_bits(recipe, shape)) {
+            (false, _) => 0,
+            (true, false) => shape.table_bytes(),
+            (true, true) => 2 * shape.table_bytes(),
+        },
         ..throughout(recipe, shape, rows)
     }
 }

@@ -1,10 +1,11 @@
 //! Whether a job fits, and what to change in its recipe where it does not: each change alone, then the gentlest that are
 //! enough together, each judged by the same prediction.
 
+use justtrain_model::WeightFormat;
 use justtrain_worker_api::{Problem, ProblemCode, Remedy, Room, Text};
 
 use super::{Job, Prediction};
-use crate::recipe::{FinetuningType, Optimizer, Recipe};
+use crate::recipe::{FinetuningType, Optimizer, Precision, Recipe};
 
 /// Below this length hardly a conversation is left.
 const SHORTEST: usize = 128;
@@ -35,7 +36,7 @@ const MEMORY: Resource = Resource {
     message: ("this job needs more memory than there is", "该任务所需内存超过可用内存"),
     needs: |predicted| predicted.memory.total(),
     has: |room| room.memory_bytes,
-    ways: &[smaller_batches, eight_bit_optimizer, gradient_checkpointing, quantized, lora, shorter_rows],
+    ways: &[smaller_batches, eight_bit_optimizer, gradient_checkpointing, sixteen_bits, quantized, lora, shorter_rows],
 };
 
 const DISK: Resource = Resource {
@@ -185,6 +186,20 @@ fn gradient_checkpointing(recipe: &Recipe) -> Vec<Changed> {
     recipe.gradient_checkpointing = true;
     let cost = Text::new("about a third slower", "大约慢三分之一");
     vec![Changed::new(recipe, ["gradient_checkpointing: true".to_owned()], cost)]
+}
+
+fn sixteen_bits(recipe: &Recipe) -> Vec<Changed> {
+    if recipe.weight_formats().linear != WeightFormat::F32 {
+        return Vec::new();
+    }
+    let (mut recipe, mut lines) = (recipe.clone(), vec!["precision: bf16".to_owned()]);
+    recipe.precision = Precision::Bf16;
+    if recipe.finetuning_type == FinetuningType::Full && !recipe.gradient_checkpointing {
+        recipe.gradient_checkpointing = true;
+        lines.push("gradient_checkpointing: true".to_owned());
+    }
+    let cost = Text::new("weights are rounded to 16 bits", "权重被舍入到 16 位");
+    vec![Changed::new(recipe, lines, cost)]
 }
 
 fn quantized(recipe: &Recipe) -> Vec<Changed> {

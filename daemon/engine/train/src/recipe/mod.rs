@@ -200,9 +200,9 @@ pub struct Recipe {
     #[serde(default)]
     pub gradient_checkpointing: bool,
 
-    /// Number format in which frozen weights that are not quantised are kept: `fp32`, or `bf16` for half the memory. `auto` is `bf16` beside quantised weights and otherwise `fp32`.
+    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory. `auto` is `bf16` beside quantised weights and otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance.
     #[serde(default)]
-    precision: Precision,
+    pub(crate) precision: Precision,
 
     /// Start of every random choice: the split, the order of rows, the weights of A, dropout.
     #[serde(default = "default::seed")]

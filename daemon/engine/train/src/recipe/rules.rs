@@ -25,6 +25,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         double_quantization(recipe),
         gguf_precision(recipe),
         full_in_fewer_bits(recipe),
+        full_in_16_bits(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
@@ -217,7 +218,7 @@ fn epochs_unused(recipe: &Recipe, written: &Written) -> Option<Problem> {
     })
 }
 
-/// Weights that are all trained are kept in `f32`.
+/// Weights that are all trained have 32 or 16 bits.
 fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
     if recipe.finetuning_type != FinetuningType::Full {
         return None;
@@ -225,18 +226,32 @@ fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
     let (key, found) = match (recipe.quantization_bit, recipe.quantization_type) {
         (Some(bits), _) => ("quantization_bit", bits.to_string()),
         (None, Some(kind)) => ("quantization_type", format!("{kind:?}").to_lowercase()),
-        (None, None) if recipe.precision == Precision::Bf16 => ("precision", "bf16".to_owned()),
         (None, None) => return None,
     };
     Some(
         invalid(
             key,
-            "finetuning_type full trains the weights themselves, which are kept in float32",
-            "finetuning_type 为 full 时训练全部权重，权重以 float32 保存",
+            "finetuning_type full trains the weights themselves, which cannot be quantised",
+            "finetuning_type 为 full 时训练全部权重，权重不能量化",
         )
         .found(found)
         .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora"),
     )
+}
+
+/// Gradients need a block's weights in `f32`: with a graph for every block there would be two copies of all of them.
+fn full_in_16_bits(recipe: &Recipe) -> Option<Problem> {
+    let full = recipe.finetuning_type == FinetuningType::Full;
+    (full && recipe.precision == Precision::Bf16 && !recipe.gradient_checkpointing).then(|| {
+        invalid(
+            "precision",
+            "with finetuning_type full, bf16 saves memory only where one block after the other is widened to float32",
+            "finetuning_type 为 full 时，只有逐块展开为 float32，bf16 才能节省内存",
+        )
+        .found("bf16 without gradient_checkpointing")
+        .expected("gradient_checkpointing: true")
+        .fix("add gradient_checkpointing: true, or remove this line", "加上 gradient_checkpointing: true，或删除这一行")
+    })
 }
 
 fn lora_unused(recipe: &Recipe) -> Vec<Problem> {

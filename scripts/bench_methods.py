@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
-"""What QLoRA costs and saves, measured on the worker.
+"""What the ways of holding weights and optimiser states cost and save, measured on the worker.
 
-    scripts/bench_qlora.py loss --model SmolLM2.gguf [--steps 60]     validation loss and speed beside 16-bit LoRA
-    scripts/bench_qlora.py memory --shape llama-1b [--steps 2]        peak memory on a random model of that shape
+    scripts/bench_methods.py qlora --model SmolLM2.gguf [--steps 60]    QLoRA beside 16-bit LoRA
+    scripts/bench_methods.py full --model SmolLM2.gguf [--steps 100]    full fine-tuning beside float32 AdamW
+    scripts/bench_methods.py memory --shape llama-1b [--steps 2]        QLoRA's peak on a random model of that shape
+
+The first two train on number comparisons and print validation loss, speed, peak memory and, for full fine-tuning, how far
+the loss curve is from that of float32 AdamW: the largest difference of the means of ten steps, and that of the mean of all.
 
 Random models are written once, as sharded bfloat16 safetensors, to --work (target/bench by default): 2.5 GB for llama-1b
 and 15 GB for qwen-7b. --recipe 'key: value' adds lines to the recipe. Needs Python 3.11 with numpy, and a built worker.
@@ -15,7 +19,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -35,27 +39,60 @@ CONFIGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loss", "memory"])
-    parser.add_argument("--model", type=Path, help="loss: the model to tune")
+    parser.add_argument("what", choices=["qlora", "full", "memory"])
+    parser.add_argument("--model", type=Path, help="qlora, full: the model to tune")
     parser.add_argument("--shape", choices=list(CONFIGS), help="memory: the random model's shape")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=60, help="more than 10 for a loss curve")
     parser.add_argument("--length", type=int, default=512, help="memory: tokens of the one row")
     parser.add_argument("--recipe", action="append", default=[], help="a line for the recipe")
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/justtrain-worker")
     parser.add_argument("--work", type=Path, default=ROOT / "target/bench")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    (compare_losses if options.what == "loss" else measure_memory)(options)
+    if options.what == "memory":
+        measure_memory(options)
+    else:
+        compare(options, FORMS[options.what])
 
 
-def compare_losses(options: argparse.Namespace) -> None:
-    """The quickstart's job with the base model held in different ways."""
+FORMS = {
+    "qlora": ["precision: bf16", "quantization_bit: 4", "quantization_bit: 8"],
+    "full": [
+        "optim: adamw",
+        "optim: adamw_8bit",
+        "optim: adafactor",
+        "optim: adamw_8bit\nmax_grad_norm: 0\ngradient_checkpointing: true",
+        "optim: adamw\nmax_grad_norm: 0\ngradient_checkpointing: true\nprecision: bf16",
+        "optim: adamw_8bit\nmax_grad_norm: 0\ngradient_checkpointing: true\nprecision: bf16",
+    ],
+}
+
+
+def compare(options: argparse.Namespace, forms: list[str]) -> None:
+    """The quickstart's job in each form."""
     generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
     run_worker(options.worker, {"command": "data_generate"} | generate)
     recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text().replace("max_steps: 100", f"max_steps: {options.steps}")
-    for kind in ["precision: bf16", "quantization_bit: 4", "quantization_bit: 8"]:
-        lines = [kind, f"eval_steps: {options.steps}", *options.recipe]
-        print(json.dumps({"base": kind} | train(options, options.model, recipe + "\n".join(lines) + "\n")), flush=True)
+    if options.what == "full":
+        recipe = recipe.replace("lora_rank: 16\n", "").replace("lora_alpha: 32\n", "finetuning_type: full\n")
+        recipe = recipe.replace("learning_rate: 1e-3", "learning_rate: 5e-5")
+    first = None
+    for form in forms:
+        lines = [form, f"eval_steps: {options.steps}", *options.recipe]
+        figures, losses = train(options, options.model, recipe + "\n".join(lines) + "\n")
+        first = first or losses
+        if options.what == "full":
+            figures["curve_off_by"] = round(distance(tens(losses), tens(first)), 4)
+            figures["mean_off_by"] = round(distance([mean(losses)], [mean(first)]), 4)
+        print(json.dumps({"form": form.replace("\n", ", ")} | figures), flush=True)
+
+
+def tens(losses: list[float]) -> list[float]:
+    return [mean(losses[start : start + 10]) for start in range(0, len(losses), 10)]
+
+
+def distance(losses: list[float], others: list[float]) -> float:
+    return max(abs(a - b) / b for a, b in zip(losses, others, strict=True))
 
 
 def measure_memory(options: argparse.Namespace) -> None:
@@ -68,24 +105,28 @@ def measure_memory(options: argparse.Namespace) -> None:
         f"model_name_or_path: random\ndataset: row.jsonl\nval_size: 0\ncutoff_len: {options.length}\nlora_rank: 16\n"
         f"quantization_bit: 4\nmax_steps: {options.steps}\ngradient_accumulation_steps: 1\n"
     )
-    print(json.dumps({"shape": options.shape} | train(options, model, recipe + "\n".join(options.recipe) + "\n")))
+    figures, _ = train(options, model, recipe + "\n".join(options.recipe) + "\n")
+    print(json.dumps({"shape": options.shape} | figures))
 
 
-def train(options: argparse.Namespace, model: Path, recipe: str) -> dict:
+def train(options: argparse.Namespace, model: Path, recipe: str) -> tuple[dict, list[float]]:
+    """Figures of a run, and the loss of each step."""
     source = {"text": recipe, "file": "recipe.yaml", "base_dir": str(options.work)}
     with tempfile.TemporaryDirectory(dir=options.work) as run_dir:
         files = {"name": "model", "path": str(model.resolve())}
         command = {"command": "train", "recipe": source, "model": files, "run_dir": run_dir, "resume": False}
         events, outcome = run_worker(options.worker, command)
     steps = [event for event in events if event["event"] == "step"]
-    return {
+    figures = {
         "tokens_per_step": steps[-1]["tokens"],
         # Of the median step; the first pays for memory that is touched for the first time.
         "tokens_per_second": round(1 / median(event["seconds"] / event["tokens"] for event in timed(steps)), 1),
         "first_loss": round(steps[0]["loss"], 4),
         "validation_loss": outcome["result"].get("validation_loss"),
+        "last_loss": round(steps[-1]["loss"], 4),
         "peak_memory_gib": round(outcome["result"]["peak_memory_bytes"] / 2**30, 3),
     }
+    return figures, [event["loss"] for event in steps]
 
 
 def timed(steps: list[dict]) -> list[dict]:
