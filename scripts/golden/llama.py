@@ -55,7 +55,7 @@ def main() -> None:
 
     tuned = attach_lora(model, RANK, ALPHA)
     randomise_adapter(tuned)
-    save_adapter(tuned)
+    save_adapter(tuned, FOLDER / "adapter", "tiny-llama")
     for index, sequence in enumerate(batch):
         tensors[f"adapter_logits.{index}"] = logits_of(tuned, sequence.ids)
     loss, gradients = gradients_of(tuned, batch)
@@ -93,12 +93,11 @@ def randomise_adapter(model) -> None:
             parameter.copy_(torch.randn_like(parameter) * (0.1 if ".lora_B." in name else 0.2))
 
 
-def save_adapter(model) -> None:
-    folder = FOLDER / "adapter"
+def save_adapter(model, folder: Path, base: str) -> None:
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "tiny-llama"
+    config["base_model_name_or_path"] = base
     config["target_modules"].sort()
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 

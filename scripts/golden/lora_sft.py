@@ -38,9 +38,9 @@ class Schedule:
     max_grad_norm: float = 1.0
 
 
-def attach_lora(model, rank: int, alpha: int):
+def attach_lora(model, rank: int, alpha: int, targets: list[str] = LINEAR_LAYERS):
     """LoRA on every linear layer of the decoder, in training mode, without dropout."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model, config).train()
 
 

@@ -33,6 +33,23 @@ impl Heads {
     }
 }
 
+/// How a query and a key become a score: `soft_cap · tanh(q·k·scale / soft_cap)`, or `q·k·scale` without a cap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    pub scale: f32,
+    /// Bounds every score smoothly (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f32>,
+    /// A query sees itself and the keys before it, this many together (sliding window, arXiv 2310.06825).
+    pub window: Option<usize>,
+}
+
+impl Scores {
+    /// Without cap and window.
+    pub fn scaled(scale: f32) -> Self {
+        Self { scale, soft_cap: None, window: None }
+    }
+}
+
 /// Which rows belong together: the queries of one sequence and the keys that they may see.
 ///
 /// The last query stands at the last key; each earlier query sees one key fewer. With as many queries as keys that is
@@ -58,6 +75,11 @@ impl Segments {
         Self(pairs.into_iter().map(|(queries, keys)| Segment { queries, keys }).collect())
     }
 
+    /// Of each sequence the rows of its queries, and how many keys it has up to now.
+    pub fn sequences(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        self.0.iter().map(|segment| (segment.queries.clone(), segment.keys.len()))
+    }
+
     fn check(&self, query_rows: usize, key_rows: usize) {
         for Segment { queries, keys } in &self.0 {
             assert!(queries.len() <= keys.len(), "each query has a key of its own");
@@ -66,7 +88,7 @@ impl Segments {
     }
 }
 
-/// `softmax(q·kᵀ·scale)·v` within each segment. `q` is `[queries, query heads · dim]`, `k` and `v`
+/// `softmax(scores of q and k)·v` within each segment. `q` is `[queries, query heads · dim]`, `k` and `v`
 /// `[keys, key/value heads · dim]`; the result has the shape of `q`. Rows of `q` outside every segment give zeros.
 pub fn attention(
     q: Tensor<2>,
@@ -74,15 +96,16 @@ pub fn attention(
     v: Tensor<2>,
     heads: Heads,
     segments: Arc<Segments>,
-    scale: f32,
+    scores: Scores,
 ) -> Tensor<2> {
+    assert_ne!(scores.window, Some(0), "a query sees at least itself");
     assert_eq!(heads.query % heads.key_value, 0);
     assert_eq!(q.dims()[1], heads.query * heads.dim);
     assert_eq!(k.dims()[1], heads.key_value * heads.dim);
     assert_eq!(k.dims(), v.dims());
     segments.check(q.dims()[0], k.dims()[0]);
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scale))
+    Tensor::from_dispatch(<Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scores))
 }
 
 /// The same by burn's own ops, with whole score matrices.
@@ -92,7 +115,7 @@ pub fn reference(
     v: Tensor<2>,
     heads: Heads,
     segments: Arc<Segments>,
-    scale: f32,
+    Scores { scale, soft_cap, window }: Scores,
 ) -> Tensor<2> {
     let mut outputs = Vec::new();
     for Segment { queries, keys } in &segments.0 {
@@ -108,10 +131,18 @@ pub fn reference(
         let (k, v) = (repeat(split(&k, keys, heads.key_value)), repeat(split(&v, keys, heads.key_value)));
         let hidden = keys.len() - queries.len();
         let mask: Vec<f32> = (0..queries.len())
-            .flat_map(|row| (0..keys.len()).map(move |col| if col > row + hidden { -1e30 } else { 0.0 }))
+            .flat_map(|row| {
+                let sees = move |col| col <= row + hidden && window.is_none_or(|window| row + hidden - col < window);
+                (0..keys.len()).map(move |col| if sees(col) { 0.0 } else { -1e30 })
+            })
             .collect();
         let mask = Tensor::<3>::from_data(TensorData::new(mask, [1, queries.len(), keys.len()]), &q.device());
-        let weights = burn::tensor::activation::softmax(q.matmul(k.swap_dims(1, 2)) * scale + mask, 2);
+        let scores = q.matmul(k.swap_dims(1, 2)) * scale;
+        let scores = match soft_cap {
+            None => scores,
+            Some(cap) => (scores / cap).tanh() * cap,
+        };
+        let weights = burn::tensor::activation::softmax(scores + mask, 2);
         outputs.push(weights.matmul(v).swap_dims(0, 1).reshape([queries.len(), heads.query * heads.dim]));
     }
     Tensor::cat(outputs, 0)
@@ -125,7 +156,7 @@ pub trait AttentionOp: Backend {
         v: FloatTensor<Self>,
         heads: Heads,
         segments: Arc<Segments>,
-        scale: f32,
+        scores: Scores,
     ) -> FloatTensor<Self>;
 }
 
@@ -136,9 +167,9 @@ impl AttentionOp for Flex {
         v: FlexTensor,
         heads: Heads,
         segments: Arc<Segments>,
-        scale: f32,
+        scores: Scores,
     ) -> FlexTensor {
-        let inputs = Inputs { q: contiguous(q), k: contiguous(k), v: contiguous(v), heads, segments, scale };
+        let inputs = Inputs { q: contiguous(q), k: contiguous(k), v: contiguous(v), heads, segments, scores };
         forward(&inputs).0
     }
 }
@@ -150,11 +181,11 @@ impl<C: CheckpointStrategy> AttentionOp for Autodiff<Flex, C> {
         v: FloatTensor<Self>,
         heads: Heads,
         segments: Arc<Segments>,
-        scale: f32,
+        scores: Scores,
     ) -> FloatTensor<Self> {
         let nodes = [q.node(), k.node(), v.node()];
         let [q, k, v] = [q, k, v].map(|x| contiguous(x.into_primitive()));
-        let inputs = Inputs { q, k, v, heads, segments, scale };
+        let inputs = Inputs { q, k, v, heads, segments, scores };
         let (output, log_sums) = forward(&inputs);
         match Attention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(Saved { inputs, output: output.clone(), log_sums }, output),
@@ -173,7 +204,7 @@ struct Inputs {
     v: FlexTensor,
     heads: Heads,
     segments: Arc<Segments>,
-    scale: f32,
+    scores: Scores,
 }
 
 #[derive(Debug, Clone)]
@@ -205,6 +236,7 @@ const KEY_TILE: usize = 128;
 struct Task<'a> {
     segment: &'a Segment,
     key_value_head: usize,
+    window: Option<usize>,
 }
 
 /// A block of scores: some queries of one head against some keys, both counted within the segment.
@@ -215,9 +247,9 @@ struct Tile {
 
 impl Inputs {
     fn tasks(&self) -> impl ParallelIterator<Item = Task<'_>> {
-        let heads = self.heads.key_value;
+        let (heads, window) = (self.heads.key_value, self.scores.window);
         self.segments.0.par_iter().flat_map(move |segment| {
-            (0..heads).into_par_iter().map(move |key_value_head| Task { segment, key_value_head })
+            (0..heads).into_par_iter().map(move |key_value_head| Task { segment, key_value_head, window })
         })
     }
 
@@ -228,40 +260,55 @@ impl Inputs {
         View::strided(&elements(x)[offset..], [rows.len(), self.heads.dim], width)
     }
 
-    /// `scale · q · kᵀ` of a tile into `scores`, row-major.
-    fn scores(&self, task: &Task<'_>, head: usize, tile: &Tile, scores: &mut [f32]) {
+    /// The scores of a tile into `scores`, row-major.
+    fn score(&self, task: &Task<'_>, head: usize, tile: &Tile, scores: &mut [f32]) {
         let q = self.head_view(&self.q, shift(&tile.queries, task.segment.queries.start), head);
         let k = self.head_view(&self.k, shift(&tile.keys, task.segment.keys.start), task.key_value_head);
         // SAFETY: `scores` is borrowed mutably and holds queries × keys elements.
         unsafe {
-            matmul_into(SharedMut::new(scores), 0, tile.keys.len(), Write::Replace, self.scale, q, k.t(), Threads::One);
+            let (scores, scale) = (SharedMut::new(scores), self.scores.scale);
+            matmul_into(scores, 0, tile.keys.len(), Write::Replace, scale, q, k.t(), Threads::One);
+        }
+        if let Some(cap) = self.scores.soft_cap {
+            simd::soft_cap(&mut scores[..tile.queries.len() * tile.keys.len()], cap);
         }
     }
 }
 
 impl Task<'_> {
-    /// How many keys the query at `index` of the segment sees.
-    fn visible(&self, index: usize) -> usize {
-        self.segment.keys.len() - self.segment.queries.len() + index + 1
+    /// The keys that the query at `index` of the segment sees.
+    fn visible(&self, index: usize) -> Range<usize> {
+        let end = self.segment.keys.len() - self.segment.queries.len() + index + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     /// The tiles of queries, each with the tiles of keys that at least one of them sees.
     fn tiles(&self) -> impl Iterator<Item = (Range<usize>, impl Iterator<Item = Tile>)> {
-        tiles(self.segment.queries.len(), QUERY_TILE).map(|queries| {
-            let keys = tiles(self.visible(queries.end - 1), KEY_TILE);
+        tiles(0..self.segment.queries.len(), QUERY_TILE).map(|queries| {
+            let keys = tiles(self.visible(queries.start).start..self.visible(queries.end - 1).end, KEY_TILE);
             let of = queries.clone();
             (queries, keys.map(move |keys| Tile { queries: of.clone(), keys }))
         })
     }
 
-    /// How many keys of the tile the tile's row `row` sees.
-    fn visible_in(&self, tile: &Tile, row: usize) -> usize {
-        self.visible(tile.queries.start + row).saturating_sub(tile.keys.start).min(tile.keys.len())
+    /// The keys of the tile, counted within it, that the tile's row `row` sees.
+    fn visible_in(&self, tile: &Tile, row: usize) -> Range<usize> {
+        let Range { start, end } = self.visible(tile.queries.start + row);
+        let within = |key: usize| key.saturating_sub(tile.keys.start).min(tile.keys.len());
+        within(start)..within(end)
     }
 }
 
-fn tiles(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(size).map(move |start| start..(start + size).min(len))
+fn tiles(all: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = all.end;
+    all.step_by(size).map(move |start| start..(start + size).min(end))
+}
+
+/// Sets to 0 what a row of a tile does not see, and returns what it sees.
+fn clear_unseen(row: &mut [f32], visible: Range<usize>) -> &mut [f32] {
+    row[..visible.start].fill(0.0);
+    row[visible.end..].fill(0.0);
+    &mut row[visible]
 }
 
 fn shift(range: &Range<usize>, by: usize) -> Range<usize> {
@@ -286,10 +333,9 @@ fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
                     |row: usize| unsafe { output_ptr.slice((first_row + row) * width + head * heads.dim, heads.dim) };
                 for tile in key_tiles {
                     let cols = tile.keys.len();
-                    inputs.scores(&task, head, &tile, &mut scores);
+                    inputs.score(&task, head, &tile, &mut scores);
                     for (row, scores) in scores.chunks_mut(cols).take(queries.len()).enumerate() {
-                        let (seen, unseen) = scores.split_at_mut(task.visible_in(&tile, row));
-                        unseen.fill(0.0);
+                        let seen = clear_unseen(scores, task.visible_in(&tile, row));
                         let new_largest = largest[row].max(simd::max(seen));
                         if seen.is_empty() {
                             continue;
@@ -324,7 +370,7 @@ fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
 }
 
 /// The gradients of q, k and v. With `P` the softmax and `D` each row's `Σ dO·O`:
-/// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`.
+/// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; a cap multiplies `dS` by its slope.
 fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
     let Saved { inputs, output, log_sums } = saved;
     let heads = inputs.heads;
@@ -336,6 +382,7 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
     inputs.tasks().for_each(|task| {
         let mut weights = uninit(QUERY_TILE * KEY_TILE);
         let mut score_grads = uninit(QUERY_TILE * KEY_TILE);
+        let mut slopes = if inputs.scores.soft_cap.is_some() { uninit(QUERY_TILE * KEY_TILE) } else { Vec::new() };
         for head in task.key_value_head * heads.group()..(task.key_value_head + 1) * heads.group() {
             for (queries, key_tiles) in task.tiles() {
                 let rows = shift(&queries, task.segment.queries.start);
@@ -354,10 +401,12 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                     let k = inputs.head_view(&inputs.k, keys, task.key_value_head);
                     let q = inputs.head_view(&inputs.q, rows.clone(), head);
 
-                    inputs.scores(&task, head, &tile, &mut weights);
+                    inputs.score(&task, head, &tile, &mut weights);
+                    if let Some(cap) = inputs.scores.soft_cap {
+                        simd::cap_slopes(&weights[..queries.len() * cols], cap, &mut slopes);
+                    }
                     for (row, weights) in weights.chunks_mut(cols).take(queries.len()).enumerate() {
-                        let (seen, unseen) = weights.split_at_mut(task.visible_in(&tile, row));
-                        unseen.fill(0.0);
+                        let seen = clear_unseen(weights, task.visible_in(&tile, row));
                         simd::exp_sum(seen, log_sums[(rows.start + row) * heads.query + head]);
                     }
                     let scores_ptr = SharedMut::new(&mut score_grads);
@@ -381,6 +430,10 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                     for ((score_grads, weights), dot) in rows_of_both.take(queries.len()).zip(row_dots) {
                         score_grad_row(weights, dot, score_grads);
                     }
+                    if inputs.scores.soft_cap.is_some() {
+                        let score_grads = &mut score_grads[..queries.len() * cols];
+                        score_grads.iter_mut().zip(&slopes).for_each(|(grad, slope)| *grad *= slope);
+                    }
                     let score_grads = View::new(&score_grads, shape);
                     let q_offset = rows.start * width + head * heads.dim;
                     // SAFETY: as above.
@@ -390,7 +443,7 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                             q_offset,
                             width,
                             Write::Accumulate,
-                            inputs.scale,
+                            inputs.scores.scale,
                             score_grads,
                             k,
                             Threads::One,
@@ -401,7 +454,7 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                             key_offset,
                             key_width,
                             Write::Accumulate,
-                            inputs.scale,
+                            inputs.scores.scale,
                             transposed,
                             q,
                             Threads::One,
@@ -429,7 +482,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, random, track, values};
 
-    type Op = fn(Tensor<2>, Tensor<2>, Tensor<2>, Heads, Arc<Segments>, f32) -> Tensor<2>;
+    type Op = fn(Tensor<2>, Tensor<2>, Tensor<2>, Heads, Arc<Segments>, Scores) -> Tensor<2>;
 
     #[test]
     fn forward_and_gradients_equal_the_reference() {
@@ -437,10 +490,19 @@ mod tests {
             (vec![0, 1], Heads { query: 1, key_value: 1, dim: 1 }),
             (vec![0, 5, 6, 20], Heads { query: 6, key_value: 2, dim: 8 }),
             // More than one tile of queries and of keys, cut unevenly.
-            (vec![0, 3, 205], Heads { query: 2, key_value: 1, dim: 16 }),
+            (vec![0, 3, 355], Heads { query: 2, key_value: 1, dim: 16 }),
+        ];
+        let plain = Scores::scaled(0.4);
+        let kinds = [
+            plain,
+            Scores { soft_cap: Some(1.5), ..plain },
+            Scores { window: Some(1), ..plain },
+            Scores { window: Some(3), ..plain },
+            // Whole tiles of keys lie before the window.
+            Scores { window: Some(140), soft_cap: Some(2.0), ..plain },
         ];
         crate::simd::testing::at_every_level(|level| {
-            for (starts, heads) in &cases {
+            for ((starts, heads), scores) in cases.iter().flat_map(|case| kinds.iter().map(move |kind| (case, *kind))) {
                 let rows = *starts.last().unwrap();
                 let segments = Arc::new(Segments::packed(starts));
                 let q = random([rows, heads.query * heads.dim], 1);
@@ -449,14 +511,15 @@ mod tests {
                 let upstream = random([rows, heads.query * heads.dim], 4);
                 let run = |op: Op| {
                     let [q, k, v] = [&q, &k, &v].map(track);
-                    let output = op(q.clone(), k.clone(), v.clone(), *heads, segments.clone(), 0.4);
+                    let output = op(q.clone(), k.clone(), v.clone(), *heads, segments.clone(), scores);
                     let grads = (output.clone() * upstream.clone()).sum().backward();
                     let mut results = vec![output.inner()];
                     results.extend([q, k, v].map(|leaf| leaf.grad(&grads).unwrap()));
                     results
                 };
                 for (index, (ours, theirs)) in run(attention).into_iter().zip(run(reference)).enumerate() {
-                    assert_close(ours, theirs, 3e-5, &format!("{level:?} {starts:?} {heads:?} result {index}"));
+                    let what = format!("{level:?} {starts:?} {heads:?} {scores:?} result {index}");
+                    assert_close(ours, theirs, 3e-5, &what);
                 }
             }
         });
@@ -466,10 +529,14 @@ mod tests {
     fn queries_with_a_cache_see_what_they_saw_without() {
         let heads = Heads { query: 4, key_value: 2, dim: 6 };
         let (q, k, v) = (random([150, 24], 1), random([150, 12], 2), random([150, 12], 3));
-        let whole = attention(q.clone(), k.clone(), v.clone(), heads, Arc::new(Segments::packed(&[0, 150])), 0.3);
-        let last = Arc::new(Segments::cached([(0..3, 0..150)]));
-        let cached = attention(q.narrow(0, 147, 3), k, v, heads, last, 0.3);
-        assert_close(cached, whole.narrow(0, 147, 3), 1e-5, "cached");
+        for window in [None, Some(7), Some(149)] {
+            let scores = Scores { window, ..Scores::scaled(0.3) };
+            let packed = Arc::new(Segments::packed(&[0, 150]));
+            let whole = attention(q.clone(), k.clone(), v.clone(), heads, packed, scores);
+            let last = Arc::new(Segments::cached([(0..3, 0..150)]));
+            let cached = attention(q.clone().narrow(0, 147, 3), k.clone(), v.clone(), heads, last, scores);
+            assert_close(cached, whole.narrow(0, 147, 3), 1e-5, "cached");
+        }
     }
 
     #[test]
@@ -477,7 +544,8 @@ mod tests {
         let heads = Heads { query: 2, key_value: 1, dim: 4 };
         let segments = Arc::new(Segments::packed(&[0, 4, 9]));
         let (q, k, v) = (random([9, 8], 1), random([9, 4], 2), random([9, 4], 3));
-        let run = |v: Tensor<2>| values(attention(q.clone(), k.clone(), v, heads, segments.clone(), 0.5));
+        let run =
+            |v: Tensor<2>| values(attention(q.clone(), k.clone(), v, heads, segments.clone(), Scores::scaled(0.5)));
         let before = run(v.clone());
         // Another first sample: the second one's outputs stay the same to the last bit.
         let other = Tensor::cat(vec![v.clone().narrow(0, 0, 4) * 3.0, v.narrow(0, 4, 5)], 0);

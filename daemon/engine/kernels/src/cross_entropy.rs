@@ -48,37 +48,57 @@ impl Targets {
     }
 }
 
-/// Σ −log softmax(hidden·weightᵀ)[target] over all targets, as a tensor of one element (nats).
-///
-/// `hidden` is `[tokens, features]`, `weight` `[vocabulary, features]`.
-pub fn linear_cross_entropy(hidden: Tensor<2>, weight: &Weight, targets: Arc<Targets>) -> Tensor<1> {
+/// What turns hidden states into logits: `hidden·weightᵀ`, and with a cap `cap · tanh(that / cap)`.
+#[derive(Debug, Clone)]
+pub struct OutputLayer {
+    /// `[vocabulary, features]`.
+    pub weight: Weight,
+    /// Bounds every logit smoothly (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f32>,
+}
+
+impl From<Weight> for OutputLayer {
+    fn from(weight: Weight) -> Self {
+        Self { weight, soft_cap: None }
+    }
+}
+
+/// Σ −log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is `[tokens, features]`.
+pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
+    let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
     let hidden = hidden.into_dispatch();
     Tensor::from_dispatch(match weight {
-        Weight::Dense(weight) => {
-            <Dispatch as CrossEntropyOp>::linear_cross_entropy(hidden, weight.clone().into_dispatch(), targets)
-        }
+        Weight::Dense(weight) => <Dispatch as CrossEntropyOp>::linear_cross_entropy(
+            hidden,
+            weight.clone().into_dispatch(),
+            *soft_cap,
+            targets,
+        ),
         Weight::Packed(weight) => {
-            <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), targets)
+            <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), *soft_cap, targets)
         }
     })
 }
 
 /// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`.
 /// Not differentiable.
-pub fn score_targets(hidden: Tensor<2>, weight: &Weight, targets: Arc<Targets>) -> Tensor<2> {
+pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
+    let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
     let hidden = hidden.into_dispatch();
     Tensor::from_dispatch(match weight {
         Weight::Dense(weight) => {
-            <Dispatch as CrossEntropyOp>::score_targets(hidden, weight.clone().into_dispatch(), targets)
+            <Dispatch as CrossEntropyOp>::score_targets(hidden, weight.clone().into_dispatch(), *soft_cap, targets)
         }
-        Weight::Packed(weight) => <Dispatch as CrossEntropyOp>::packed_score_targets(hidden, weight.clone(), targets),
+        Weight::Packed(weight) => {
+            <Dispatch as CrossEntropyOp>::packed_score_targets(hidden, weight.clone(), *soft_cap, targets)
+        }
     })
 }
 
 /// The loss by burn's own ops, with whole logits.
-pub fn reference(hidden: Tensor<2>, weight: &Weight, targets: Arc<Targets>) -> Tensor<1> {
+pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     let device = hidden.device();
     let ints = |values: Vec<i64>| {
         let len = values.len();
@@ -86,7 +106,11 @@ pub fn reference(hidden: Tensor<2>, weight: &Weight, targets: Arc<Targets>) -> T
     };
     let rows = ints(targets.rows.iter().map(|&row| row as i64).collect());
     let tokens = ints(targets.tokens.iter().map(|&token| i64::from(token)).collect());
-    let logits = hidden.select(0, rows).matmul(weight.to_tensor(&device).transpose());
+    let logits = hidden.select(0, rows).matmul(output.weight.to_tensor(&device).transpose());
+    let logits = match output.soft_cap {
+        None => logits,
+        Some(cap) => (logits / cap).tanh() * cap,
+    };
     -burn::tensor::activation::log_softmax(logits, 1).gather(1, tokens.unsqueeze_dim(1)).sum()
 }
 
@@ -95,35 +119,67 @@ pub trait CrossEntropyOp: Backend {
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        soft_cap: Option<f32>,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 
     fn packed_linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: Packed,
+        soft_cap: Option<f32>,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 
-    fn score_targets(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, targets: Arc<Targets>) -> FloatTensor<Self>;
+    fn score_targets(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self>;
 
-    fn packed_score_targets(hidden: FloatTensor<Self>, weight: Packed, targets: Arc<Targets>) -> FloatTensor<Self>;
+    fn packed_score_targets(
+        hidden: FloatTensor<Self>,
+        weight: Packed,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self>;
 }
 
 impl CrossEntropyOp for Flex {
-    fn linear_cross_entropy(hidden: FlexTensor, weight: FlexTensor, targets: Arc<Targets>) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), &targets, Wanted::default()).loss
+    fn linear_cross_entropy(
+        hidden: FlexTensor,
+        weight: FlexTensor,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FlexTensor {
+        forward(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), soft_cap, &targets, Wanted::default()).loss
     }
 
-    fn packed_linear_cross_entropy(hidden: FlexTensor, weight: Packed, targets: Arc<Targets>) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Packed(weight), &targets, Wanted::default()).loss
+    fn packed_linear_cross_entropy(
+        hidden: FlexTensor,
+        weight: Packed,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FlexTensor {
+        forward(&contiguous(hidden), &Matrix::Packed(weight), soft_cap, &targets, Wanted::default()).loss
     }
 
-    fn score_targets(hidden: FlexTensor, weight: FlexTensor, targets: Arc<Targets>) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), &targets)
+    fn score_targets(
+        hidden: FlexTensor,
+        weight: FlexTensor,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FlexTensor {
+        scores(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), soft_cap, &targets)
     }
 
-    fn packed_score_targets(hidden: FlexTensor, weight: Packed, targets: Arc<Targets>) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::Packed(weight), &targets)
+    fn packed_score_targets(
+        hidden: FlexTensor,
+        weight: Packed,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FlexTensor {
+        scores(&contiguous(hidden), &Matrix::Packed(weight), soft_cap, &targets)
     }
 }
 
@@ -131,6 +187,7 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        soft_cap: Option<f32>,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
         let wanted = Wanted { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
@@ -139,16 +196,19 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         let weight = Matrix::Dense(contiguous(weight.into_primitive()));
         match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, &targets, wanted);
+                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, soft_cap, &targets, wanted);
                 prep.finish([hidden_grad, weight_grad], loss)
             }
-            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, &targets, Wanted::default()).loss),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(forward(&hidden, &weight, soft_cap, &targets, Wanted::default()).loss)
+            }
         }
     }
 
     fn packed_linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: Packed,
+        soft_cap: Option<f32>,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
         let node = hidden.node();
@@ -156,19 +216,31 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         match CrossEntropy.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let Forward { loss, hidden_grad, .. } =
-                    forward(&hidden, &weight, &targets, Wanted { hidden: true, weight: false });
+                    forward(&hidden, &weight, soft_cap, &targets, Wanted { hidden: true, weight: false });
                 prep.finish([hidden_grad], loss)
             }
-            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, &targets, Wanted::default()).loss),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(forward(&hidden, &weight, soft_cap, &targets, Wanted::default()).loss)
+            }
         }
     }
 
-    fn score_targets(hidden: FloatTensor<Self>, weight: FloatTensor<Self>, targets: Arc<Targets>) -> FloatTensor<Self> {
-        Self::from_inner(Flex::score_targets(hidden.into_primitive(), weight.into_primitive(), targets))
+    fn score_targets(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(Flex::score_targets(hidden.into_primitive(), weight.into_primitive(), soft_cap, targets))
     }
 
-    fn packed_score_targets(hidden: FloatTensor<Self>, weight: Packed, targets: Arc<Targets>) -> FloatTensor<Self> {
-        Self::from_inner(Flex::packed_score_targets(hidden.into_primitive(), weight, targets))
+    fn packed_score_targets(
+        hidden: FloatTensor<Self>,
+        weight: Packed,
+        soft_cap: Option<f32>,
+        targets: Arc<Targets>,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(Flex::packed_score_targets(hidden.into_primitive(), weight, soft_cap, targets))
     }
 }
 
@@ -236,12 +308,15 @@ fn for_each_chunk(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, mut e
     }
 }
 
-fn scores(hidden: &FlexTensor, weight: &Matrix, targets: &Targets) -> FlexTensor {
+fn scores(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: &Targets) -> FlexTensor {
     let mut scores = uninit(targets.len() * 2);
     for_each_chunk(hidden, weight, targets, |chunk| {
         let scores = &mut scores[chunk.first * 2..][..chunk.tokens.len() * 2];
         let rows = chunk.logits.par_chunks_mut(chunk.vocabulary).zip(chunk.tokens);
         rows.zip(scores.par_chunks_mut(2)).for_each(|((logits, &token), score)| {
+            if let Some(cap) = soft_cap {
+                simd::soft_cap(logits, cap);
+            }
             let target = logits[token as usize];
             let largest = simd::max(logits);
             score[1] = f32::from(target == largest);
@@ -251,25 +326,35 @@ fn scores(hidden: &FlexTensor, weight: &Matrix, targets: &Targets) -> FlexTensor
     tensor(scores, [targets.len(), 2])
 }
 
-fn forward(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, wanted: Wanted) -> Forward {
+/// Caps a row of logits; returns the slopes of the cap there.
+fn cap_row(logits: &mut [f32], cap: f32) -> Vec<f32> {
+    simd::soft_cap(logits, cap);
+    let mut slopes = uninit(logits.len());
+    simd::cap_slopes(logits, cap, &mut slopes);
+    slopes
+}
+
+fn forward(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: &Targets, wanted: Wanted) -> Forward {
     let ([tokens, features], [vocabulary, _]) = (shape2(hidden), weight.dims());
     let mut loss = 0.0f64;
     let mut hidden_grad = wanted.hidden.then(|| vec![0.0; tokens * features]);
     let mut weight_grad = wanted.weight.then(|| vec![0.0; vocabulary * features]);
     let mut scratch = Vec::new();
     for_each_chunk(hidden, weight, targets, |chunk| {
-        // Each row of logits becomes softmax − one-hot, the gradient of its loss.
+        // Each row of logits becomes softmax − one-hot, times the cap's slope: the gradient of its loss.
         let losses: Vec<f32> = chunk
             .logits
             .par_chunks_mut(vocabulary)
             .zip(chunk.tokens)
             .map(|(logits, &token)| {
+                let slopes = soft_cap.map(|cap| cap_row(logits, cap)).unwrap_or_default();
                 let target = logits[token as usize];
                 let largest = simd::max(logits);
                 let sum = simd::exp_sum(logits, largest);
                 if wanted.hidden || wanted.weight {
                     simd::scale(logits, 1.0 / sum);
                     logits[token as usize] -= 1.0;
+                    logits.iter_mut().zip(&slopes).for_each(|(gradient, slope)| *gradient *= slope);
                 }
                 sum.ln() + largest - target
             })
@@ -300,7 +385,7 @@ mod tests {
     use crate::packed::testing::every_form;
     use crate::testing::{assert_close, random, track, values};
 
-    type Op = fn(Tensor<2>, &Weight, Arc<Targets>) -> Tensor<1>;
+    type Op = fn(Tensor<2>, &OutputLayer, Arc<Targets>) -> Tensor<1>;
 
     fn targets(rows: &[usize], tokens: &[u32]) -> Arc<Targets> {
         Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec() })
@@ -310,16 +395,18 @@ mod tests {
     fn loss_and_gradients_equal_the_reference() {
         crate::simd::testing::at_every_level(|level| {
             let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, targets(&[0, 3, 4, 8], &[36, 0, 5, 5]))];
-            for (shape, vocabulary, targets) in cases {
+            let capped = [None, Some(2.5)].map(|soft_cap| cases.clone().map(|case| (case, soft_cap)));
+            for ((shape, vocabulary, targets), soft_cap) in capped.into_iter().flatten() {
                 let (hidden, weight) = (random(shape, 1), random([vocabulary, shape[1]], 2));
                 let run = |op: Op| {
                     let (hidden, weight) = (track(&hidden), track(&weight));
-                    let loss = op(hidden.clone(), &weight.clone().into(), targets.clone());
+                    let output = OutputLayer { weight: weight.clone().into(), soft_cap };
+                    let loss = op(hidden.clone(), &output, targets.clone());
                     let grads = (loss.clone() * 0.25).backward();
                     (loss.inner(), hidden.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
                 };
                 let (ours, theirs) = (run(linear_cross_entropy), run(reference));
-                let what = format!("{level:?} {shape:?} {vocabulary}");
+                let what = format!("{level:?} {shape:?} {vocabulary} {soft_cap:?}");
                 assert_close(ours.0, theirs.0, 1e-5, &what);
                 assert_close(ours.1, theirs.1, 1e-5, &what);
                 assert_close(ours.2, theirs.2, 1e-5, &what);
@@ -332,10 +419,10 @@ mod tests {
         crate::simd::testing::at_every_level(|level| {
             let targets = targets(&[0, 3, 4, 8, 9, 10], &[36, 0, 5, 5, 1, 2]);
             for (name, packed) in every_form([37, 256], 2) {
-                let weight = Weight::from(packed);
+                let output = OutputLayer { weight: packed.into(), soft_cap: Some(30.0) };
                 let run = |op: Op| {
                     let hidden = track(&random([11, 256], 1).mul_scalar(0.01));
-                    let loss = op(hidden.clone(), &weight, targets.clone());
+                    let loss = op(hidden.clone(), &output, targets.clone());
                     let grads = (loss.clone() * 0.25).backward();
                     (loss.inner(), hidden.grad(&grads).unwrap())
                 };
@@ -350,9 +437,10 @@ mod tests {
     fn several_chunks_make_the_same_as_one() {
         // 9 million logits: two chunks of at most 32 MiB.
         let (hidden, weight) = (track(&random([30, 4], 1)), Weight::from(random([300_000, 4], 2)));
+        let output = OutputLayer::from(weight);
         let targets = Arc::new(Targets { rows: (0..30).collect(), tokens: (0..30).map(|i| i * 9_999).collect() });
-        let ours = linear_cross_entropy(hidden.clone(), &weight, targets.clone());
-        let theirs = reference(hidden.clone(), &weight, targets);
+        let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
+        let theirs = reference(hidden.clone(), &output, targets);
         let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());
         assert_close(ours.inner(), theirs.inner(), 1e-5, "loss");
         assert_close(hidden.grad(&our_grads).unwrap(), hidden.grad(&their_grads).unwrap(), 1e-5, "gradient");
@@ -362,21 +450,23 @@ mod tests {
     fn scores_add_up_to_the_loss_and_know_the_winner() {
         let packed = every_form([11, 64], 2).into_iter().map(|(_, packed)| Weight::from(packed));
         for weight in packed.chain([random([11, 64], 2).into()]) {
-            check_scores(&random([6, 64], 1), &weight);
+            for soft_cap in [None, Some(4.0)] {
+                check_scores(&random([6, 64], 1), &OutputLayer { weight: weight.clone(), soft_cap });
+            }
         }
     }
 
-    fn check_scores(hidden: &Tensor<2>, weight: &Weight) {
-        let logits = values(hidden.clone().matmul(weight.to_tensor(&hidden.device()).transpose()));
+    fn check_scores(hidden: &Tensor<2>, output: &OutputLayer) {
+        let logits = values(hidden.clone().matmul(output.weight.to_tensor(&hidden.device()).transpose()));
         let best: Vec<u32> = logits
             .chunks(11)
             .map(|row| (0..11u32).max_by(|&a, &b| row[a as usize].total_cmp(&row[b as usize])).unwrap())
             .collect();
         let tokens = [best[0], (best[1] + 1) % 11, best[5]];
         let targets = targets(&[0, 1, 5], &tokens);
-        let scores = values(score_targets(hidden.clone(), weight, targets.clone()));
+        let scores = values(score_targets(hidden.clone(), output, targets.clone()));
         assert_eq!([scores[1], scores[3], scores[5]], [1.0, 0.0, 1.0]);
-        let loss = values(reference(hidden.clone(), weight, targets))[0];
+        let loss = values(reference(hidden.clone(), output, targets))[0];
         assert!((scores[0] + scores[2] + scores[4] - loss).abs() < 1e-4 * loss.max(1.0));
     }
 }

@@ -5,19 +5,19 @@
 //! Activations are `[tokens, features]` throughout: batches are packed without padding, and only [`attention`] and
 //! [`rotary`] know where one sample ends and the next begins.
 //!
-//! To add an op, copy the shape of [`swiglu`], the smallest one.
+//! To add an op, copy the shape of [`gated`], the smallest one.
 
 pub mod attention;
 pub mod blockwise;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod gated;
 pub mod linear;
 pub mod packed;
 pub mod rms_norm;
 pub mod rotary;
 pub mod row_store;
 pub mod simd;
-pub mod swiglu;
 
 mod buffer;
 mod matmul;
@@ -27,13 +27,13 @@ mod random;
 mod testing;
 mod weight;
 
-pub use attention::{Heads, Segments, attention};
-pub use cross_entropy::{Targets, linear_cross_entropy, score_targets};
+pub use attention::{Heads, Scores, Segments, attention};
+pub use cross_entropy::{OutputLayer, Targets, linear_cross_entropy, score_targets};
 pub use embedding::embedding;
+pub use gated::{Activation, gated};
 pub use linear::{Dropout, Factors, linear};
 pub use packed::{Format, Packed};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use row_store::write_rows;
-pub use swiglu::swiglu;
 pub use weight::Weight;

@@ -41,6 +41,25 @@ impl RotaryTable {
         Self { cos, sin, half }
     }
 
+    /// The tables of one run of tokens after the other.
+    pub fn concat(tables: impl IntoIterator<Item = Self>) -> Self {
+        let append = |mut all: Self, next: Self| {
+            assert_eq!(all.half, next.half, "heads of one width");
+            all.cos.extend(next.cos);
+            all.sin.extend(next.sin);
+            all
+        };
+        tables.into_iter().reduce(append).unwrap_or(Self { cos: Vec::new(), sin: Vec::new(), half: 0 })
+    }
+
+    /// Multiplies cosines and sines, and by that what they rotate.
+    pub fn scaled(mut self, amplitude: f32) -> Self {
+        if amplitude != 1.0 {
+            self.cos.iter_mut().chain(&mut self.sin).for_each(|value| *value *= amplitude);
+        }
+        self
+    }
+
     fn row(&self, token: usize) -> (&[f32], &[f32]) {
         let range = token * self.half..(token + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
@@ -95,7 +114,7 @@ struct Rotary;
 impl Backward<Flex, 1> for Rotary {
     type State = Arc<RotaryTable>;
 
-    /// A rotation's transpose is the rotation back.
+    /// The transpose of a rotation is the rotation back, by the same amplitude.
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
         if let [Some(node)] = ops.parents {

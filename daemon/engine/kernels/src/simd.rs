@@ -130,6 +130,12 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { y }
 }
 
+/// `tanh x` within 2e-7.
+#[inline(always)]
+pub(crate) fn tanh<const FMA: bool>(x: f32) -> f32 {
+    1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0)
+}
+
 simd_fn! {
     /// Largest element; −∞ for none.
     pub(crate) fn max(x: &[f32]) -> f32 {
@@ -198,6 +204,27 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    /// `x ← cap · tanh(x / cap)`.
+    pub(crate) fn soft_cap(x: &mut [f32], cap: f32) {
+        let (inverse, _) = (1.0 / cap, FMA);
+        for x in x {
+            *x = cap * tanh::<FMA>(*x * inverse);
+        }
+    }
+}
+
+simd_fn! {
+    /// The derivative of [`soft_cap`] where its result is `capped`: `1 − (capped / cap)²`.
+    pub(crate) fn cap_slopes(capped: &[f32], cap: f32, slopes: &mut [f32]) {
+        let inverse = 1.0 / cap;
+        for (slope, &capped) in slopes.iter_mut().zip(capped) {
+            let tanh = capped * inverse;
+            *slope = mul_add::<FMA>(-tanh, tanh, 1.0);
+        }
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -237,6 +264,21 @@ mod tests {
                 } else {
                     let relative = (f64::from(*got) / want - 1.0).abs();
                     assert!(relative < 2.4e-7, "{level:?}: exp({input}) = {got}, want {want}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn tanh_is_right_to_two_ten_millionths() {
+        at_every_level(|level| {
+            let inputs: Vec<f32> = (0..20_011).map(|i| -100.0 + i as f32 * (200.0 / 20_011.0)).collect();
+            for inputs in [inputs.clone(), inputs.iter().map(|x| x / 1000.0).collect()] {
+                let mut capped = inputs.clone();
+                soft_cap(&mut capped, 1.0);
+                for (input, got) in inputs.iter().zip(&capped) {
+                    let error = f64::from(*got) - f64::from(*input).tanh();
+                    assert!(error.abs() < 2e-7, "{level:?}: tanh({input}) = {got}");
                 }
             }
         });

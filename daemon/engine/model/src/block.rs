@@ -3,75 +3,115 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{RotaryTable, Segments, rms_norm};
+use justtrain_kernels::{RotaryTable, Scores, Segments};
+use justtrain_worker_api::Problem;
 
-use crate::Mode;
+use crate::config::{DecoderConfig, Positions};
 use crate::generate::LayerCache;
-use crate::layers::{Attention, Mlp, Projection};
+use crate::layers::{Attention, Joint, Mlp, Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
+use crate::weights::Loader;
+use crate::{LinearShape, Mode};
 
 #[derive(Debug, Clone)]
 pub struct Block {
-    /// Such as `model.layers.0`.
-    pub(crate) name: String,
-    pub(crate) input_norm: Tensor<1>,
-    pub(crate) attention: Attention,
-    pub(crate) post_attention_norm: Tensor<1>,
-    pub(crate) mlp: Mlp,
+    attention_norm: Norm,
+    attention: Attention,
+    attention_output_norm: Option<Norm>,
+    mlp_norm: Norm,
+    mlp: Mlp,
+    mlp_output_norm: Option<Norm>,
 }
 
 /// What all blocks of one forward pass share.
 #[derive(Debug, Clone)]
 pub struct Pass {
-    pub(crate) table: Arc<RotaryTable>,
+    /// One for each rotation of the decoder.
+    pub(crate) tables: Vec<Arc<RotaryTable>>,
     pub(crate) segments: Arc<Segments>,
     pub(crate) mode: Mode,
-    pub(crate) epsilon: f32,
 }
 
 impl Block {
+    pub(crate) fn load(loader: &Loader<'_>, config: &DecoderConfig, layer: usize) -> Result<Self, Problem> {
+        let (names, at) = (&config.names.block, config.layers[layer]);
+        let full = |part: &str| format!("{}.{layer}.{part}", config.names.blocks);
+        let norm = |part: &'static str| loader.norm(full(part), config.hidden_size, config);
+        let projection = |shape: LinearShape| loader.projection(full(shape.name), shape, config.names.transposed);
+        let joint = |shapes: Vec<LinearShape>, widths: &[usize]| {
+            let projections = shapes.into_iter().map(projection).collect::<Result<_, Problem>>()?;
+            Ok::<_, Problem>(Joint { projections, widths: widths.to_vec() })
+        };
+        let head_norm = |part: &'static str| loader.norm(full(part), config.heads.dim, config);
+        Ok(Self {
+            attention_norm: norm(names.attention_norm)?,
+            attention: Attention {
+                qkv: joint(config.qkv(), &config.qkv_widths())?,
+                qk_norms: names.qk_norms.map(|[q, k]| Ok::<_, Problem>([head_norm(q)?, head_norm(k)?])).transpose()?,
+                o: projection(config.attention_output())?,
+                heads: config.heads,
+                scores: Scores {
+                    scale: config.attention_scale,
+                    soft_cap: config.attention_soft_cap,
+                    window: at.window,
+                },
+                rotation: match &config.positions {
+                    Positions::Rotary(_) => Some(at.rotation),
+                    Positions::Learned { .. } => None,
+                },
+            },
+            attention_output_norm: names.attention_output_norm.map(norm).transpose()?,
+            mlp_norm: norm(names.mlp_norm)?,
+            mlp: Mlp {
+                up: joint(config.up(), &config.up_widths())?,
+                down: projection(config.down())?,
+                kind: config.mlp,
+            },
+            mlp_output_norm: names.mlp_output_norm.map(norm).transpose()?,
+        })
+    }
+
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub fn forward(&self, x: Tensor<2>, pass: &Pass) -> Tensor<2> {
         self.forward_cached(x, pass, None)
     }
 
     pub(crate) fn forward_cached(&self, x: Tensor<2>, pass: &Pass, cache: Option<LayerCache<'_>>) -> Tensor<2> {
-        let normed = rms_norm(x.clone(), self.input_norm.clone(), pass.epsilon);
-        let x = x + self.attention.forward(normed, &pass.table, &pass.segments, cache, pass.mode);
-        let normed = rms_norm(x.clone(), self.post_attention_norm.clone(), pass.epsilon);
-        x + self.mlp.forward(normed, pass.mode)
+        let normed = |norm: &Option<Norm>, x: Tensor<2>| match norm {
+            None => x,
+            Some(norm) => norm.forward(x),
+        };
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache);
+        let x = x + normed(&self.attention_output_norm, attended);
+        let fed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass.mode);
+        x + normed(&self.mlp_output_norm, fed)
     }
 
-    pub(crate) fn projections(&self) -> [&Projection; 7] {
+    pub(crate) fn projections(&self) -> Vec<&Projection> {
         let Self { attention, mlp, .. } = self;
-        [&attention.q, &attention.k, &attention.v, &attention.o, &mlp.gate, &mlp.up, &mlp.down]
+        let qkv = attention.qkv.projections.iter().chain([&attention.o]);
+        qkv.chain(&mlp.up.projections).chain([&mlp.down]).collect()
     }
 
-    pub(crate) fn projections_mut(&mut self) -> [&mut Projection; 7] {
+    pub(crate) fn projections_mut(&mut self) -> Vec<&mut Projection> {
         let Self { attention, mlp, .. } = self;
-        [
-            &mut attention.q,
-            &mut attention.k,
-            &mut attention.v,
-            &mut attention.o,
-            &mut mlp.gate,
-            &mut mlp.up,
-            &mut mlp.down,
-        ]
+        let qkv = attention.qkv.projections.iter_mut().chain([&mut attention.o]);
+        qkv.chain(&mut mlp.up.projections).chain([&mut mlp.down]).collect()
     }
 }
 
 impl Parameters for Block {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { name, input_norm, attention, post_attention_norm, mlp } = self;
-        let mut parameters = vec![Parameter::vector(format!("{name}.input_layernorm.weight"), input_norm)];
-        for projection in [&mut attention.q, &mut attention.k, &mut attention.v, &mut attention.o] {
-            parameters.extend(projection.parameters_mut());
-        }
-        parameters.push(Parameter::vector(format!("{name}.post_attention_layernorm.weight"), post_attention_norm));
-        for projection in [&mut mlp.gate, &mut mlp.up, &mut mlp.down] {
-            parameters.extend(projection.parameters_mut());
-        }
+        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp, mlp_output_norm } = self;
+        let mut parameters: Vec<Parameter<'_>> = attention_norm.parameters_mut().collect();
+        parameters.extend(attention.qkv.projections.iter_mut().flat_map(Projection::parameters_mut));
+        parameters.extend(attention.qk_norms.iter_mut().flatten().flat_map(Norm::parameters_mut));
+        parameters.extend(attention.o.parameters_mut());
+        parameters.extend(attention_output_norm.iter_mut().flat_map(Norm::parameters_mut));
+        parameters.extend(mlp_norm.parameters_mut());
+        parameters.extend(mlp.up.projections.iter_mut().flat_map(Projection::parameters_mut));
+        parameters.extend(mlp.down.parameters_mut());
+        parameters.extend(mlp_output_norm.iter_mut().flat_map(Norm::parameters_mut));
         parameters
     }
 }

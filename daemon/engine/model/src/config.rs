@@ -1,27 +1,212 @@
 //! What a decoder looks like, whatever its family.
 
-use justtrain_kernels::Heads;
+use justtrain_kernels::{Activation, Heads};
 
-/// Sizes and constants of a decoder-only transformer with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
+use crate::names::{JointNames, WeightNames};
+use crate::rotation::Rotation;
+
+/// Sizes and constants of a decoder-only transformer: blocks of grouped-query attention and a feed-forward network,
+/// each behind a norm and beside a residual. Which parts a block has is told by the names of its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub hidden_size: usize,
     pub intermediate_size: usize,
-    pub layers: usize,
     pub heads: Heads,
-    pub rms_norm_eps: f32,
-    /// Radians a position, one for each pair of a head: `head_dim / 2` values.
-    pub inverse_frequencies: Vec<f32>,
     pub vocab_size: usize,
     /// The output layer is the embedding table.
     pub tied_embeddings: bool,
     /// The longest sequence that the model was made for, in tokens.
     pub max_positions: usize,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: f32,
+    pub positions: Positions,
+    /// One for each block.
+    pub layers: Vec<LayerConfig>,
+    pub norm: NormKind,
+    pub norm_epsilon: f32,
+    /// What products of queries and keys are multiplied by.
+    pub attention_scale: f32,
+    pub attention_soft_cap: Option<f32>,
+    pub logit_soft_cap: Option<f32>,
+    pub mlp: MlpKind,
+    pub biases: Biases,
+    pub names: &'static WeightNames,
+}
+
+/// How a token's place in its sequence is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// Queries and keys are rotated; layers name one of these by index.
+    Rotary(Vec<Rotation>),
+    /// A row of a table is added to the embedding: row `offset` for the first token.
+    Learned { rows: usize, offset: usize },
+}
+
+/// What differs from block to block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerConfig {
+    /// A query sees itself and the keys before it, this many together.
+    pub window: Option<usize>,
+    /// Index of its [`Rotation`], where positions are rotary.
+    pub rotation: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / rms(x) · w`.
+    Rms,
+    /// `x / rms(x) · (1 + w)`.
+    RmsOnePlus,
+    /// LayerNorm, with a bias (Ba et al. 2016, arXiv 1607.06450).
+    Layer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlpKind {
+    /// `down(activation(gate(x)) · up(x))`.
+    Gated(Activation),
+    /// `down(activation(up(x)))`.
+    Plain(PlainActivation),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlainActivation {
+    GeluTanh,
+    Relu,
+}
+
+/// Which linear layers of a block have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    pub qkv: bool,
+    pub attention_output: bool,
+    pub mlp: bool,
+}
+
+/// A linear layer of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearShape {
+    /// Within the block, such as `self_attn.q_proj`.
+    pub name: &'static str,
+    pub outputs: usize,
+    pub inputs: usize,
+    pub bias: bool,
+}
+
+impl LinearShape {
+    /// The last part of its name, which adapters are targeted by.
+    pub fn target(&self) -> &'static str {
+        self.name.rsplit('.').next().unwrap_or_default()
+    }
 }
 
 impl DecoderConfig {
-    /// Inverse frequencies without scaling: `theta^(−2i / head_dim)`.
-    pub fn default_frequencies(head_dim: usize, theta: f64) -> Vec<f32> {
-        (0..head_dim / 2).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32).collect()
+    /// Widths of queries, keys and values.
+    pub fn qkv_widths(&self) -> [usize; 3] {
+        let Heads { query, key_value, dim } = self.heads;
+        [query * dim, key_value * dim, key_value * dim]
+    }
+
+    /// Widths of what the feed-forward network makes of its input: gate and up, or up alone.
+    pub fn up_widths(&self) -> Vec<usize> {
+        match self.mlp {
+            MlpKind::Gated(_) => vec![self.intermediate_size; 2],
+            MlpKind::Plain(_) => vec![self.intermediate_size],
+        }
+    }
+
+    /// The linear layers of one block, in the order of the network.
+    pub fn linears(&self) -> Vec<LinearShape> {
+        let mut linears = self.qkv();
+        linears.push(self.attention_output());
+        linears.extend(self.up());
+        linears.push(self.down());
+        linears
+    }
+
+    /// Lengths of one block's vectors: norms and biases.
+    pub fn block_vectors(&self) -> Vec<usize> {
+        let names = &self.names.block;
+        let norms = 2 + [names.attention_output_norm, names.mlp_output_norm].iter().flatten().count();
+        let mut vectors = vec![self.hidden_size; norms * self.norm.vectors()];
+        if names.qk_norms.is_some() {
+            vectors.extend([self.heads.dim; 2]);
+        }
+        vectors.extend(self.linears().iter().filter(|linear| linear.bias).map(|linear| linear.outputs));
+        vectors
+    }
+
+    /// Shape of the table of learned positions, where there is one.
+    pub fn position_table(&self) -> Option<[usize; 2]> {
+        match self.positions {
+            Positions::Learned { rows, .. } => Some([rows, self.hidden_size]),
+            Positions::Rotary(_) => None,
+        }
+    }
+
+    /// The longest sequence that `prompt` tokens can grow into, with a cache that keeps the keys as they were rotated.
+    pub fn answer_limit(&self, prompt: usize) -> usize {
+        let turning_points = match &self.positions {
+            Positions::Rotary(rotations) => rotations.iter().filter_map(Rotation::turning_point).collect(),
+            Positions::Learned { .. } => Vec::new(),
+        };
+        turning_points.into_iter().filter(|&point| prompt <= point).fold(self.max_positions, usize::min)
+    }
+
+    /// Tokens of the longest sequence that can be computed at all: learned positions end.
+    pub fn longest_sequence(&self) -> Option<usize> {
+        matches!(self.positions, Positions::Learned { .. }).then_some(self.max_positions)
+    }
+
+    /// Numbers in the base model.
+    pub fn parameters(&self) -> u64 {
+        let linears = self.linears().iter().map(|linear| linear.outputs * linear.inputs).sum::<usize>();
+        let block = linears + self.block_vectors().iter().sum::<usize>();
+        let tables = (2 - usize::from(self.tied_embeddings)) * self.vocab_size * self.hidden_size;
+        let positions = self.position_table().map_or(0, |[rows, width]| rows * width);
+        (self.layers.len() * block + tables + positions + self.norm.vectors() * self.hidden_size) as u64
+    }
+
+    pub(crate) fn qkv(&self) -> Vec<LinearShape> {
+        joint(&self.names.block.qkv, &self.qkv_widths(), self.hidden_size, self.biases.qkv)
+    }
+
+    pub(crate) fn attention_output(&self) -> LinearShape {
+        LinearShape {
+            name: self.names.block.attention_output,
+            outputs: self.hidden_size,
+            inputs: self.qkv_widths()[0],
+            bias: self.biases.attention_output,
+        }
+    }
+
+    pub(crate) fn up(&self) -> Vec<LinearShape> {
+        joint(&self.names.block.up, &self.up_widths(), self.hidden_size, self.biases.mlp)
+    }
+
+    pub(crate) fn down(&self) -> LinearShape {
+        LinearShape {
+            name: self.names.block.down,
+            outputs: self.hidden_size,
+            inputs: self.intermediate_size,
+            bias: self.biases.mlp,
+        }
+    }
+}
+
+impl NormKind {
+    /// How many vectors a norm of the kind has.
+    pub fn vectors(self) -> usize {
+        if self == Self::Layer { 2 } else { 1 }
+    }
+}
+
+fn joint(names: &JointNames, widths: &[usize], inputs: usize, bias: bool) -> Vec<LinearShape> {
+    match names {
+        JointNames::Apart(names) => {
+            let shape = |(&name, &outputs)| LinearShape { name, outputs, inputs, bias };
+            names.iter().zip(widths).map(shape).collect()
+        }
+        JointNames::Fused(name) => vec![LinearShape { name, outputs: widths.iter().sum(), inputs, bias }],
     }
 }

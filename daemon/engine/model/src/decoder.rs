@@ -3,20 +3,17 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use justtrain_kernels::{RotaryTable, Segments, Weight, embedding, linear, rms_norm};
+use justtrain_kernels::{OutputLayer, Segments, Weight, embedding, linear};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
 use crate::block::{Block, Pass};
+use crate::config::Positions;
 use crate::generate::KvCache;
-use crate::layers::{Attention, Mlp, Projection};
+use crate::layers::{Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
-
-const EMBEDDINGS: &str = "model.embed_tokens.weight";
-const NORM: &str = "model.norm.weight";
-const OUTPUT: &str = "lm_head.weight";
 
 /// Tokens of several sequences one after the other, without padding.
 #[derive(Debug, Clone)]
@@ -55,47 +52,68 @@ pub struct Decoder {
     config: DecoderConfig,
     formats: WeightFormats,
     embeddings: Weight,
+    embeddings_name: String,
+    /// Of learned positions.
+    positions: Option<PositionTable>,
     blocks: Vec<Block>,
-    norm: Tensor<1>,
+    norm: Norm,
     /// None where the embedding table is the output layer.
     output: Option<Weight>,
+}
+
+#[derive(Debug, Clone)]
+struct PositionTable {
+    name: String,
+    table: Weight,
+    /// Row of a sequence's first token.
+    offset: usize,
+}
+
+impl PositionTable {
+    fn rows(&self, positions: &[u32]) -> Vec<u32> {
+        positions.iter().map(|position| position + self.offset as u32).collect()
+    }
 }
 
 /// What turns the last block's output into logits.
 #[derive(Debug, Clone)]
 pub struct Head {
-    norm: Tensor<1>,
-    output: Weight,
-    output_name: &'static str,
-    epsilon: f32,
+    norm: Norm,
+    output: OutputLayer,
+    output_name: String,
 }
 
 impl Head {
-    /// The normed hidden states and the output layer's weight.
-    pub fn normed(&self, x: Tensor<2>) -> (Tensor<2>, &Weight) {
-        (rms_norm(x, self.norm.clone(), self.epsilon), &self.output)
+    /// The normed hidden states and the output layer.
+    pub fn normed(&self, x: Tensor<2>) -> (Tensor<2>, &OutputLayer) {
+        (self.norm.forward(x), &self.output)
     }
 }
 
 impl Parameters for Head {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        vec![
-            Parameter::vector(NORM.to_owned(), &mut self.norm),
-            Parameter::weight(self.output_name.to_owned(), &mut self.output),
-        ]
+        let mut parameters: Vec<Parameter<'_>> = self.norm.parameters_mut().collect();
+        parameters.push(Parameter::weight(self.output_name.clone(), &mut self.output.weight));
+        parameters
     }
 }
 
 impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let mut parameters = vec![Parameter::weight(EMBEDDINGS.to_owned(), &mut self.embeddings)];
+        let mut parameters = vec![Parameter::weight(self.embeddings_name.clone(), &mut self.embeddings)];
+        let positions = self.positions.iter_mut();
+        parameters.extend(positions.map(|table| Parameter::weight(table.name.clone(), &mut table.table)));
         parameters.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
-        parameters.push(Parameter::vector(NORM.to_owned(), &mut self.norm));
+        parameters.extend(self.norm.parameters_mut());
         if let Some(output) = &mut self.output {
-            parameters.push(Parameter::weight(OUTPUT.to_owned(), output));
+            parameters.push(Parameter::weight(output_name(&self.config), output));
         }
         parameters
     }
+}
+
+fn output_name(config: &DecoderConfig) -> String {
+    format!("{}.weight", config.names.output)
 }
 
 impl Decoder {
@@ -103,46 +121,33 @@ impl Decoder {
     /// formats do not fit the file.
     pub fn load(checkpoint: &Checkpoint, device: &Device, formats: WeightFormats) -> Result<Self, Problem> {
         let config = families::decoder_config(checkpoint)?;
-        let loader = Loader::new(checkpoint, device, formats);
-        let (hidden, heads) = (config.hidden_size, config.heads);
-        let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
-        let blocks = (0..config.layers)
-            .map(|layer| {
-                let prefix = format!("model.layers.{layer}");
-                let projection =
-                    |name: &str, outputs, inputs| loader.projection(format!("{prefix}.{name}"), [outputs, inputs]);
-                Ok(Block {
-                    name: prefix.clone(),
-                    input_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
-                    attention: Attention {
-                        q: projection("self_attn.q_proj", query, hidden)?,
-                        k: projection("self_attn.k_proj", key_value, hidden)?,
-                        v: projection("self_attn.v_proj", key_value, hidden)?,
-                        o: projection("self_attn.o_proj", hidden, query)?,
-                        heads,
-                    },
-                    post_attention_norm: loader.vector(&format!("{prefix}.post_attention_layernorm.weight"), hidden)?,
-                    mlp: Mlp {
-                        gate: projection("mlp.gate_proj", config.intermediate_size, hidden)?,
-                        up: projection("mlp.up_proj", config.intermediate_size, hidden)?,
-                        down: projection("mlp.down_proj", hidden, config.intermediate_size)?,
-                    },
-                })
-            })
-            .collect::<Result<_, Problem>>()?;
-        let table = [config.vocab_size, hidden];
+        let (loader, names) = (Loader::new(checkpoint, device, formats), config.names);
+        let blocks = (0..config.layers.len()).map(|layer| Block::load(&loader, &config, layer));
+        let blocks = blocks.collect::<Result<_, Problem>>()?;
+        let (table, embeddings_name) =
+            ([config.vocab_size, config.hidden_size], format!("{}.weight", names.embeddings));
+        let positions = match (&config.positions, names.positions) {
+            (&Positions::Learned { rows, offset }, Some(name)) => {
+                let name = format!("{name}.weight");
+                let table = loader.positions(&name, [rows, config.hidden_size])?;
+                Some(PositionTable { name, table, offset })
+            }
+            _ => None,
+        };
         let decoder = Self {
-            embeddings: loader.table(EMBEDDINGS, table)?,
+            embeddings: loader.table(&embeddings_name, table)?,
+            embeddings_name,
+            positions,
             blocks,
-            norm: loader.vector(NORM, hidden)?,
+            norm: loader.norm(names.norm.to_owned(), config.hidden_size, &config)?,
             output: match config.tied_embeddings {
                 true => None,
-                false => Some(loader.table(OUTPUT, table)?),
+                false => Some(loader.table(&output_name(&config), table)?),
             },
             formats,
             config,
         };
-        loader.refuse_strangers(decoder.config.tied_embeddings)?;
+        loader.refuse_strangers(&decoder.config)?;
         Ok(decoder)
     }
 
@@ -156,7 +161,7 @@ impl Decoder {
     }
 
     pub fn device(&self) -> Device {
-        self.norm.device()
+        self.norm.weight.device()
     }
 
     /// Every linear layer, in the order of the network.
@@ -180,58 +185,72 @@ impl Decoder {
     pub fn head(&self) -> Head {
         Head {
             norm: self.norm.clone(),
-            output: self.output_weight().clone(),
-            output_name: if self.output.is_some() { OUTPUT } else { EMBEDDINGS },
-            epsilon: self.config.rms_norm_eps,
+            output: self.output_layer(),
+            output_name: match self.output {
+                Some(_) => output_name(&self.config),
+                None => self.embeddings_name.clone(),
+            },
         }
     }
 
     /// The name of the embedding table among the parameters.
-    pub fn embeddings_name(&self) -> &'static str {
-        EMBEDDINGS
+    pub fn embeddings_name(&self) -> &str {
+        &self.embeddings_name
+    }
+
+    /// The name of the table of learned positions, and the row of it that each token takes.
+    pub fn position_rows(&self, input: &Input) -> Option<(&str, Vec<u32>)> {
+        self.positions.as_ref().map(|table| (table.name.as_str(), table.rows(&input.positions)))
     }
 
     /// Numbers in the base model.
     pub fn parameters(&self) -> u64 {
-        let elements = |dims: &[usize]| dims.iter().product::<usize>() as u64;
-        let norms = (2 * self.blocks.len() + 1) as u64 * self.config.hidden_size as u64;
-        let tables = elements(&self.embeddings.dims()) * (1 + u64::from(self.output.is_some()));
-        norms + tables + self.projections().map(|projection| elements(&projection.shape())).sum::<u64>()
+        self.config.parameters()
     }
 
-    /// `[vocabulary, hidden]`: what turns hidden states into logits.
-    pub fn output_weight(&self) -> &Weight {
-        self.output.as_ref().unwrap_or(&self.embeddings)
+    /// What turns hidden states into logits. Shares the memory of the decoder's own tensors.
+    pub fn output_layer(&self) -> OutputLayer {
+        let weight = self.output.as_ref().unwrap_or(&self.embeddings).clone();
+        OutputLayer { weight, soft_cap: self.config.logit_soft_cap }
     }
 
     /// What the blocks must know about an input.
     pub fn pass(&self, input: &Input, mode: Mode) -> Pass {
-        Pass {
-            table: Arc::new(RotaryTable::new(&input.positions, &self.config.inverse_frequencies)),
-            segments: input.segments.clone(),
-            mode,
-            epsilon: self.config.rms_norm_eps,
-        }
+        let tables = match &self.config.positions {
+            Positions::Rotary(rotations) => rotations.iter().map(|rotation| rotation.table(input)).collect(),
+            Positions::Learned { .. } => Vec::new(),
+        };
+        Pass { tables, segments: input.segments.clone(), mode }
     }
 
     /// `[tokens, hidden]`: what goes into the first block.
-    pub fn embed(&self, ids: &[u32]) -> Tensor<2> {
-        embedding(&self.embeddings, ids, &self.device())
+    pub fn embed(&self, input: &Input) -> Tensor<2> {
+        let x = embedding(&self.embeddings, &input.ids, &self.device());
+        let x = if self.config.embedding_scale == 1.0 { x } else { x * self.config.embedding_scale };
+        match &self.positions {
+            None => x,
+            Some(table) => x + embedding(&table.table, &table.rows(&input.positions), &self.device()),
+        }
     }
 
     /// `[tokens, hidden]` after the last norm. With a cache, `input` continues its sequences.
     pub fn hidden_states(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
         let pass = self.pass(input, mode);
-        let mut x = self.embed(&input.ids);
+        let mut x = self.embed(input);
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
             x = block.forward_cached(x, &pass, cache);
         }
-        rms_norm(x, self.norm.clone(), self.config.rms_norm_eps)
+        self.norm.forward(x)
     }
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear(hidden, self.output_weight(), None)
+        let OutputLayer { weight, soft_cap } = self.output_layer();
+        let logits = linear(hidden, &weight, None);
+        match soft_cap {
+            None => logits,
+            Some(cap) => (logits / cap).tanh() * cap,
+        }
     }
 }

@@ -12,12 +12,14 @@ pub mod export;
 pub mod families;
 pub mod generate;
 pub mod layers;
+mod names;
 pub mod parameters;
+mod rotation;
 mod tuned;
 mod weights;
 
 pub use block::{Block, Pass};
-pub use config::DecoderConfig;
+pub use config::{Biases, DecoderConfig, LayerConfig, LinearShape, MlpKind, NormKind, PlainActivation, Positions};
 pub use decoder::{Decoder, Head, Input, Mode};
 pub use justtrain_kernels as kernels;
 pub use tuned::{apply_tuned, is_whole_model};

@@ -25,6 +25,7 @@ impl Trained {
 pub struct Parameter<'a> {
     pub name: String,
     tensor: Place<'a>,
+    transposed: bool,
 }
 
 #[derive(Debug)]
@@ -36,15 +37,20 @@ enum Place<'a> {
 
 impl<'a> Parameter<'a> {
     pub(crate) fn vector(name: String, tensor: &'a mut Tensor<1>) -> Self {
-        Self { name, tensor: Place::Vector(tensor) }
+        Self { name, tensor: Place::Vector(tensor), transposed: false }
     }
 
     pub(crate) fn matrix(name: String, tensor: &'a mut Tensor<2>) -> Self {
-        Self { name, tensor: Place::Matrix(tensor) }
+        Self { name, tensor: Place::Matrix(tensor), transposed: false }
     }
 
     pub(crate) fn weight(name: String, weight: &'a mut Weight) -> Self {
-        Self { name, tensor: Place::Weight(weight) }
+        Self { name, tensor: Place::Weight(weight), transposed: false }
+    }
+
+    /// Says that files hold the matrix as `[inputs, outputs]`.
+    pub(crate) fn stored_transposed(self, transposed: bool) -> Self {
+        Self { transposed, ..self }
     }
 
     pub fn shape(&self) -> Vec<usize> {
@@ -76,6 +82,29 @@ impl<'a> Parameter<'a> {
             Place::Weight(Weight::Dense(tensor)) => values(tensor.clone()),
             Place::Weight(Weight::Packed(packed)) => packed.to_f32(),
         }
+    }
+
+    /// Shape of the tensor in the model's files.
+    pub(crate) fn stored_shape(&self) -> Vec<usize> {
+        let mut shape = self.shape();
+        if self.transposed {
+            shape.reverse();
+        }
+        shape
+    }
+
+    /// The numbers as the model's files hold them.
+    pub(crate) fn stored_values(&self) -> Vec<f32> {
+        let (values, shape) = (self.values(), self.shape());
+        if self.transposed { transpose(&values, [shape[0], shape[1]]) } else { values }
+    }
+
+    /// Takes the numbers that a file of the model holds.
+    pub(crate) fn set_stored(&mut self, stored: Vec<f32>) {
+        let shape = self.stored_shape();
+        let values = if self.transposed { transpose(&stored, [shape[0], shape[1]]) } else { stored };
+        // Numbers that a decoder in 16 bits has saved are not rounded again, whatever the seed.
+        self.update(0, |numbers| numbers.copy_from_slice(&values));
     }
 
     /// Changes the numbers, in place where nothing else holds them. Those that are held in 16 bits are rounded by a
@@ -152,6 +181,11 @@ pub trait Parameters: Clone {
         };
         self.trained_mut(trained).into_iter().map(take).collect()
     }
+}
+
+/// A row-major matrix with rows and columns exchanged.
+pub(crate) fn transpose(matrix: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+    (0..cols).flat_map(|col| (0..rows).map(move |row| matrix[row * cols + col])).collect()
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

@@ -2,13 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_kernels::{Format, Packed, Weight};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::layers::Projection;
+use crate::config::NormKind;
+use crate::layers::{Norm, Projection};
+use crate::parameters::transpose;
+use crate::{DecoderConfig, LinearShape};
 
 /// The form of one kind of weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,9 +68,18 @@ impl<'a> Loader<'a> {
         Self { checkpoint, device, formats, taken: RefCell::default() }
     }
 
+    /// Notes that a part takes a tensor, and returns its name in the file: that of transformers' bare model, without
+    /// the head's prefix, where the file has only that.
+    fn take<'n>(&self, name: &'n str) -> &'n str {
+        let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
+        let has = |name| self.checkpoint.shape(name).is_some();
+        let stored = if !has(name) && has(bare) { bare } else { name };
+        self.taken.borrow_mut().insert(stored.to_owned());
+        stored
+    }
+
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
-        self.taken.borrow_mut().insert(name.to_owned());
-        let elements = self.checkpoint.read_f32(name, &[len])?;
+        let elements = self.checkpoint.read_f32(self.take(name), &[len])?;
         Ok(Tensor::from_data(TensorData::new(elements, [len]), self.device))
     }
 
@@ -75,14 +88,51 @@ impl<'a> Loader<'a> {
         self.matrix(name, shape, self.formats.tables)
     }
 
-    pub(crate) fn projection(&self, name: String, shape: [usize; 2]) -> Result<Projection, Problem> {
-        let weight = self.matrix(&format!("{name}.weight"), shape, self.formats.linear)?;
-        Ok(Projection { weight, name, lora: None })
+    /// A table of learned positions, which is always `f32`.
+    pub(crate) fn positions(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
+        self.matrix(name, shape, WeightFormat::F32)
+    }
+
+    pub(crate) fn norm(&self, name: String, width: usize, config: &DecoderConfig) -> Result<Norm, Problem> {
+        Ok(Norm {
+            weight: self.vector(&format!("{name}.weight"), width)?,
+            bias: match config.norm {
+                NormKind::Layer => Some(self.vector(&format!("{name}.bias"), width)?),
+                NormKind::Rms | NormKind::RmsOnePlus => None,
+            },
+            name,
+            kind: config.norm,
+            epsilon: config.norm_epsilon,
+        })
+    }
+
+    /// `transposed`: the checkpoint holds the matrix as `[inputs, outputs]`.
+    pub(crate) fn projection(&self, name: String, shape: LinearShape, transposed: bool) -> Result<Projection, Problem> {
+        let LinearShape { outputs, inputs, bias, .. } = shape;
+        let weight_name = format!("{name}.weight");
+        let weight = match transposed {
+            false => self.matrix(&weight_name, [outputs, inputs], self.formats.linear)?,
+            true => self.transposed(&weight_name, [outputs, inputs])?,
+        };
+        let bias = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
+        Ok(Projection { weight, name, bias, transposed, lora: None })
+    }
+
+    fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
+        let stored = self.checkpoint.read_f32(self.take(name), &[inputs, outputs])?;
+        let (values, shape) = (transpose(&stored, [inputs, outputs]), [outputs, inputs]);
+        let rows = |rows: Range<usize>, part: &mut [f32]| {
+            part.copy_from_slice(&values[rows.start * inputs..rows.end * inputs]);
+        };
+        match self.formats.linear {
+            WeightFormat::F32 => Ok(Tensor::from_data(TensorData::new(values, shape), self.device).into()),
+            WeightFormat::Packed(format) => Ok(Packed::from_rows(format, shape, rows).into()),
+            WeightFormat::Gguf => Err(not_a_gguf(self.checkpoint)),
+        }
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], format: WeightFormat) -> Result<Weight, Problem> {
-        self.taken.borrow_mut().insert(name.to_owned());
-        let stored = self.checkpoint.tensor(name, &shape)?;
+        let stored = self.checkpoint.tensor(self.take(name), &shape)?;
         let packed = |format| Packed::from_rows(format, shape, |rows, part| stored.read_rows(rows, part));
         Ok(match format {
             WeightFormat::F32 => Tensor::from_data(TensorData::new(stored.read(), shape), self.device).into(),
@@ -98,11 +148,14 @@ impl<'a> Loader<'a> {
 
     /// A tensor that no part takes, such as a bias, belongs to another network: left out without a word, it would make
     /// every result wrong.
-    pub(crate) fn refuse_strangers(&self, tied_embeddings: bool) -> Result<(), Problem> {
+    pub(crate) fn refuse_strangers(&self, config: &DecoderConfig) -> Result<(), Problem> {
         let taken = self.taken.borrow();
-        // Early llamas carry the rotary frequencies, and some tied ones the embedding table twice.
-        let harmless =
-            |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied_embeddings && name == "lm_head.weight");
+        // Early llamas carry the rotary frequencies, early GPT-2s the causal mask, some tied models the table twice.
+        let output = format!("{}.weight", config.names.output);
+        let harmless = |name: &str| {
+            let constant = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
+            constant.iter().any(|end| name.ends_with(end)) || (config.tied_embeddings && name == output)
+        };
         let mut strangers = self.checkpoint.names().filter(|name| !taken.contains(*name) && !harmless(name));
         let Some(first) = strangers.next() else { return Ok(()) };
         Err(Problem::error(

@@ -33,7 +33,7 @@ impl Backward {
         let pass = decoder.pass(input, self.mode);
         let embeddings_trained = self.trained.includes(decoder.embeddings_name());
         let lowest = self.lowest_trained(decoder, embeddings_trained);
-        let mut x = decoder.embed(&input.ids);
+        let mut x = decoder.embed(input);
         let mut kept = Vec::new();
         for (index, block) in decoder.blocks().iter().enumerate() {
             if index < lowest {
@@ -71,8 +71,8 @@ impl Backward {
         }
         if embeddings_trained {
             let table = tables.into_iter().next().map(|(_, gradient)| gradient);
-            let gradient = embeddings_gradient(decoder, &input.ids, upstream, table);
-            give(decoder, vec![(decoder.embeddings_name().to_owned(), gradient)], sink);
+            let gradients = embeddings_gradients(decoder, input, upstream, table);
+            give(decoder, gradients, sink);
         }
         loss
     }
@@ -144,13 +144,26 @@ fn give(part: &mut impl Parameters, gradients: Gradients, sink: Sink<'_>) {
     assert!(gradients.next().is_none(), "gradients come in the order of the network");
 }
 
-/// Adds each token's gradient to its row of the table.
-fn embeddings_gradient(decoder: &Decoder, ids: &[u32], upstream: Tensor<2>, table: Option<Vec<f32>>) -> Vec<f32> {
-    let width = decoder.config().hidden_size;
-    let mut gradient = table.unwrap_or_else(|| vec![0.0; decoder.config().vocab_size * width]);
+/// The gradients of the embedding table and of learned positions. `table` is what the output layer gave the former.
+fn embeddings_gradients(decoder: &Decoder, input: &Input, upstream: Tensor<2>, table: Option<Vec<f32>>) -> Gradients {
+    let config = decoder.config();
     let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
-    for (&id, row) in ids.iter().zip(upstream.chunks_exact(width)) {
-        gradient[id as usize * width..][..width].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    let mut gradient = table.unwrap_or_else(|| vec![0.0; config.vocab_size * config.hidden_size]);
+    add_rows(&mut gradient, &input.ids, &upstream, config.embedding_scale);
+    let mut gradients = vec![(decoder.embeddings_name().to_owned(), gradient)];
+    if let (Some((name, rows)), Some([count, width])) = (decoder.position_rows(input), config.position_table()) {
+        let mut gradient = vec![0.0; count * width];
+        add_rows(&mut gradient, &rows, &upstream, 1.0);
+        gradients.push((name.to_owned(), gradient));
     }
-    gradient
+    gradients
+}
+
+/// Adds `scale` times row `i` of `values` to row `rows[i]` of the table.
+fn add_rows(table: &mut [f32], rows: &[u32], values: &[f32], scale: f32) {
+    let width = values.len() / rows.len();
+    for (&row, values) in rows.iter().zip(values.chunks_exact(width)) {
+        let sums = &mut table[row as usize * width..][..width];
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += scale * value);
+    }
 }

@@ -14,7 +14,7 @@ use justtrain_worker_api::{
 };
 
 use crate::EventSink;
-use crate::prepare::{encode_rows, open_encoder, read_rows};
+use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::Recipe;
 
 /// Most tokens of one evaluation batch.
@@ -52,6 +52,7 @@ pub fn evaluate(
         rows.truncate(options.max_samples as usize);
     }
     let samples = encode_rows(&encoder, &recipe, &rows, events)?;
+    check_lengths(decoder.config(), &samples)?;
 
     events.phase(Phase::Evaluating);
     let passes = 1 + u64::from(model.adapter.is_some());
@@ -137,7 +138,7 @@ pub(crate) fn loss_on(decoder: &Decoder, samples: &[Sample], adapter: bool) -> T
         let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids });
         let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
         count += targets.len();
-        let scores = score_targets(hidden, decoder.output_weight(), targets).into_data();
+        let scores = score_targets(hidden, &decoder.output_layer(), targets).into_data();
         for score in scores.try_into_vec::<f32>().expect("scores are f32").chunks(2) {
             loss += f64::from(score[0]);
             correct += f64::from(score[1]);

@@ -6,6 +6,7 @@ use std::path::Path;
 use justtrain_data::{
     ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split,
 };
+use justtrain_model::DecoderConfig;
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 
@@ -52,6 +53,22 @@ pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conve
     }
     let held_out = recipe.validation_rows(rows.len());
     Ok(split(rows, held_out, recipe.seed))
+}
+
+/// Learned positions end: no sequence may be longer than their table.
+pub(crate) fn check_lengths(config: &DecoderConfig, samples: &[Sample]) -> Result<(), Failure> {
+    let longest = samples.iter().map(|sample| sample.ids.len()).max().unwrap_or(0);
+    let Some(limit) = config.longest_sequence().filter(|&limit| longest > limit) else { return Ok(()) };
+    let problem = Problem::error(
+        ProblemCode::InvalidValue,
+        "a row is longer than this model's table of positions",
+        "有数据行超过了该模型的位置表长度",
+    )
+    .key("cutoff_len")
+    .found(format!("a row of {longest} tokens"))
+    .expected(format!("at most {limit} tokens"))
+    .fix(format!("write cutoff_len: {limit}"), format!("请写 cutoff_len: {limit}"));
+    Err(problem.because(FailureReason::RecipeInvalid))
 }
 
 /// Tokenises rows. Those whose answer `cutoff_len` cuts away are warned about and left out; none left is a failure.

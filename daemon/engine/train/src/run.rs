@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
 use crate::evaluate::loss_on;
 use crate::optim::{self, Schedule};
-use crate::prepare::{encode_rows, open_encoder, read_rows};
+use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, LoraTarget, Recipe};
 use crate::trainer::{Settings, Trainer};
 use crate::{EventSink, StopToken, memory};
@@ -53,6 +53,9 @@ pub fn train(
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
+    for samples in [&train, &validation] {
+        check_lengths(decoder.config(), samples)?;
+    }
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {

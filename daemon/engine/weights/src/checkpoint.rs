@@ -166,7 +166,9 @@ impl Checkpoint {
             Source::Folder { files, names, .. } => StoredTensor::plain(found, files[names[name]].elements(name)?),
             Source::Gguf { gguf, names } => {
                 let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
-                StoredTensor::blocks(found, self.blocks(name)?.expect("a GGUF file holds blocks"), gguf, tensor)
+                let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
+                let one_more = name.ends_with("norm.weight") && architecture::find(gguf)?.norms_hold_one_more();
+                StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 })
             }
         })
     }
@@ -329,7 +331,10 @@ mod tests {
         fs::write(&path, changed).unwrap();
         let problem = Checkpoint::open(&path).unwrap_err();
         assert_eq!(problem.code, ProblemCode::UnknownArchitecture);
-        assert_eq!((problem.found.as_deref(), problem.expected.as_deref()), (Some("mamba"), Some("llama")));
+        assert_eq!(
+            (problem.found.as_deref(), problem.expected.as_deref()),
+            (Some("mamba"), Some("llama, qwen2, qwen3, gemma2, gemma3, phi3"))
+        );
     }
 
     #[test]

@@ -14,7 +14,13 @@ pub struct StoredTensor<'a> {
 
 enum Encoding<'a> {
     Plain(Elements<'a>),
-    Blocks { blocks: Blocks<'a>, gguf: &'a Gguf, tensor: &'a TensorInfo },
+    Blocks {
+        blocks: Blocks<'a>,
+        gguf: &'a Gguf,
+        tensor: &'a TensorInfo,
+        /// By how much each stored number is larger than Hugging Face's.
+        offset: f32,
+    },
 }
 
 impl<'a> StoredTensor<'a> {
@@ -22,8 +28,14 @@ impl<'a> StoredTensor<'a> {
         Self { shape, encoding: Encoding::Plain(elements) }
     }
 
-    pub(crate) fn blocks(shape: &'a [usize], blocks: Blocks<'a>, gguf: &'a Gguf, tensor: &'a TensorInfo) -> Self {
-        Self { shape, encoding: Encoding::Blocks { blocks, gguf, tensor } }
+    pub(crate) fn blocks(
+        shape: &'a [usize],
+        blocks: Blocks<'a>,
+        gguf: &'a Gguf,
+        tensor: &'a TensorInfo,
+        offset: f32,
+    ) -> Self {
+        Self { shape, encoding: Encoding::Blocks { blocks, gguf, tensor, offset } }
     }
 
     /// Every element, row-major.
@@ -31,8 +43,9 @@ impl<'a> StoredTensor<'a> {
         let mut output = vec![0.0; self.shape.iter().product()];
         match &self.encoding {
             Encoding::Plain(elements) => elements.read(0, &mut output),
-            Encoding::Blocks { blocks, gguf, tensor } => {
+            Encoding::Blocks { blocks, gguf, tensor, offset } => {
                 blocks.decode_rows(0..blocks.rows(), &mut output);
+                take_away(*offset, &mut output);
                 gguf.release(tensor);
             }
         }
@@ -48,8 +61,9 @@ impl<'a> StoredTensor<'a> {
         assert!(self.shape.first().is_some_and(|&all| rows.end <= all) && output.len() == rows.len() * cols);
         match &self.encoding {
             Encoding::Plain(elements) => elements.read(rows.start * cols, output),
-            Encoding::Blocks { blocks, gguf, tensor } => {
+            Encoding::Blocks { blocks, gguf, tensor, offset } => {
                 blocks.decode_rows(rows, output);
+                take_away(*offset, output);
                 gguf.release(tensor);
             }
         }
@@ -57,12 +71,18 @@ impl<'a> StoredTensor<'a> {
 
     /// A GGUF's rows as they are encoded; None for plain floats.
     pub fn encoded(&self) -> Option<(TensorType, Vec<u8>)> {
-        let Encoding::Blocks { blocks, gguf, tensor } = &self.encoding else { return None };
+        let Encoding::Blocks { blocks, gguf, tensor, .. } = &self.encoding else { return None };
         if tensor.tensor_type.block_len() == 1 {
             return None;
         }
         let bytes = blocks.bytes().to_vec();
         gguf.release(tensor);
         Some((tensor.tensor_type, bytes))
+    }
+}
+
+fn take_away(offset: f32, numbers: &mut [f32]) {
+    if offset != 0.0 {
+        numbers.iter_mut().for_each(|number| *number -= offset);
     }
 }

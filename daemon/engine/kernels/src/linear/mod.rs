@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::packed::testing::every_form;
     use crate::testing::{assert_close, random, track, values};
-    use crate::{rms_norm, swiglu};
+    use crate::{Activation, gated, rms_norm};
     use burn::tensor::Device;
 
     type Op = fn(Tensor<2>, &Weight, Option<Factors>) -> Tensor<2>;
@@ -287,7 +287,7 @@ mod tests {
                 let dropout = Some(Dropout { probability: 0.2, seed });
                 let factors = Factors { a: a.clone(), b: b.clone(), scale: 0.5, dropout };
                 let gate = linear(normed.clone(), &weight.clone().into(), Some(factors.clone()));
-                let product = swiglu(gate, linear(normed, &weight.clone().into(), None));
+                let product = gated(gate, linear(normed, &weight.clone().into(), None), Activation::Silu);
                 state = state + linear(product, &weight.clone().into(), Some(factors));
             }
             let grads = state.powf_scalar(2.0).sum().backward();

@@ -60,7 +60,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         "lora_dropout": config.dropout,
         "target_modules": targets,
         "bias": "none",
-        "fan_in_fan_out": false,
+        "fan_in_fan_out": decoder.config().names.transposed,
         "inference_mode": true,
         "init_lora_weights": true,
         "modules_to_save": null,
@@ -85,7 +85,7 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
 /// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of
 /// one.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
-    let config = read_config(&folder.join(CONFIG))?;
+    let config = read_config(&folder.join(CONFIG), decoder.config().names.transposed)?;
     let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
     let device = decoder.device();
     let scale = config.alpha / config.rank as f32;
@@ -124,7 +124,8 @@ fn key(layer: &str, factor: &str) -> String {
     }
 }
 
-fn read_config(path: &Path) -> Result<LoraConfig, Problem> {
+/// `transposed`: the base model stores its matrices as `[inputs, outputs]`.
+fn read_config(path: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
     let text = fs::read_to_string(path).map_err(|error| {
         Problem::error(
             ProblemCode::FileNotFound,
@@ -150,7 +151,7 @@ fn read_config(path: &Path) -> Result<LoraConfig, Problem> {
         return Err(wrong("peft_type", "\"LORA\""));
     }
     for key in ["use_dora", "use_rslora", "fan_in_fan_out"] {
-        if value[key] == Value::Bool(true) {
+        if value[key] == Value::Bool(true) && !(transposed && key == "fan_in_fan_out") {
             return Err(wrong(key, "false"));
         }
     }

@@ -52,10 +52,14 @@ pub fn export_merged(
     Ok(size + text.len() as u64)
 }
 
-/// `s·B·A` of the layer with this weight, where it has an adapter.
+/// `s·B·A` of the layer with this weight, where it has an adapter, in the order that the weight is stored in.
 fn adapter_update(decoder: &Decoder, weight_name: &str) -> Option<Vec<f32>> {
     let layer = weight_name.strip_suffix(".weight")?;
-    let lora = decoder.projections().find(|projection| projection.name == layer)?.lora.as_ref()?;
+    // A file of the bare model lacks the first part of each name.
+    let is_layer = |name: &str| name == layer || name.split_once('.').is_some_and(|(_, bare)| bare == layer);
+    let projection = decoder.projections().find(|projection| is_layer(&projection.name))?;
+    let lora = projection.lora.as_ref()?;
     let update: Tensor<2> = lora.b.clone().matmul(lora.a.clone()) * lora.scale;
+    let update = if projection.transposed { update.transpose() } else { update };
     Some(update.into_data().try_into_vec().expect("adapters are f32"))
 }

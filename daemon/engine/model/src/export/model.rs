@@ -20,11 +20,14 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
     // Clones share the memory.
     let mut decoder = decoder.clone();
     let parameters = decoder.trained_mut(Trained::Weights);
-    let entry =
-        |parameter: &Parameter<'_>| Entry { name: parameter.name.clone(), shape: parameter.shape(), dtype: Dtype::F32 };
+    let entry = |parameter: &Parameter<'_>| Entry {
+        name: parameter.name.clone(),
+        shape: parameter.stored_shape(),
+        dtype: Dtype::F32,
+    };
     let entries: Vec<Entry> = parameters.iter().map(entry).collect();
     let by_name: HashMap<&str, &Parameter<'_>> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
-    let size = write_folder(folder, &entries, SHARD_BYTES, |entry| Ok(by_name[entry.name.as_str()].values()))?;
+    let size = write_folder(folder, &entries, SHARD_BYTES, |entry| Ok(by_name[entry.name.as_str()].stored_values()))?;
     let text = format!("{:#}\n", in_float32(config));
     let path = folder.join("config.json");
     fs::write(&path, &text).map_err(|error| cannot_write(&path, &error))?;
@@ -35,9 +38,7 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
 pub fn load_model(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
     let checkpoint = Checkpoint::open(folder)?;
     for mut parameter in decoder.trained_mut(Trained::Weights) {
-        // Numbers that a decoder in 16 bits has saved are not rounded again, whatever the seed.
-        let values = checkpoint.read_f32(&parameter.name, &parameter.shape())?;
-        parameter.update(0, |weights| weights.copy_from_slice(&values));
+        parameter.set_stored(checkpoint.read_f32(&parameter.name, &parameter.stored_shape())?);
     }
     Ok(())
 }

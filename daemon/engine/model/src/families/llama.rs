@@ -1,19 +1,15 @@
-//! `llama`: SmolLM2, Llama 2, TinyLlama.
+//! `llama`: SmolLM2, Llama 2 and 3, TinyLlama; and what its descendants share with it.
 
-use justtrain_kernels::Heads;
-use justtrain_worker_api::{Problem, ProblemCode};
+use justtrain_kernels::Activation;
+use justtrain_worker_api::Problem;
 
-use super::{ConfigReader, Family};
-use crate::DecoderConfig;
+use super::reader::ConfigReader;
+use super::{Family, rope};
+use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, Positions};
+use crate::names;
 
-/// What transformers' llama can be and this one is not: each key with its one value, as JSON. An absent key has it.
-const FIXED: [(&str, &str); 5] = [
-    ("hidden_act", "\"silu\""),
-    ("attention_bias", "false"),
-    ("mlp_bias", "false"),
-    ("sliding_window", "null"),
-    ("quantization_config", "null"),
-];
+/// What transformers' llama can be and this one is not.
+const FIXED: &[(&str, &str)] = &[("sliding_window", "null")];
 
 pub(super) struct Llama;
 
@@ -23,54 +19,34 @@ impl Family for Llama {
     }
 
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
-        for (key, only) in FIXED {
-            let value = &config.values[key];
-            let written = value.to_string();
-            if !value.is_null() && written != only {
-                return Err(config.wrong(ProblemCode::InvalidValue, key, value, only));
-            }
-        }
-        let hidden_size = config.size("hidden_size")?;
-        let query = config.size("num_attention_heads")?;
-        let heads = Heads {
-            query,
-            key_value: config.size("num_key_value_heads").unwrap_or(query),
-            dim: config.size("head_dim").unwrap_or(hidden_size / query),
-        };
-        if !heads.query.is_multiple_of(heads.key_value) || !heads.dim.is_multiple_of(2) {
-            let found = &config.values["num_key_value_heads"];
-            let expected = "a divisor of num_attention_heads, and an even head_dim";
-            return Err(config.wrong(ProblemCode::InvalidValue, "num_key_value_heads", found, expected));
-        }
-        Ok(DecoderConfig {
-            hidden_size,
-            intermediate_size: config.size("intermediate_size")?,
-            layers: config.size("num_hidden_layers")?,
-            heads,
-            rms_norm_eps: config.number("rms_norm_eps")? as f32,
-            inverse_frequencies: DecoderConfig::default_frequencies(heads.dim, rope_theta(config)?),
-            vocab_size: config.size("vocab_size")?,
-            tied_embeddings: config.values["tie_word_embeddings"].as_bool().unwrap_or(false),
-            max_positions: config.size("max_position_embeddings")?,
-        })
+        config.require(FIXED)?;
+        let attention = config.flag_or("attention_bias", false)?;
+        let mlp = config.flag_or("mlp_bias", false)?;
+        Ok(DecoderConfig { biases: Biases { qkv: attention, attention_output: attention, mlp }, ..base(config)? })
     }
 }
 
-/// transformers 5 keeps rotary settings in `rope_parameters`, earlier ones in `rope_theta` and `rope_scaling`.
-fn rope_theta(config: &ConfigReader<'_>) -> Result<f64, Problem> {
-    for key in ["rope_parameters", "rope_scaling"] {
-        let settings = &config.values[key];
-        let kind = settings.get("rope_type").or_else(|| settings.get("type"));
-        if let Some(kind) = kind.filter(|kind| kind.as_str() != Some("default")) {
-            return Err(config.wrong(ProblemCode::InvalidValue, &format!("{key}.rope_type"), kind, "\"default\""));
-        }
-    }
-    for settings in [config.values, &config.values["rope_parameters"]] {
-        let part = &settings["partial_rotary_factor"];
-        if part.as_f64().is_some_and(|part| part != 1.0) {
-            return Err(config.wrong(ProblemCode::InvalidValue, "partial_rotary_factor", part, "1.0"));
-        }
-    }
-    let nested = config.values["rope_parameters"]["rope_theta"].as_f64();
-    Ok(nested.or(config.values["rope_theta"].as_f64()).unwrap_or(10_000.0))
+/// A llama without biases.
+pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
+    config.require(&[("hidden_act", "\"silu\""), ("quantization_config", "null")])?;
+    let heads = config.heads(config.equal_head_dim()?)?;
+    Ok(DecoderConfig {
+        hidden_size: config.size("hidden_size")?,
+        intermediate_size: config.size("intermediate_size")?,
+        heads,
+        vocab_size: config.size("vocab_size")?,
+        tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
+        max_positions: config.size("max_position_embeddings")?,
+        embedding_scale: 1.0,
+        positions: Positions::Rotary(vec![rope::rotation(config, heads.dim)?]),
+        layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
+        norm: NormKind::Rms,
+        norm_epsilon: config.number("rms_norm_eps")? as f32,
+        attention_scale: 1.0 / (heads.dim as f32).sqrt(),
+        attention_soft_cap: None,
+        logit_soft_cap: None,
+        mlp: MlpKind::Gated(Activation::Silu),
+        biases: Biases::default(),
+        names: &names::LLAMA,
+    })
 }

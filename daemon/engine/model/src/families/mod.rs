@@ -1,17 +1,28 @@
 //! Model families by Hugging Face `model_type`: one file each, named after it, and one line in `ALL`.
 //!
-//! A family turns `config.json` into a [`DecoderConfig`]. Weight names are Hugging Face's; a family whose names differ
-//! says so in its file.
+//! A family turns `config.json` into a [`DecoderConfig`], whose `names` say where its weights lie. What its
+//! configuration asks for and the decoder does not compute is refused by file and key.
 
+mod gemma2;
+mod gemma3_text;
+mod gpt2;
 mod llama;
+mod mistral;
+mod opt;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod reader;
+mod rope;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
 use crate::DecoderConfig;
+use reader::ConfigReader;
 
 trait Family: Sync {
     /// `model_type` in `config.json`.
@@ -20,7 +31,17 @@ trait Family: Sync {
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem>;
 }
 
-const ALL: &[&dyn Family] = &[&llama::Llama];
+const ALL: &[&dyn Family] = &[
+    &llama::Llama,
+    &mistral::Mistral,
+    &qwen2::Qwen2,
+    &qwen3::Qwen3,
+    &gemma2::Gemma2,
+    &gemma3_text::Gemma3Text,
+    &phi3::Phi3,
+    &gpt2::Gpt2,
+    &opt::Opt,
+];
 
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
@@ -42,34 +63,4 @@ pub fn from_config(values: &Value, path: &Path) -> Result<DecoderConfig, Problem
             .fix("choose a model of a supported family", "请选择受支持系列的模型")
     })?;
     family.decoder_config(&config)
-}
-
-/// Reads keys of `config.json` with errors that name file and key.
-struct ConfigReader<'a> {
-    values: &'a Value,
-    /// `config.json`, or the GGUF file that its keys were read from.
-    path: PathBuf,
-}
-
-impl ConfigReader<'_> {
-    fn size(&self, key: &str) -> Result<usize, Problem> {
-        self.values[key]
-            .as_u64()
-            .filter(|&size| size > 0)
-            .map(|size| size as usize)
-            .ok_or_else(|| self.wrong(ProblemCode::MissingKey, key, &self.values[key], "a positive whole number"))
-    }
-
-    fn number(&self, key: &str) -> Result<f64, Problem> {
-        self.values[key].as_f64().ok_or_else(|| self.wrong(ProblemCode::MissingKey, key, &self.values[key], "a number"))
-    }
-
-    fn wrong(&self, code: ProblemCode, key: &str, found: &Value, expected: &str) -> Problem {
-        Problem::error(code, "the model's configuration cannot be used", "模型配置无法使用")
-            .file(self.path.display())
-            .key(key)
-            .found(found)
-            .expected(expected)
-            .fix("download the model again, or choose another one", "请重新下载模型，或选择其他模型")
-    }
 }

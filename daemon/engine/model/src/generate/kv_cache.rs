@@ -27,7 +27,7 @@ impl KvCache {
         let shape = [slots * capacity, config.heads.key_value * config.heads.dim];
         let store = || Tensor::zeros(shape, &decoder.device());
         Self {
-            layers: (0..config.layers).map(|_| Some((store(), store()))).collect(),
+            layers: (0..config.layers.len()).map(|_| Some((store(), store()))).collect(),
             lengths: vec![0; slots],
             capacity,
             rows: Vec::new(),

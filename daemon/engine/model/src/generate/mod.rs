@@ -36,12 +36,12 @@ pub fn generate(
     mode: Mode,
     mut on_token: impl FnMut(usize, u32) -> bool,
 ) -> Vec<Answer> {
-    let limit = decoder.config().max_positions;
+    let limits: Vec<usize> = prompts.iter().map(|prompt| decoder.config().answer_limit(prompt.len())).collect();
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let capacity = (longest + options.max_new_tokens as usize).min(limit);
+    let capacity = (longest + options.max_new_tokens as usize).min(decoder.config().max_positions);
     let mut answers: Vec<Answer> =
         prompts.iter().map(|_| Answer { ids: Vec::new(), end: GenerationEnd::Length }).collect();
-    let mut active: Vec<usize> = (0..prompts.len()).filter(|&slot| prompts[slot].len() < limit).collect();
+    let mut active: Vec<usize> = (0..prompts.len()).filter(|&slot| prompts[slot].len() < limits[slot]).collect();
     if options.max_new_tokens == 0 || active.is_empty() {
         return answers;
     }
@@ -67,7 +67,7 @@ pub fn generate(
                 continue;
             }
             let used = prompts[slot].len() + answer.ids.len();
-            if answer.ids.len() < options.max_new_tokens as usize && used < limit {
+            if answer.ids.len() < options.max_new_tokens as usize && used < limits[slot] {
                 going_on.push(slot);
                 pending.push(vec![id]);
             }

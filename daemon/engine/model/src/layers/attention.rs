@@ -3,39 +3,43 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Heads, RotaryTable, Segments, attention, rotary};
+use justtrain_kernels::{Heads, RotaryTable, Scores, attention, rotary};
 
-use super::Projection;
-use crate::Mode;
+use super::{Joint, Norm, Projection};
+use crate::block::Pass;
 use crate::generate::LayerCache;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attention {
-    pub(crate) q: Projection,
-    pub(crate) k: Projection,
-    pub(crate) v: Projection,
+    pub(crate) qkv: Joint,
+    /// Of each head's queries and keys, before they are rotated.
+    pub(crate) qk_norms: Option<[Norm; 2]>,
     pub(crate) o: Projection,
     pub(crate) heads: Heads,
+    pub(crate) scores: Scores,
+    /// Index of its table in the pass; none where positions are not rotary.
+    pub(crate) rotation: Option<usize>,
 }
 
 impl Attention {
     /// `x` is `[tokens, hidden]`. With a cache, keys and values are added to it and all of them are attended to.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<2>,
-        table: &Arc<RotaryTable>,
-        segments: &Arc<Segments>,
-        cache: Option<LayerCache<'_>>,
-        mode: Mode,
-    ) -> Tensor<2> {
-        let q = rotary(self.q.forward(x.clone(), mode), table.clone());
-        let k = rotary(self.k.forward(x.clone(), mode), table.clone());
-        let v = self.v.forward(x, mode);
+    pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass, cache: Option<LayerCache<'_>>) -> Tensor<2> {
+        let [q, k, v] = self.qkv.forward(x, pass.mode).try_into().expect("queries, keys and values");
+        let (q, k) = match &self.qk_norms {
+            None => (q, k),
+            Some([of_q, of_k]) => (of_q.forward_heads(q), of_k.forward_heads(k)),
+        };
+        let (q, k) = match self.rotation {
+            None => (q, k),
+            Some(index) => {
+                let table: &Arc<RotaryTable> = &pass.tables[index];
+                (rotary(q, table.clone()), rotary(k, table.clone()))
+            }
+        };
         let (k, v) = match cache {
             None => (k, v),
             Some(mut cache) => cache.extend(k, v),
         };
-        let scale = 1.0 / (self.heads.dim as f32).sqrt();
-        self.o.forward(attention(q, k, v, self.heads, segments.clone(), scale), mode)
+        self.o.forward(attention(q, k, v, self.heads, pass.segments.clone(), self.scores), pass.mode)
     }
 }

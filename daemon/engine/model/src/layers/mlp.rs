@@ -1,22 +1,30 @@
-//! The feed-forward half of a block: SwiGLU between two projections up and one down.
+//! The feed-forward half of a block: projections up, an activation, a projection down.
 
-use burn::tensor::Tensor;
-use justtrain_kernels::swiglu;
+use burn::tensor::{Tensor, activation};
+use justtrain_kernels::gated;
 
-use super::Projection;
+use super::{Joint, Projection};
 use crate::Mode;
+use crate::config::{MlpKind, PlainActivation};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Mlp {
-    pub(crate) gate: Projection,
-    pub(crate) up: Projection,
+    /// Gate and up, or up alone.
+    pub(crate) up: Joint,
     pub(crate) down: Projection,
+    pub(crate) kind: MlpKind,
 }
 
 impl Mlp {
     /// `x` is `[tokens, hidden]`.
     pub(crate) fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
-        let gate = self.gate.forward(x.clone(), mode);
-        self.down.forward(swiglu(gate, self.up.forward(x, mode)), mode)
+        let mut widened = self.up.forward(x, mode);
+        let up = widened.pop().expect("a feed-forward network widens");
+        let activated = match self.kind {
+            MlpKind::Gated(kind) => gated(widened.pop().expect("a gate"), up, kind),
+            MlpKind::Plain(PlainActivation::GeluTanh) => activation::gelu_approximate(up),
+            MlpKind::Plain(PlainActivation::Relu) => activation::relu(up),
+        };
+        self.down.forward(activated, mode)
     }
 }

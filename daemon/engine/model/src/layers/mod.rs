@@ -1,10 +1,14 @@
 //! The pieces of a decoder block.
 
 mod attention;
+mod joint;
 mod mlp;
+mod norm;
 mod projection;
 
 pub use projection::{Lora, Projection};
 
 pub(crate) use attention::Attention;
+pub(crate) use joint::Joint;
 pub(crate) use mlp::Mlp;
+pub(crate) use norm::Norm;

@@ -13,6 +13,9 @@ pub struct Projection {
     pub name: String,
     /// `[outputs, inputs]`.
     pub weight: Weight,
+    pub bias: Option<Tensor<1>>,
+    /// The matrix is stored `[inputs, outputs]`.
+    pub transposed: bool,
     pub lora: Option<Lora>,
 }
 
@@ -44,18 +47,24 @@ impl Projection {
                 seed: seed.wrapping_add((lora.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
             }),
         });
-        linear(x, &self.weight, adapter)
+        let output = linear(x, &self.weight, adapter);
+        match &self.bias {
+            None => output,
+            Some(bias) => output + bias.clone().unsqueeze(),
+        }
     }
 
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
-        let Self { name, weight, lora } = self;
+        let Self { name, weight, bias, transposed, lora } = self;
+        let bias = bias.as_mut().map(|bias| Parameter::vector(format!("{name}.bias"), bias));
         let factors = lora.as_mut().map(|lora| {
             [
                 Parameter::matrix(format!("{name}.lora_A"), &mut lora.a),
                 Parameter::matrix(format!("{name}.lora_B"), &mut lora.b),
             ]
         });
-        std::iter::once(Parameter::weight(format!("{name}.weight"), weight)).chain(factors.into_iter().flatten())
+        let weight = Parameter::weight(format!("{name}.weight"), weight).stored_transposed(*transposed);
+        std::iter::once(weight).chain(bias).chain(factors.into_iter().flatten())
     }
 
     /// `[outputs, inputs]`.

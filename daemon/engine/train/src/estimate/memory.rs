@@ -66,7 +66,10 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
     let linears = shape.linears.iter().map(|layer| bytes(linear, [layer.outputs, layer.inputs])).sum::<Option<u64>>();
     let table = bytes(tables, [shape.vocabulary, shape.hidden]);
     match (linears, table) {
-        (Some(linears), Some(table)) => shape.layers as u64 * linears + shape.tables * table + shape.norms * FLOAT,
+        (Some(linears), Some(table)) => {
+            let plain = shape.norms + (shape.positions * shape.hidden) as u64;
+            shape.layers as u64 * linears + shape.tables * table + plain * FLOAT
+        }
         // Blocks that are kept as they are take in memory what they take in the file.
         _ => rows.model_bytes,
     }

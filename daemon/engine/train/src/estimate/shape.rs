@@ -1,6 +1,6 @@
 //! Sizes and counts of a decoder and of what is trained in it.
 
-use justtrain_model::DecoderConfig;
+use justtrain_model::{DecoderConfig, LinearShape};
 
 use crate::recipe::{FinetuningType, LoraTarget, Recipe};
 
@@ -17,10 +17,12 @@ pub(super) struct Shape {
     pub(super) key_value: usize,
     pub(super) vocabulary: usize,
     /// The linear layers of one block.
-    pub(super) linears: [Linear; 7],
+    pub(super) linears: Vec<Linear>,
     /// Matrices of `[vocabulary, hidden]`: 1 where the embedding table is the output layer, else 2.
     pub(super) tables: u64,
-    /// Numbers in all norms.
+    /// Rows of the table of learned positions; 0 where there is none.
+    pub(super) positions: usize,
+    /// Numbers in all norms and biases.
     pub(super) norms: u64,
     /// The base model's own weights are trained.
     pub(super) full: bool,
@@ -55,45 +57,45 @@ impl Shape {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let (query, key_value) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
         let (target, full) = (recipe.lora_target(), recipe.finetuning_type == FinetuningType::Full);
-        let linear = |name: &str, outputs, inputs| {
+        let linear = |shape: &LinearShape| {
             let targeted = match &target {
                 LoraTarget::All => true,
-                LoraTarget::Named(names) => names.iter().any(|target| target == name),
+                LoraTarget::Named(names) => names.iter().any(|target| target == shape.target()),
             };
-            Linear { outputs, inputs, rank: if targeted && !full { recipe.lora_rank } else { 0 } }
+            let rank = if targeted && !full { recipe.lora_rank } else { 0 };
+            Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
-        let linears = [
-            linear("q_proj", query, hidden),
-            linear("k_proj", key_value, hidden),
-            linear("v_proj", key_value, hidden),
-            linear("o_proj", hidden, query),
-            linear("gate_proj", intermediate, hidden),
-            linear("up_proj", intermediate, hidden),
-            linear("down_proj", hidden, intermediate),
-        ];
-        let layers = config.layers as u64;
+        let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
+        let vectors = config.block_vectors();
+        let layers = config.layers.len() as u64;
         let sum = |count: fn(Linear) -> u64| layers * linears.iter().copied().map(count).sum::<u64>();
-        let norms = (2 * layers + 1) * hidden as u64;
+        let last_norm = config.norm.vectors();
+        let positions = config.position_table().map_or(0, |[rows, _]| rows);
         let tables = 2 - u64::from(config.tied_embeddings);
-        let parameters = norms + tables * (config.vocab_size * hidden) as u64 + sum(Linear::weights);
+        let parameters = config.parameters();
+        let (trained_parameters, trained_tensors) = match full {
+            true => {
+                let of_blocks = layers * (linears.len() + vectors.len()) as u64;
+                (parameters, of_blocks + tables + u64::from(positions > 0) + last_norm as u64)
+            }
+            false => (sum(Linear::adapter), sum(|linear| 2 * u64::from(linear.rank > 0))),
+        };
         Self {
             hidden,
             intermediate,
-            layers: config.layers,
+            layers: config.layers.len(),
             heads: config.heads.query,
             query,
             key_value,
             vocabulary: config.vocab_size,
             linears,
             tables,
-            norms,
+            positions,
+            norms: layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64,
             full,
             parameters,
-            trained_parameters: if full { parameters } else { sum(Linear::adapter) },
-            trained_tensors: match full {
-                true => tables + 9 * layers + 1,
-                false => sum(|linear| 2 * u64::from(linear.rank > 0)),
-            },
+            trained_parameters,
+            trained_tensors,
         }
     }
 
@@ -108,6 +110,9 @@ impl Shape {
         let mut matrices: Vec<_> = self.linears.iter().flat_map(of_linear).collect();
         if self.full {
             matrices.push(([self.vocabulary, self.hidden], self.tables));
+            if self.positions > 0 {
+                matrices.push(([self.positions, self.hidden], 1));
+            }
         }
         matrices
     }

@@ -56,7 +56,8 @@ fn linear_flops(layer: Linear, trained: bool) -> f64 {
 
 /// What this machine does just now on the widest layer of a block, forward and backward.
 fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
-    let layer = shape.linears[4];
+    let widest = shape.linears.iter().copied().max_by_key(|layer| (layer.weights(), layer.outputs));
+    let layer = widest.expect("a block has linear layers");
     let tokens = (work.tokens / work.batches.max(1)).clamp(1, TIMED_TOKENS) as usize;
     let device = Device::flex().autodiff();
     let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Uniform(-0.1, 0.1), &device);

@@ -1,10 +1,9 @@
 //! Counts against numbers worked out by hand, and what is done about too little room.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
-use justtrain_model::DecoderConfig;
-use justtrain_model::kernels::Heads;
+use justtrain_model::{DecoderConfig, families};
 use justtrain_worker_api::{KnownModel, Moment, PastRun, ProblemCode, RecipeSource, Remedy, Room, SpeedBasis};
 use serde_json::json;
 
@@ -23,18 +22,17 @@ fn recipe(extra: &str) -> Recipe {
     Recipe::parse(&source(extra)).unwrap()
 }
 
+/// SmolLM2-135M, but for the number of layers.
+fn config_of(layers: usize) -> serde_json::Value {
+    json!({
+        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "vocab_size": 49152,
+        "tie_word_embeddings": true, "max_position_embeddings": 8192,
+    })
+}
+
 fn smollm2() -> DecoderConfig {
-    DecoderConfig {
-        hidden_size: 576,
-        intermediate_size: 1536,
-        layers: 30,
-        heads: Heads { query: 9, key_value: 3, dim: 64 },
-        rms_norm_eps: 1e-5,
-        inverse_frequencies: Vec::new(),
-        vocab_size: 49152,
-        tied_embeddings: true,
-        max_positions: 8192,
-    }
+    families::from_config(&config_of(30), Path::new("config.json")).unwrap()
 }
 
 fn rows(lengths: &[usize]) -> Rows {
@@ -213,14 +211,7 @@ fn a_run_of_the_same_work_tells_the_speed() {
 
 #[test]
 fn the_largest_known_model_that_fits_is_named_for_each_method() {
-    let model = |name: &str, layers: usize| KnownModel {
-        name: name.to_owned(),
-        config: json!({
-            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": layers,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "vocab_size": 49152,
-            "tie_word_embeddings": true, "max_position_embeddings": 8192,
-        }),
-    };
+    let model = |name: &str, layers| KnownModel { name: name.to_owned(), config: config_of(layers) };
     let strange = KnownModel { name: "strange".into(), config: json!({"model_type": "no_such_family"}) };
     let models = [model("small", 2), model("large", 60), model("middle", 30), strange];
     let lora = |memory_bytes| super::largest_models(&models, Room { memory_bytes, ..NO_END }, 512).swap_remove(0);

@@ -3,6 +3,9 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
+use super::gemma::{Gemma2, Gemma3};
+use super::phi3::Phi3;
+use super::qwen::{Qwen2, Qwen3};
 use super::{Gguf, llama::Llama};
 
 /// What differs from one `general.architecture` to the next. To add one: a file beside `llama.rs` and a line in `ALL`.
@@ -17,7 +20,14 @@ pub(crate) trait Architecture: Sync {
     /// name, so that whoever builds the network sees it.
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String>;
 
-    fn row_order(&self, hugging_face_name: &str, config: &Value) -> RowOrder;
+    fn row_order(&self, _hugging_face_name: &str, _config: &Value) -> RowOrder {
+        RowOrder::AsStored
+    }
+
+    /// Weights of norms are stored as `1 + w`.
+    fn norms_hold_one_more(&self) -> bool {
+        false
+    }
 }
 
 /// How a stored matrix's rows must be moved to be in Hugging Face's order.
@@ -30,7 +40,7 @@ pub(crate) enum RowOrder {
     },
 }
 
-const ALL: &[&dyn Architecture] = &[&Llama];
+const ALL: &[&dyn Architecture] = &[&Llama, &Qwen2, &Qwen3, &Gemma2, &Gemma3, &Phi3];
 
 pub(crate) fn find(gguf: &Gguf) -> Result<&'static dyn Architecture, Problem> {
     let name = gguf.metadata().require_str("general.architecture").map_err(|p| p.file(gguf.path().display()))?;
@@ -49,31 +59,32 @@ pub(crate) fn find(gguf: &Gguf) -> Result<&'static dyn Architecture, Problem> {
     })
 }
 
-/// Names that all llama-like decoders share.
-pub(super) fn common_name(gguf_name: &str) -> Option<String> {
-    let whole = match gguf_name {
-        "token_embd.weight" => Some("model.embed_tokens.weight"),
-        "output_norm.weight" => Some("model.norm.weight"),
-        "output.weight" => Some("lm_head.weight"),
-        _ => None,
-    };
-    if let Some(name) = whole {
-        return Some(name.to_owned());
+/// The name of a llama-like decoder's tensor; `own` are an architecture's own parts of a block, which go first. One that
+/// has no name there keeps its own.
+pub(super) fn hugging_face_name(gguf_name: &str, own: &[(&str, &str)]) -> String {
+    match gguf_name {
+        "token_embd.weight" => "model.embed_tokens.weight".to_owned(),
+        "output_norm.weight" => "model.norm.weight".to_owned(),
+        "output.weight" => "lm_head.weight".to_owned(),
+        name => block_part(name, own).unwrap_or_else(|| name.to_owned()),
     }
+}
+
+fn block_part(gguf_name: &str, own: &[(&str, &str)]) -> Option<String> {
+    const COMMON: &[(&str, &str)] = &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ];
     let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
     let (module, kind) = part.rsplit_once('.')?;
-    let module = match module {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
+    let (_, module) = own.iter().chain(COMMON).find(|(gguf, _)| *gguf == module)?;
     layer.parse::<u32>().ok()?;
     Some(format!("model.layers.{layer}.{module}.{kind}"))
 }
@@ -132,10 +143,12 @@ mod tests {
     }
 
     #[test]
-    fn names_are_mapped_and_strangers_left_out() {
-        assert_eq!(common_name("blk.7.ffn_down.weight").as_deref(), Some("model.layers.7.mlp.down_proj.weight"));
-        assert_eq!(common_name("blk.0.attn_q.bias").as_deref(), Some("model.layers.0.self_attn.q_proj.bias"));
-        assert_eq!(common_name("rope_freqs.weight"), None);
-        assert_eq!(common_name("blk.x.attn_q.weight"), None);
+    fn names_are_mapped_and_strangers_keep_theirs() {
+        let name = |gguf_name| hugging_face_name(gguf_name, &[("ffn_up", "mlp.gate_up_proj")]);
+        assert_eq!(name("blk.7.ffn_down.weight"), "model.layers.7.mlp.down_proj.weight");
+        assert_eq!(name("blk.0.attn_q.bias"), "model.layers.0.self_attn.q_proj.bias");
+        assert_eq!(name("blk.3.ffn_up.weight"), "model.layers.3.mlp.gate_up_proj.weight");
+        assert_eq!(name("rope_freqs.weight"), "rope_freqs.weight");
+        assert_eq!(name("blk.x.attn_q.weight"), "blk.x.attn_q.weight");
     }
 }

@@ -1,10 +1,11 @@
 //! `general.architecture` llama: SmolLM2, Llama 2 and 3, TinyLlama.
 
-use justtrain_worker_api::{Problem, ProblemCode};
+use justtrain_worker_api::Problem;
 use serde_json::{Value, json};
 
-use super::architecture::{Architecture, RowOrder, common_name};
-use super::{Gguf, dequantize};
+use super::Gguf;
+use super::architecture::{Architecture, RowOrder, hugging_face_name};
+use super::keys::Keys;
 
 pub(super) struct Llama;
 
@@ -14,48 +15,25 @@ impl Architecture for Llama {
     }
 
     fn config(&self, gguf: &Gguf) -> Result<Value, Problem> {
-        let metadata = gguf.metadata();
-        refuse_variants(gguf)?;
-        let number = |key: &str| metadata.require_u32(&format!("llama.{key}"));
-        let (hidden_size, heads) = (number("embedding_length")?, number("attention.head_count")?);
-        // A key that is absent has a default; one that is there and cannot be read is an error.
-        let number_or = |key: &str, default: u32| match metadata.get(&format!("llama.{key}")) {
-            Some(_) => number(key),
-            None => Ok(default),
-        };
-        let head_dim =
-            number_or("attention.key_length", number_or("rope.dimension_count", hidden_size / heads.max(1))?)?;
-        let embeddings =
-            gguf.tensor("token_embd.weight").ok_or_else(|| crate::missing_tensor(gguf.path(), "token_embd.weight"))?;
-        Ok(json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": hidden_size,
-            "intermediate_size": number("feed_forward_length")?,
-            "num_hidden_layers": number("block_count")?,
-            "num_attention_heads": heads,
-            "num_key_value_heads": number_or("attention.head_count_kv", heads)?,
-            "head_dim": head_dim,
-            "rms_norm_eps": decimal(metadata.require_f32("llama.attention.layer_norm_rms_epsilon")?),
-            "rope_theta": decimal(metadata.get_f32("llama.rope.freq_base").unwrap_or(10_000.0)),
-            "rope_scaling": rope_scaling(gguf),
-            "max_position_embeddings": number("context_length")?,
-            "vocab_size": embeddings.shape.first().copied().unwrap_or(0),
-            "hidden_act": "silu",
-            "attention_bias": gguf.tensor("blk.0.attn_q.bias").is_some(),
-            "mlp_bias": gguf.tensor("blk.0.ffn_up.bias").is_some(),
-            "tie_word_embeddings": gguf.tensor("output.weight").is_none(),
-            "bos_token_id": metadata.get_u32("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": metadata.get_u32("tokenizer.ggml.eos_token_id"),
-            "pad_token_id": metadata.get_u32("tokenizer.ggml.padding_token_id"),
-            "torch_dtype": "float32",
-        }))
+        let keys = Keys { gguf, architecture: self.name() };
+        // Mistral with its window calls itself llama, too.
+        if let Some(window) = keys.positive("attention.sliding_window")?.as_u64() {
+            return Err(keys.variant("attention.sliding_window", window as u32, 0));
+        }
+        let mut config = keys.shared("llama", "LlamaForCausalLM")?;
+        if let Some(divisors) = keys.factors("rope_freqs.weight") {
+            config.insert("rope_scaling".to_owned(), llama3_scaling(divisors));
+        }
+        config.insert("hidden_act".to_owned(), "silu".into());
+        config.insert("attention_bias".to_owned(), gguf.tensor("blk.0.attn_q.bias").is_some().into());
+        config.insert("mlp_bias".to_owned(), gguf.tensor("blk.0.ffn_up.bias").is_some().into());
+        Ok(config.into())
     }
 
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String> {
         match gguf_name {
             "rope_freqs.weight" => None,
-            name => Some(common_name(name).unwrap_or_else(|| name.to_owned())),
+            name => Some(hugging_face_name(name, &[])),
         }
     }
 
@@ -73,67 +51,23 @@ impl Architecture for Llama {
     }
 }
 
-/// Other networks call themselves llama, too: Mixtral with its experts, Mistral with its window, and those that rotate
-/// only a part of each head.
-fn refuse_variants(gguf: &Gguf) -> Result<(), Problem> {
-    let metadata = gguf.metadata();
-    let partial = metadata.get_u32("llama.attention.key_length").and_then(|head_dim| {
-        metadata.get_u32("llama.rope.dimension_count").filter(|&rotated| rotated != head_dim).zip(Some(head_dim))
-    });
-    let absent_or_0 = |key| metadata.get_u32(key).filter(|&number| number > 0).map(|number| (key, number, 0));
-    let found = absent_or_0("llama.expert_count")
-        .or_else(|| absent_or_0("llama.attention.sliding_window"))
-        .or_else(|| partial.map(|(rotated, head_dim)| ("llama.rope.dimension_count", rotated, head_dim)));
-    match found {
-        None => Ok(()),
-        Some((key, found, expected)) => Err(Problem::error(
-            ProblemCode::UnknownArchitecture,
-            "this variant of llama is not supported",
-            "暂不支持 llama 的这种变体",
-        )
-        .key(key)
-        .found(found)
-        .expected(expected)
-        .fix(
-            "choose another model: one without experts, window or partial rotation",
-            "请选择其他模型：不含专家、滑动窗口或部分旋转",
-        )),
-    }
-}
-
-/// Hugging Face's `rope_scaling`, null where positions are not scaled.
-///
 /// For Llama 3.1 and later llama.cpp stores the divisors of the frequencies in a tensor; the largest is `factor`, and
 /// the other settings are the same in every such release.
-fn rope_scaling(gguf: &Gguf) -> Value {
-    if let Some(tensor) = gguf.tensor("rope_freqs.weight") {
-        let mut divisors = vec![0.0; tensor.shape.iter().product()];
-        dequantize(tensor.tensor_type, gguf.bytes(tensor), &mut divisors);
-        return json!({
-            "rope_type": "llama3",
-            "factor": decimal(divisors.into_iter().fold(1.0, f32::max)),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        });
-    }
-    match gguf.metadata().get_str("llama.rope.scaling.type") {
-        None | Some("none") => Value::Null,
-        Some(kind) => json!({
-            "rope_type": kind,
-            "factor": gguf.metadata().get_f32("llama.rope.scaling.factor").map(decimal),
-        }),
-    }
-}
-
-/// The shortest decimal that is this `f32`: 0.00001, not 0.000009999999747378752.
-fn decimal(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
+fn llama3_scaling(divisors: Vec<f64>) -> Value {
+    json!({
+        "rope_type": "llama3",
+        "factor": divisors.into_iter().fold(1.0, f64::max),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use justtrain_worker_api::ProblemCode;
 
     use super::*;
     use crate::Checkpoint;

@@ -5,9 +5,13 @@
 pub(crate) mod architecture;
 pub(crate) mod blocks;
 mod dequantize;
+mod gemma;
 mod header;
+mod keys;
 mod llama;
 mod metadata;
+mod phi3;
+mod qwen;
 mod reader;
 mod tensor_type;
 

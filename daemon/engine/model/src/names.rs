@@ -1,0 +1,66 @@
+//! Names of a family's weights in its checkpoints. What has no name is not there.
+
+/// A decoder's tensors, without `.weight` and `.bias`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WeightNames {
+    pub embeddings: &'static str,
+    /// The table of learned positions.
+    pub positions: Option<&'static str>,
+    /// What the names of a block start with, before its number.
+    pub blocks: &'static str,
+    pub block: BlockNames,
+    pub norm: &'static str,
+    pub output: &'static str,
+    /// Matrices of linear layers are stored `[inputs, outputs]` (transformers' `Conv1D`).
+    pub transposed: bool,
+}
+
+/// A block's tensors, each after the block's own name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BlockNames {
+    pub attention_norm: &'static str,
+    pub qkv: JointNames,
+    /// Norms of each head's queries and keys.
+    pub qk_norms: Option<[&'static str; 2]>,
+    pub attention_output: &'static str,
+    /// Between attention and residual.
+    pub attention_output_norm: Option<&'static str>,
+    pub mlp_norm: &'static str,
+    /// Gate and up, or up alone.
+    pub up: JointNames,
+    pub down: &'static str,
+    /// Between feed-forward network and residual.
+    pub mlp_output_norm: Option<&'static str>,
+}
+
+/// Linear layers that have the same input.
+#[derive(Debug, PartialEq, Eq)]
+pub enum JointNames {
+    /// Each in a matrix of its own.
+    Apart(&'static [&'static str]),
+    /// All in one, one below the other.
+    Fused(&'static str),
+}
+
+/// Llama's names, which most families share.
+pub(crate) const LLAMA: WeightNames = WeightNames {
+    embeddings: "model.embed_tokens",
+    positions: None,
+    blocks: "model.layers",
+    block: LLAMA_BLOCK,
+    norm: "model.norm",
+    output: "lm_head",
+    transposed: false,
+};
+
+pub(crate) const LLAMA_BLOCK: BlockNames = BlockNames {
+    attention_norm: "input_layernorm",
+    qkv: JointNames::Apart(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    qk_norms: None,
+    attention_output: "self_attn.o_proj",
+    attention_output_norm: None,
+    mlp_norm: "post_attention_layernorm",
+    up: JointNames::Apart(&["mlp.gate_proj", "mlp.up_proj"]),
+    down: "mlp.down_proj",
+    mlp_output_norm: None,
+};

@@ -1,0 +1,100 @@
+//! What tests against reference values share: rows, gradients and training steps.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use justtrain_kernels::Targets;
+use justtrain_model::parameters::Trained;
+use justtrain_model::{Decoder, Input, Mode};
+use justtrain_train::backward::Backward;
+use justtrain_train::optim::{AdamW, Optimizer, Schedule};
+use justtrain_train::step::{MicroBatch, Step};
+use justtrain_weights::safetensors::SafetensorsFile;
+
+/// Ids and labels (−100 where a token does not count) of one sequence.
+pub(crate) type Row = (Vec<u32>, Vec<i64>);
+
+pub(crate) fn root(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").join(path)
+}
+
+pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_into_vec().unwrap()
+}
+
+pub(crate) fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
+    let (mut ids, mut starts, mut targets) = (Vec::new(), vec![0], Targets::default());
+    for (row, labels) in rows {
+        for (at, &label) in labels.iter().enumerate().skip(1).filter(|&(_, &label)| label >= 0) {
+            targets.rows.push(ids.len() + at - 1);
+            targets.tokens.push(label as u32);
+        }
+        ids.extend(row);
+        starts.push(ids.len());
+    }
+    (Input::packed(ids, &starts), Arc::new(targets))
+}
+
+/// A parameter's name in PyTorch: PEFT's where it belongs to an adapter.
+pub(crate) fn torch_name(name: &str) -> String {
+    if name.contains(".lora_") { format!("base_model.model.{name}.weight") } else { name.to_owned() }
+}
+
+/// Loss and gradients by PyTorch's names.
+pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
+    let (input, targets) = batch(rows);
+    let count = targets.len() as f32;
+    let backward = Backward { trained, checkpointing: false, mode: Mode::TUNED, divisor: count };
+    let mut gradients = Vec::new();
+    let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
+        gradients.push((torch_name(&parameter.name), gradient));
+    });
+    (loss / f64::from(count), gradients)
+}
+
+/// Losses and gradient norms of training on the same rows at every step.
+pub(crate) fn train(
+    decoder: &mut Decoder,
+    trained: Trained,
+    optimizer: &mut dyn Optimizer,
+    rows: &[Row],
+    schedule: &Schedule,
+) -> (Vec<f64>, Vec<f64>) {
+    let step = |index: u64| {
+        let (input, targets) = batch(rows);
+        let learning_rate = schedule.learning_rate(index);
+        let step =
+            Step { trained, checkpointing: false, max_grad_norm: 1.0, number: index + 1, learning_rate, seed: 0 };
+        let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
+        (measured.loss, measured.grad_norm)
+    };
+    (0..schedule.total_steps).map(step).unzip()
+}
+
+pub(crate) fn adamw() -> AdamW {
+    AdamW::new(0.9, 0.999, 1e-8, 0.0)
+}
+
+pub(crate) fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got / expected - 1.0).abs() <= tolerance, "{what} {step}: {got}, expected {expected}");
+    }
+}
+
+pub(crate) fn doubles(file: &SafetensorsFile, name: &str) -> Vec<f64> {
+    let (numbers, _) = file.bytes(name).unwrap().as_chunks::<8>();
+    numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+}
+
+/// The two sequences that a tiny model's reference values are of.
+pub(crate) fn tiny_rows(folder: &Path) -> Vec<Row> {
+    let goldens = SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap();
+    let ints = |name: String| -> Vec<i64> {
+        let (numbers, _) = goldens.bytes(&name).unwrap().as_chunks::<8>();
+        numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+    };
+    let row = |i| (ints(format!("ids.{i}")).into_iter().map(|id| id as u32).collect(), ints(format!("labels.{i}")));
+    (0..2).map(row).collect()
+}
