@@ -37,6 +37,11 @@ ensure_tools() {
         . "$HOME/.cargo/env"
     fi
     have cargo || install_rust
+    # Compilers are started in the dependencies' folders, some of which name an older toolchain.
+    if [ -z "${RUSTUP_TOOLCHAIN:-}" ] && have rustup; then
+        RUSTUP_TOOLCHAIN=$(rustup show active-toolchain | cut -d ' ' -f 1)
+        export RUSTUP_TOOLCHAIN
+    fi
     local packages=()
     have cc || packages+=(gcc libc6-dev)
     have python3 || packages+=(python3)

@@ -36,6 +36,14 @@ fn show(estimate: &JobEstimate, ui: Ui) {
         let read = show::count(estimate.rows_read);
         ui.line(say!(lang, "{read} rows were tokenised and stand for all", "已分词 {read} 条，以代表全部数据"));
     }
+    if estimate.memory.is_none() {
+        let device = &estimate.device;
+        ui.line(say!(
+            lang,
+            "the memory of {device} is not predicted: whether it is enough, the run will show",
+            "无法预估 {device} 的显存：是否足够只有运行后才知道"
+        ));
+    }
     let parts = [
         estimate.memory.as_ref().map(|memory| memory_table(memory, estimate.largest_batch_tokens, lang)),
         estimate.disk.as_ref().map(|disk| disk_table(disk, lang)),
@@ -54,7 +62,11 @@ fn show(estimate: &JobEstimate, ui: Ui) {
         ui.problem(problem);
     }
     if !estimate.problems.iter().any(problem::is_error) {
-        ui.line(ui.green(say!(lang, "It fits.", "资源足够。")));
+        let fits = match estimate.memory {
+            Some(_) => say!(lang, "It fits.", "资源足够。"),
+            None => say!(lang, "There is disk space enough.", "磁盘空间足够。"),
+        };
+        ui.line(ui.green(fits));
     }
 }
 
@@ -145,15 +157,13 @@ fn remedies_table(remedies: &[Remedy], lang: Lang) -> Table {
     for remedy in remedies {
         let fits = if remedy.fits { say!(lang, "fits", "可行") } else { say!(lang, "not enough", "不够") };
         let cost = lang.pick_opt(&remedy.cost).to_owned();
-        let bytes = [remedy.memory_bytes, remedy.disk_bytes].map(show::bytes);
-        let [memory, disk] = bytes;
-        table.row([remedy.change.join(", "), memory, disk, fits, cost]);
+        let memory = remedy.memory_bytes.map(show::bytes).unwrap_or_default();
+        table.row([remedy.change.join(", "), memory, show::bytes(remedy.disk_bytes), fits, cost]);
     }
     table
 }
 
 fn to_json(estimate: &JobEstimate, lang: Lang) -> Value {
-    let memory = estimate.memory.clone().unwrap_or_default();
     let disk = estimate.disk.unwrap_or_default();
     let fits = !estimate.problems.iter().any(problem::is_error);
     let remedies = estimate.remedies.iter().map(|remedy| {
@@ -167,8 +177,9 @@ fn to_json(estimate: &JobEstimate, lang: Lang) -> Value {
     });
     json!({
         "model": estimate.model,
+        "device": estimate.device,
         "fits": fits,
-        "memory": {
+        "memory": estimate.memory.as_ref().map(|memory| json!({
             "total_bytes": memory.total_bytes,
             "available_bytes": memory.available_bytes,
             "reserve_bytes": memory.reserve_bytes,
@@ -182,7 +193,7 @@ fn to_json(estimate: &JobEstimate, lang: Lang) -> Value {
             "data_bytes": memory.data_bytes,
             "model_file_bytes": memory.model_file_bytes,
             "program_bytes": memory.program_bytes,
-        },
+        })),
         "disk": {
             "total_bytes": disk.total_bytes,
             "available_bytes": disk.available_bytes,
@@ -229,10 +240,19 @@ mod tests {
             ..Default::default()
         };
         let remedy =
-            Remedy { change: vec!["cutoff_len: 512".into()], memory_bytes: 7, fits: true, ..Remedy::default() };
+            Remedy { change: vec!["cutoff_len: 512".into()], memory_bytes: Some(7), fits: true, ..Remedy::default() };
         let estimate = JobEstimate { problems: vec![problem], remedies: vec![remedy], ..JobEstimate::default() };
         let json = to_json(&estimate, Lang::En);
         assert_eq!((&json["fits"], &json["remedies"][0]["memory_bytes"]), (&false.into(), &7.into()));
         assert_eq!(json["problems"][0]["code"], "OUT_OF_MEMORY");
+    }
+
+    #[test]
+    fn what_a_gpu_leaves_open_is_null() {
+        let remedy = Remedy { disk_bytes: 7, ..Remedy::default() };
+        let estimate = JobEstimate { device: "cuda:0".into(), remedies: vec![remedy], ..JobEstimate::default() };
+        let json = to_json(&estimate, Lang::En);
+        assert_eq!((&json["device"], &json["memory"], &json["time"]), (&"cuda:0".into(), &Value::Null, &Value::Null));
+        assert_eq!((&json["remedies"][0]["memory_bytes"], &json["fits"]), (&Value::Null, &true.into()));
     }
 }

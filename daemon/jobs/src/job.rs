@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use justtrain_worker_api::{Event, ModelFiles, Problem, RecipeSource, TrainResult};
+use justtrain_worker_api::{DevicePick, Event, ModelFiles, Problem, RecipeSource, TrainResult};
 use serde::{Deserialize, Serialize};
 
 use crate::{JobReason, JobState};
@@ -61,6 +61,9 @@ pub struct Job {
     pub recipe: RecipeSource,
     /// The base model.
     pub model: ModelFiles,
+    /// Jobs on one device wait for each other. Never `auto`.
+    #[serde(default = "cpu")]
+    pub device: DevicePick,
     pub created: UnixMillis,
     /// Start of the newest attempt.
     pub started: Option<UnixMillis>,
@@ -73,6 +76,11 @@ pub struct Job {
     pub result: Option<TrainResult>,
     /// Recipe, log, checkpoints and adapter.
     pub run_dir: PathBuf,
+}
+
+/// Where jobs ran before they said so.
+fn cpu() -> DevicePick {
+    DevicePick::Cpu
 }
 
 /// The newest step.

@@ -1,15 +1,17 @@
-//! The queue: one running job at a time, looked after from its start to its end.
+//! The queues, one a device: on each one running job at a time, looked after from its start to its end.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use justtrain_worker_api::{
-    Command, Control, Event, Failure, FailureReason, ModelFiles, Outcome, Problem, ProblemCode, RecipeSource,
+    Command, Control, DevicePick, Event, Failure, FailureReason, ModelFiles, Outcome, Problem, ProblemCode,
+    RecipeSource,
 };
 use tokio::sync::watch;
+use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
@@ -26,6 +28,8 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct NewJob {
     pub recipe: RecipeSource,
     pub model: ModelFiles,
+    /// Never `auto`: jobs on one device wait for each other.
+    pub device: DevicePick,
 }
 
 /// All jobs and the task that runs them.
@@ -36,13 +40,13 @@ pub struct Jobs {
     /// `jobs/` in the data folder.
     folder: PathBuf,
     shutdown: watch::Sender<bool>,
-    /// The process of the running job; 0 while there is none.
-    process: Arc<AtomicU32>,
+    /// The process of the job that runs on each device.
+    processes: Arc<Mutex<HashMap<DevicePick, u32>>>,
 }
 
 impl Jobs {
     pub fn new(store: Arc<Store>, program: WorkerProgram, folder: PathBuf) -> Self {
-        Self { store, program, folder, shutdown: watch::Sender::new(false), process: Arc::default() }
+        Self { store, program, folder, shutdown: watch::Sender::new(false), processes: Arc::default() }
     }
 
     /// `jobs/` in the data folder.
@@ -50,9 +54,17 @@ impl Jobs {
         &self.folder
     }
 
-    /// The process of the running job.
-    pub fn process(&self) -> Option<u32> {
-        Some(self.process.load(Ordering::Relaxed)).filter(|&id| id != 0)
+    /// The process of the job that runs on a device.
+    pub fn process_on(&self, device: DevicePick) -> Option<u32> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner).get(&device).copied()
+    }
+
+    fn set_process(&self, device: DevicePick, id: Option<u32>) {
+        let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        match id {
+            Some(id) => processes.insert(device, id),
+            None => processes.remove(&device),
+        };
     }
 
     pub fn store(&self) -> &Arc<Store> {
@@ -74,6 +86,7 @@ impl Jobs {
             problems: Vec::new(),
             recipe: new.recipe,
             model: new.model,
+            device: new.device,
             created: now(),
             started: None,
             ended: None,
@@ -108,35 +121,48 @@ impl Jobs {
         self.store.transition(id, Change::to(JobState::Queued))
     }
 
-    /// Runs job after job until [`Jobs::shut_down`].
+    /// Runs job after job on every device until [`Jobs::shut_down`].
     pub async fn run(&self) {
         let mut changes = self.store.changes();
         let mut shutdown = self.shutdown.subscribe();
+        let mut running = JoinSet::new();
+        let mut devices: HashMap<task::Id, DevicePick> = HashMap::new();
         loop {
             changes.mark_unchanged();
-            let next = self.store.next_queued();
-            match next {
-                Ok(Some(job)) if !*shutdown.borrow() => {
-                    if let Err(error) = self.run_job(job).await {
-                        tracing::error!(%error, "a job's state could not be stored");
-                        self.pause().await;
-                    }
+            let stopping = *shutdown.borrow();
+            if stopping && running.is_empty() {
+                return;
+            }
+            match self.store.next_queued(|device| !devices.values().any(|&busy| busy == device)) {
+                Ok(Some(job)) if !stopping => {
+                    let device = job.device;
+                    let jobs = self.clone();
+                    let task = running.spawn(async move { jobs.run_job_or_pause(job).await });
+                    devices.insert(task.id(), device);
                     continue;
                 }
                 Ok(_) => {}
                 Err(error) => tracing::error!(%error, "the queue cannot be read"),
             }
-            if *shutdown.borrow() {
-                return;
-            }
             tokio::select! {
+                Some(ended) = running.join_next_with_id() => {
+                    let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                    devices.remove(&id);
+                }
                 _ = changes.changed() => {}
                 _ = shutdown.changed() => {}
             }
         }
     }
 
-    /// Makes the running job save and [`Jobs::run`] return.
+    async fn run_job_or_pause(&self, job: Job) {
+        if let Err(error) = self.run_job(job).await {
+            tracing::error!(%error, "a job's state could not be stored");
+            self.pause().await;
+        }
+    }
+
+    /// Makes the running jobs save and [`Jobs::run`] return.
     pub fn shut_down(&self) {
         self.shutdown.send_replace(true);
     }
@@ -149,7 +175,7 @@ impl Jobs {
             Ok(()) => self.train(&job).await.unwrap_or_else(|error| Err(not_stored(&error))),
             Err(problem) => Err(problem.because(FailureReason::DiskFull)),
         };
-        self.process.store(0, Ordering::Relaxed);
+        self.set_process(job.device, None);
         let cancelling = self.store.job(&id)?.state == JobState::Cancelling;
         let change = match result {
             Ok(Outcome::Trained { stopped: true, .. }) if cancelling => {
@@ -202,7 +228,7 @@ impl Jobs {
             Ok(worker) => worker,
             Err(failure) => return Ok(Err(failure)),
         };
-        self.process.store(worker.id().unwrap_or(0), Ordering::Relaxed);
+        self.set_process(job.device, worker.id());
         let mut changes = self.store.changes();
         let mut shutdown = self.shutdown.subscribe();
         let mut pending: Vec<Event> = Vec::new();

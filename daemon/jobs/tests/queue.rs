@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use justtrain_jobs::{EventBody, Job, JobReason, JobState, Jobs, NewJob, RequestKey, Store, StoreError, WorkerProgram};
-use justtrain_worker_api::{Event, ModelFiles, RecipeSource};
+use justtrain_worker_api::{DevicePick, Event, ModelFiles, RecipeSource};
 
 const STARTED: &str = r#"echo '{"event":{"event":"phase","phase":"training"}}'"#;
 const TRAINED: &str = r#"echo '{"outcome":{"outcome":"trained","stopped":false,"steps":3,"first_loss":2.0,"last_loss":1.0,"validation_loss":null,"tokens_per_second":9.0,"peak_memory_bytes":1,"seconds":1.0,"adapter":"/a"}}'"#;
@@ -62,7 +62,12 @@ impl Desk {
 }
 
 fn new_job() -> NewJob {
+    job_on(DevicePick::Cpu)
+}
+
+fn job_on(device: DevicePick) -> NewJob {
     NewJob {
+        device,
         recipe: RecipeSource { text: "x: 1\n".into(), file: "r.yaml".into(), base_dir: "/".into() },
         model: ModelFiles { name: "m".into(), path: PathBuf::from("/m"), adapter: None },
     }
@@ -228,4 +233,22 @@ async fn a_job_whose_events_cannot_be_stored_does_not_seem_to_run() {
     let job = desk.run().await;
     assert_eq!((job.state, job.reason), (JobState::Failed, Some(JobReason::Internal)));
     assert!(job.problems[0].to_string().contains("refused"), "{}", job.problems[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_wait_for_their_own_device_only() {
+    // Runs for as long as the test lets it.
+    let desk = Desk::new(&format!("{STARTED}\nread control\n{STOPPED}"));
+    let devices = [DevicePick::Cpu, DevicePick::Cpu, DevicePick::Cuda(0)];
+    let jobs: Vec<Job> = (0..3)
+        .map(|index| {
+            let id = format!("{index}1111111-1111-4111-8111-111111111111");
+            desk.jobs.create(job_on(devices[index]), &request(&id, "a")).unwrap()
+        })
+        .collect();
+    assert_eq!(jobs.iter().map(|job| job.queue_position).collect::<Vec<_>>(), [1, 2, 1]);
+    let running = |job: &Job| desk.jobs.store().job(&job.id).unwrap().state == JobState::Running;
+    desk.run_until(&jobs[2], |_| running(&jobs[0]) && running(&jobs[2])).await;
+    let waiting = desk.jobs.store().job(&jobs[1].id).unwrap();
+    assert_eq!((waiting.state, waiting.queue_position), (JobState::Queued, 1));
 }

@@ -4,8 +4,8 @@ use justtrain_doctor::{VERDICT_BATCH_TOKENS, resources};
 use justtrain_jobs::JobState;
 use justtrain_proto::v1;
 use justtrain_worker_api::{
-    Command, Estimate, Failure, KnownModel, LargestModel, ModelFiles, Moment, Outcome, PastRun, Problem, RecipeSource,
-    Remedy, Room, SpeedBasis, TimeEstimate,
+    Command, DevicePick, Estimate, Failure, KnownModel, LargestModel, ModelFiles, Moment, Outcome, PastRun, Problem,
+    RecipeSource, RecipeSummary, Remedy, Room, SpeedBasis, TimeEstimate,
 };
 use tokio::sync::watch;
 use tonic::{Code, Status};
@@ -23,12 +23,12 @@ const PAST_JOBS: u32 = 50;
 const MEMORY_LIMIT: &str = "JUSTTRAIN_MEMORY_LIMIT";
 
 impl Daemon {
-    /// What a job may take when its turn comes: the running job has given its memory back then.
+    /// What a job on the processor may take when its turn comes: the one that runs there has given its memory back then.
     fn room(&self) -> Room {
         let memory = memory_limit().or_else(resources::available_memory).unwrap_or(u64::MAX);
         let given_back = match memory_limit() {
             Some(_) => 0,
-            None => self.jobs.process().map_or(0, resources::memory_of),
+            None => self.jobs.process_on(DevicePick::Cpu).map_or(0, resources::memory_of),
         };
         let disk = resources::available_disk(self.jobs.folder()).unwrap_or(u64::MAX);
         Room {
@@ -41,12 +41,12 @@ impl Daemon {
         &self,
         recipe: RecipeSource,
         model: ModelFiles,
-        warnings: &[Problem],
+        summary: &RecipeSummary,
     ) -> Result<v1::JobEstimate, Status> {
         let (room, name) = (self.room(), model.name.clone());
-        let past_runs = Some(self.past_runs(&model)?);
+        let past_runs = Some(self.past_runs(&model, summary.device)?);
         match self.worker(Command::Estimate { recipe, model, room, past_runs }).await? {
-            Outcome::Estimated(estimate) => Ok(converted(&estimate, room, name, warnings)),
+            Outcome::Estimated(estimate) => Ok(converted(&estimate, room, name, &summary.warnings)),
             other => Err(mixed_up(&other)),
         }
     }
@@ -86,10 +86,12 @@ impl Daemon {
         }
     }
 
-    /// Finished jobs on the same model, newest first.
-    fn past_runs(&self, model: &ModelFiles) -> Result<Vec<PastRun>, Status> {
+    /// Finished jobs on the same model and device, newest first.
+    fn past_runs(&self, model: &ModelFiles, device: DevicePick) -> Result<Vec<PastRun>, Status> {
         let (jobs, _) = self.jobs.store().jobs(None, PAST_JOBS).map_err(status::of_store)?;
-        let same = jobs.into_iter().filter(|job| job.state == JobState::Succeeded && job.model.path == model.path);
+        let same = jobs
+            .into_iter()
+            .filter(|job| job.state == JobState::Succeeded && job.model.path == model.path && job.device == device);
         let runs = same.filter_map(|job| {
             let tokens_per_second = job.result?.tokens_per_second;
             (tokens_per_second > 0.0).then_some(PastRun { recipe: job.recipe, tokens_per_second })
@@ -118,10 +120,11 @@ fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 fn converted(estimate: &Estimate, room: Room, model: String, warnings: &[Problem]) -> v1::JobEstimate {
-    let Estimate { memory, disk, work, time, problems, remedies, .. } = estimate;
+    let Estimate { device, memory, disk, work, time, problems, remedies, .. } = estimate;
     v1::JobEstimate {
         model,
-        memory: Some(v1::MemoryEstimate {
+        device: device.to_string(),
+        memory: memory.map(|memory| v1::MemoryEstimate {
             total_bytes: memory.total(),
             available_bytes: room.memory_bytes,
             reserve_bytes: MEMORY_RESERVE,

@@ -53,14 +53,14 @@ impl JobService for Daemon {
         if !request.ignore_estimate {
             self.refuse_what_cannot_fit(recipe.clone(), model.clone()).await?;
         }
-        let job = self.jobs.create(NewJob { recipe, model }, &key).map_err(status::of_store)?;
+        let job = self.jobs.create(NewJob { recipe, model, device: summary.device }, &key).map_err(status::of_store)?;
         tracing::info!(job = %job.id, model = %job.model.name, "a job was queued");
         Ok(Response::new(convert::job(&job)))
     }
 
     async fn estimate_job(&self, request: Request<EstimateJobRequest>) -> Result<Response<JobEstimate>, Status> {
         let (recipe, model, summary) = self.checked(request.into_inner().recipe).await?;
-        Ok(Response::new(self.estimate(recipe, model, &summary.warnings).await?))
+        Ok(Response::new(self.estimate(recipe, model, &summary).await?))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<v1::Job>, Status> {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::DevicePick;
+
 /// A recipe as the person wrote it. Only the engine interprets the text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecipeSource {
@@ -40,15 +42,6 @@ pub struct DataFile {
 pub enum DataLanguage {
     En,
     Zh,
-}
-
-/// Where tensors live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DevicePick {
-    #[default]
-    Auto,
-    Cpu,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,6 +162,10 @@ pub enum Command {
     },
     /// A real matmul on the chosen device, checked against a scalar loop.
     Probe {
+        device: DevicePick,
+    },
+    /// Every op on the chosen device beside the processor's; ends with [`crate::Outcome::OpsChecked`].
+    CheckOps {
         device: DevicePick,
     },
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Problem, RecipeSource, Text};
+use crate::{DevicePick, Problem, RecipeSource, Text};
 
 /// What the machine has to give. The daemon looks; the worker compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,10 +23,13 @@ pub struct PastRun {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    pub memory: MemoryEstimate,
+    /// Where the job would run, never [`DevicePick::Auto`].
+    pub device: DevicePick,
+    /// None on a GPU, whose memory is not predicted.
+    pub memory: Option<MemoryEstimate>,
     pub disk: DiskEstimate,
     pub work: WorkEstimate,
-    /// None where no time was asked for.
+    /// None where no time was asked for, and for work that a GPU has never done before.
     pub time: Option<TimeEstimate>,
     pub trainable_parameters: u64,
     pub total_parameters: u64,
@@ -135,7 +138,8 @@ pub struct Remedy {
     /// What else it changes; empty where it changes nothing but memory and time.
     #[serde(default, skip_serializing_if = "Text::is_empty")]
     pub cost: Text,
-    pub memory_bytes: u64,
+    /// None where memory is not predicted.
+    pub memory_bytes: Option<u64>,
     pub disk_bytes: u64,
     pub fits: bool,
 }

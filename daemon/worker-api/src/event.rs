@@ -156,6 +156,9 @@ pub enum Outcome {
     LargestModels {
         methods: Vec<LargestModel>,
     },
+    OpsChecked {
+        ops: Vec<OpReport>,
+    },
 }
 
 /// What a training run has to show.
@@ -296,9 +299,33 @@ pub struct ExampleComparison {
     pub tuned: Option<String>,
 }
 
+/// How far one op's results on a device are from the processor's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpReport {
+    pub op: String,
+    /// Relative to the largest magnitude of a result; the worst result counts. Null in JSON where one is not a number.
+    #[serde(deserialize_with = "infinite_if_null")]
+    pub error: f64,
+}
+
+/// JSON has no infinity: serde_json writes null for it.
+fn infinite_if_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+/// A GPU as its driver names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReport {
+    pub name: String,
+    /// What kernels are compiled for; ends in the compute capability, such as `ptx_sm90`.
+    pub target: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeReport {
     pub device: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuReport>,
     /// The widest instruction set in use: `avx512`, `avx2` or `scalar`.
     pub simd: String,
     pub gflops: f64,

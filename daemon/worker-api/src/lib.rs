@@ -8,21 +8,23 @@
 //! Only serde types live here: no tensors, no sockets, no database.
 
 mod command;
+mod device;
 mod estimate;
 mod event;
 mod problem;
 
 pub use command::{
-    Command, Control, DataFile, DataLanguage, DevicePick, EvaluateOptions, ExportFormat, GenerateOptions, ModelFiles,
-    RecipeSource, Turn,
+    Command, Control, DataFile, DataLanguage, EvaluateOptions, ExportFormat, GenerateOptions, ModelFiles, RecipeSource,
+    Turn,
 };
+pub use device::{DevicePick, NoDevice};
 pub use estimate::{
     DiskEstimate, Estimate, KnownModel, LargestModel, MemoryEstimate, Moment, PastRun, Remedy, Room, SpeedBasis,
     TimeEstimate, WorkEstimate,
 };
 pub use event::{
     AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,
-    GenerationEnd, LogLevel, Message, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport, RecipeSummary, Sample,
-    TrainResult,
+    GenerationEnd, GpuReport, LogLevel, Message, OpReport, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport,
+    RecipeSummary, Sample, TrainResult,
 };
 pub use problem::{Problem, ProblemCode, Severity, Text};

@@ -11,11 +11,12 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bool, Tensor};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{SharedMut, contiguous, elements, shape2, tensor, uninit};
+use crate::device::on_cpu;
 use crate::matmul::{Threads, View, Write, matmul_into};
 use crate::simd;
 
@@ -104,11 +105,14 @@ pub fn attention(
     assert_eq!(k.dims()[1], heads.key_value * heads.dim);
     assert_eq!(k.dims(), v.dims());
     segments.check(q.dims()[0], k.dims()[0]);
+    if !on_cpu(&q) {
+        return reference(q, k, v, heads, segments, scores);
+    }
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(<Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scores))
 }
 
-/// The same by burn's own ops, with whole score matrices.
+/// The same by burn's own ops. Scores exist for [`QUERY_ROWS`] queries at a time and the keys that these may see.
 pub fn reference(
     q: Tensor<2>,
     k: Tensor<2>,
@@ -117,36 +121,46 @@ pub fn reference(
     segments: Arc<Segments>,
     Scores { scale, soft_cap, window }: Scores,
 ) -> Tensor<2> {
+    let (device, group) = (q.device(), heads.group());
+    // `[key/value heads, rows, dim]`.
+    let split = |x: &Tensor<2>, rows: Range<usize>| {
+        let len = rows.len();
+        x.clone().narrow(0, rows.start, len).reshape([len, heads.key_value, heads.dim]).swap_dims(0, 1)
+    };
     let mut outputs = Vec::new();
     for Segment { queries, keys } in &segments.0 {
-        let split = |x: &Tensor<2>, rows: &Range<usize>, count: usize| {
-            let x = x.clone().narrow(0, rows.start, rows.len()).reshape([rows.len(), count, heads.dim]);
-            x.swap_dims(0, 1)
-        };
-        let repeat = |x: Tensor<3>| {
-            let len = x.dims()[1];
-            x.unsqueeze_dim::<4>(1).repeat_dim(1, heads.group()).reshape([heads.query, len, heads.dim])
-        };
-        let q = split(&q, queries, heads.query);
-        let (k, v) = (repeat(split(&k, keys, heads.key_value)), repeat(split(&v, keys, heads.key_value)));
         let hidden = keys.len() - queries.len();
-        let mask: Vec<f32> = (0..queries.len())
-            .flat_map(|row| {
-                let sees = move |col| col <= row + hidden && window.is_none_or(|window| row + hidden - col < window);
-                (0..keys.len()).map(move |col| if sees(col) { 0.0 } else { -1e30 })
-            })
-            .collect();
-        let mask = Tensor::<3>::from_data(TensorData::new(mask, [1, queries.len(), keys.len()]), &q.device());
-        let scores = q.matmul(k.swap_dims(1, 2)) * scale;
-        let scores = match soft_cap {
-            None => scores,
-            Some(cap) => (scores / cap).tanh() * cap,
-        };
-        let weights = burn::tensor::activation::softmax(scores + mask, 2);
-        outputs.push(weights.matmul(v).swap_dims(0, 1).reshape([queries.len(), heads.query * heads.dim]));
+        for first in (0..queries.len()).step_by(QUERY_ROWS) {
+            let rows = QUERY_ROWS.min(queries.len() - first);
+            let seen = first + rows + hidden;
+            // The queries of a group share their keys, so they are rows of one product.
+            let q = q.clone().narrow(0, queries.start + first, rows);
+            let q = q.reshape([rows, heads.key_value, group, heads.dim]).permute([1, 2, 0, 3]);
+            let q = q.reshape([heads.key_value, group * rows, heads.dim]);
+            let [k, v] = [&k, &v].map(|x| split(x, keys.start..keys.start + seen));
+            let scores = q.matmul(k.swap_dims(1, 2)) * scale;
+            let scores = match soft_cap {
+                None => scores,
+                Some(cap) => (scores / cap).tanh() * cap,
+            };
+            let scores = scores.reshape([heads.key_value, group, rows, seen]);
+            let diagonal = (first + hidden) as i64;
+            let future = Tensor::<2, Bool>::tril_mask([rows, seen], diagonal, &device);
+            let unseen = match window {
+                None => future,
+                Some(window) => future.bool_or(Tensor::triu_mask([rows, seen], diagonal - window as i64 + 1, &device)),
+            };
+            let scores = scores.mask_fill(unseen.unsqueeze::<4>().expand([heads.key_value, group, rows, seen]), -1e30);
+            let weights = burn::tensor::activation::softmax(scores, 3).reshape([heads.key_value, group * rows, seen]);
+            let output = weights.matmul(v).reshape([heads.key_value, group, rows, heads.dim]);
+            outputs.push(output.permute([2, 0, 1, 3]).reshape([rows, heads.query * heads.dim]));
+        }
     }
     Tensor::cat(outputs, 0)
 }
+
+/// Queries that the reference computes at a time.
+const QUERY_ROWS: usize = 512;
 
 #[backend_extension(Flex, Autodiff)]
 pub trait AttentionOp: Backend {
@@ -491,6 +505,8 @@ mod tests {
             (vec![0, 5, 6, 20], Heads { query: 6, key_value: 2, dim: 8 }),
             // More than one tile of queries and of keys, cut unevenly.
             (vec![0, 3, 355], Heads { query: 2, key_value: 1, dim: 16 }),
+            // More queries than the reference computes at a time.
+            (vec![0, 2, 600], Heads { query: 2, key_value: 2, dim: 4 }),
         ];
         let plain = Scores::scaled(0.4);
         let kinds = [
@@ -534,8 +550,11 @@ mod tests {
             let packed = Arc::new(Segments::packed(&[0, 150]));
             let whole = attention(q.clone(), k.clone(), v.clone(), heads, packed, scores);
             let last = Arc::new(Segments::cached([(0..3, 0..150)]));
-            let cached = attention(q.clone().narrow(0, 147, 3), k.clone(), v.clone(), heads, last, scores);
-            assert_close(cached, whole.narrow(0, 147, 3), 1e-5, "cached");
+            let (q, k, v) = (q.clone().narrow(0, 147, 3), k.clone(), v.clone());
+            let cached = attention(q.clone(), k.clone(), v.clone(), heads, last.clone(), scores);
+            for cached in [cached, reference(q, k, v, heads, last, scores)] {
+                assert_close(cached, whole.clone().narrow(0, 147, 3), 1e-5, "cached");
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 
 use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::device::on_cpu;
 use crate::matmul::{View, Write, matmul};
 use crate::matrix::Matrix;
 use crate::packed::Packed;
@@ -67,6 +68,9 @@ impl From<Weight> for OutputLayer {
 pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
+    if !on_cpu(&hidden) {
+        return reference(hidden, output, targets);
+    }
     let hidden = hidden.into_dispatch();
     Tensor::from_dispatch(match weight {
         Weight::Dense(weight) => <Dispatch as CrossEntropyOp>::linear_cross_entropy(
@@ -86,6 +90,9 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Ar
 pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
+    if !on_cpu(&hidden) {
+        return score_reference(hidden, output, targets);
+    }
     let hidden = hidden.into_dispatch();
     Tensor::from_dispatch(match weight {
         Weight::Dense(weight) => {
@@ -97,21 +104,50 @@ pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targe
     })
 }
 
-/// The loss by burn's own ops, with whole logits.
+/// The loss by burn's own ops.
 pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     let device = hidden.device();
-    let ints = |values: Vec<i64>| {
+    let losses = log_probabilities(hidden, output, &targets)
+        .map(|(log_probabilities, tokens)| -log_probabilities.gather(1, tokens.unsqueeze_dim(1)).sum());
+    losses.reduce(|sum, loss| sum + loss).unwrap_or_else(|| Tensor::zeros([1], &device))
+}
+
+/// The scores by burn's own ops.
+pub fn score_reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
+    let device = hidden.device();
+    let scores: Vec<_> = log_probabilities(hidden, output, &targets)
+        .map(|(log_probabilities, tokens)| {
+            let target = log_probabilities.clone().gather(1, tokens.unsqueeze_dim(1));
+            let is_largest = target.clone().greater_equal(log_probabilities.max_dim(1)).float();
+            Tensor::cat(vec![-target, is_largest], 1)
+        })
+        .collect();
+    if scores.is_empty() { Tensor::zeros([0, 2], &device) } else { Tensor::cat(scores, 0) }
+}
+
+/// Log-probabilities of the whole vocabulary, and the targets' tokens, of one chunk of targets after the other.
+fn log_probabilities(
+    hidden: Tensor<2>,
+    output: &OutputLayer,
+    targets: &Targets,
+) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
+    let device = hidden.device();
+    let ints = move |values: Vec<i64>| {
         let len = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [len]), &device)
     };
-    let rows = ints(targets.rows.iter().map(|&row| row as i64).collect());
-    let tokens = ints(targets.tokens.iter().map(|&token| i64::from(token)).collect());
-    let logits = hidden.select(0, rows).matmul(output.weight.to_tensor(&device).transpose());
-    let logits = match output.soft_cap {
-        None => logits,
-        Some(cap) => (logits / cap).tanh() * cap,
-    };
-    -burn::tensor::activation::log_softmax(logits, 1).gather(1, tokens.unsqueeze_dim(1)).sum()
+    let size = chunk_size(output.weight.dims()[0], targets);
+    let (weight, soft_cap) = (output.weight.to_tensor(&hidden.device()).transpose(), output.soft_cap);
+    targets.rows.chunks(size).zip(targets.tokens.chunks(size)).map(move |(rows, tokens)| {
+        let rows = ints(rows.iter().map(|&row| row as i64).collect());
+        let tokens = ints(tokens.iter().map(|&token| i64::from(token)).collect());
+        let logits = hidden.clone().select(0, rows).matmul(weight.clone());
+        let logits = match soft_cap {
+            None => logits,
+            Some(cap) => (logits / cap).tanh() * cap,
+        };
+        (burn::tensor::activation::log_softmax(logits, 1), tokens)
+    })
 }
 
 #[backend_extension(Flex, Autodiff)]
@@ -290,10 +326,15 @@ struct Chunk<'a> {
 /// Bytes of logits that exist at a time.
 pub const CHUNK_BYTES: usize = 32 << 20;
 
+/// Targets whose logits exist at a time.
+fn chunk_size(vocabulary: usize, targets: &Targets) -> usize {
+    (CHUNK_BYTES / 4 / vocabulary).clamp(1, targets.len().max(1))
+}
+
 /// Calls `each` with the logits of one chunk of targets after the other.
 fn for_each_chunk(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, mut each: impl FnMut(Chunk<'_>)) {
     let [vocabulary, features] = weight.dims();
-    let size = (CHUNK_BYTES / 4 / vocabulary).clamp(1, targets.len().max(1));
+    let size = chunk_size(vocabulary, targets);
     let mut logits = uninit(size * vocabulary);
     let mut gathered = uninit(size * features);
     for (index, (rows, tokens)) in targets.rows.chunks(size).zip(targets.tokens.chunks(size)).enumerate() {
@@ -466,6 +507,10 @@ mod tests {
         let targets = targets(&[0, 1, 5], &tokens);
         let scores = values(score_targets(hidden.clone(), output, targets.clone()));
         assert_eq!([scores[1], scores[3], scores[5]], [1.0, 0.0, 1.0]);
+        let by_burn = values(score_reference(hidden.clone(), output, targets.clone()));
+        for (ours, theirs) in scores.iter().zip(&by_burn) {
+            assert!((ours - theirs).abs() < 1e-4 * theirs.abs().max(1.0), "{scores:?}, {by_burn:?}");
+        }
         let loss = values(reference(hidden.clone(), output, targets))[0];
         assert!((scores[0] + scores[2] + scores[4] - loss).abs() < 1e-4 * loss.max(1.0));
     }

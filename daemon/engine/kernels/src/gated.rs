@@ -14,6 +14,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::device::on_cpu;
 use crate::simd::{exp, mul_add, simd_fn, tanh};
 
 /// What the gate goes through.
@@ -28,6 +29,9 @@ pub enum Activation {
 /// `activation(gate) · up`; both and the result are `[tokens, features]`.
 pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims());
+    if !on_cpu(&gate) {
+        return reference(gate, up, activation);
+    }
     Tensor::from_dispatch(<Dispatch as GatedOp>::gated(gate.into_dispatch(), up.into_dispatch(), activation))
 }
 

@@ -5,15 +5,19 @@
 //! Activations are `[tokens, features]` throughout: batches are packed without padding, and only [`attention`] and
 //! [`rotary`] know where one sample ends and the next begins.
 //!
+//! On a GPU every op is its `reference`; [`device`] has the choice.
+//!
 //! To add an op, copy the shape of [`gated`], the smallest one.
 
 pub mod attention;
 pub mod blockwise;
 pub mod cross_entropy;
+pub mod device;
 pub mod embedding;
 pub mod gated;
 pub mod linear;
 pub mod packed;
+pub mod parity;
 pub mod rms_norm;
 pub mod rotary;
 pub mod row_store;

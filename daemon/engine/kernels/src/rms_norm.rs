@@ -14,11 +14,15 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::device::on_cpu;
 use crate::simd::{dot, mul_add, simd_fn};
 
 /// Normalises each row of `x` `[tokens, features]`; `weight` is `[features]`.
 pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, epsilon: f32) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[0]);
+    if !on_cpu(&x) {
+        return reference(x, weight, epsilon);
+    }
     Tensor::from_dispatch(<Dispatch as RmsNormOp>::rms_norm(x.into_dispatch(), weight.into_dispatch(), epsilon))
 }
 

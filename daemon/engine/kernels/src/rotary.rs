@@ -15,6 +15,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::device::on_cpu;
 use crate::simd::{mul_add, simd_fn};
 
 /// Cosines and sines of every token of a batch, `[tokens, head_dim / 2]` each.
@@ -70,6 +71,9 @@ impl RotaryTable {
 pub fn rotary(x: Tensor<2>, table: Arc<RotaryTable>) -> Tensor<2> {
     assert_eq!(x.dims()[0] * table.half, table.cos.len(), "one table row a token");
     assert_eq!(x.dims()[1] % (2 * table.half), 0, "whole heads");
+    if !on_cpu(&x) {
+        return reference(x, table);
+    }
     Tensor::from_dispatch(<Dispatch as RotaryOp>::rotary(x.into_dispatch(), table))
 }
 

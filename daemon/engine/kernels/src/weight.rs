@@ -1,6 +1,6 @@
 //! A weight matrix as a layer holds it: a tensor, or a frozen matrix in fewer bits.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use crate::packed::Packed;
 
@@ -35,7 +35,7 @@ impl Weight {
     pub fn to_tensor(&self, device: &Device) -> Tensor<2> {
         match self {
             Weight::Dense(weight) => weight.clone(),
-            Weight::Packed(packed) => Tensor::from_data(TensorData::new(packed.to_f32(), packed.dims()), device),
+            Weight::Packed(packed) => packed.to_tensor(device),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod adapters;
 mod block;
 mod config;
 mod decoder;
+pub mod device;
 pub mod export;
 pub mod families;
 pub mod generate;

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
 use justtrain_data::{Batch, Conversation, Encoder, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Input, Mode, apply_tuned};
+use justtrain_model::{Decoder, Input, Mode, apply_tuned, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     AccuracyReport, DataFile, EvaluateOptions, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
@@ -16,6 +15,7 @@ use justtrain_worker_api::{
 use crate::EventSink;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::Recipe;
+use crate::run::no_device;
 
 /// Most tokens of one evaluation batch.
 pub(crate) const BATCH_TOKENS: usize = 2048;
@@ -42,11 +42,12 @@ pub fn evaluate(
     let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let (_, device) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) = open_encoder(&checkpoint, template).map_err(invalid)?;
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), recipe.weight_formats()).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(invalid)?;
     let mut rows = held_out_rows(&recipe, data)?;
     if options.max_samples > 0 {
         rows.truncate(options.max_samples as usize);

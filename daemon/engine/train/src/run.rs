@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
-use justtrain_model::Decoder;
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
 use justtrain_model::parameters::Parameters;
+use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource, TrainResult,
@@ -33,13 +32,14 @@ pub fn train(
 ) -> Result<Outcome, Failure> {
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let (device_name, device) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
 
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, warning) = open_encoder(&checkpoint, template.clone()).map_err(model_invalid)?;
     warning.iter().for_each(|warning| events.warn(warning));
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), recipe.weight_formats()).map_err(model_invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
     let trained = match recipe.finetuning_type {
         FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
         FinetuningType::Lora => {
@@ -87,7 +87,7 @@ pub fn train(
         validation_rows: validation.len() as u64,
         trainable_parameters: trained_numbers(&trainer),
         total_parameters: trainer.decoder.parameters(),
-        device: "cpu".to_owned(),
+        device: device_name.to_string(),
     });
     events.phase(Phase::Training);
     let save = |trainer: &Trainer<'_>, events: &mut dyn EventSink| {
@@ -216,6 +216,11 @@ fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Optio
         adapter,
     };
     Outcome::Trained { stopped, result }
+}
+
+/// The recipe names a device that cannot be used.
+pub(crate) fn no_device(problem: Problem, source: &RecipeSource) -> Failure {
+    problem.file(&source.file).because(FailureReason::RecipeInvalid)
 }
 
 fn model_invalid(problem: Problem) -> Failure {

@@ -1,6 +1,6 @@
 //! Jobs in the database.
 
-use justtrain_worker_api::{Problem, TrainResult};
+use justtrain_worker_api::{DevicePick, Problem, TrainResult};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{RequestKey, events, requests};
@@ -79,14 +79,11 @@ impl Store {
             .query_row("SELECT count(*) FROM jobs WHERE state = ?1", [state.as_str()], |row| row.get(0))?)
     }
 
-    /// The job whose turn it is.
-    pub fn next_queued(&self) -> Result<Option<Job>, StoreError> {
+    /// The job whose turn it is on a device for which `free` holds.
+    pub fn next_queued(&self, free: impl Fn(DevicePick) -> bool) -> Result<Option<Job>, StoreError> {
         let mut connection = self.connection();
-        let transaction = connection.transaction()?;
-        let id: Option<String> = transaction
-            .query_row("SELECT id FROM jobs WHERE state = 'QUEUED' ORDER BY queue_order LIMIT 1", (), |row| row.get(0))
-            .optional()?;
-        id.as_deref().and_then(JobId::parse).map(|id| get(&transaction, &id)).transpose()
+        let queued = in_state(&connection.transaction()?, JobState::Queued)?;
+        Ok(queued.into_iter().find(|job| free(job.device)))
     }
 
     /// Changes a job's state and stores the event that says so. [`StoreError::NotAllowed`] when the job is in a state
@@ -136,7 +133,8 @@ pub(super) fn get(transaction: &Transaction<'_>, id: &JobId) -> Result<Job, Stor
         .prepare_cached(
             "SELECT body, CASE state WHEN 'QUEUED' THEN
                  (SELECT count(*) FROM jobs AS other
-                  WHERE other.state = 'QUEUED' AND other.queue_order <= jobs.queue_order)
+                  WHERE other.state = 'QUEUED' AND other.queue_order <= jobs.queue_order
+                    AND coalesce(other.body ->> 'device', 'cpu') = coalesce(jobs.body ->> 'device', 'cpu'))
              ELSE 0 END
              FROM jobs WHERE id = ?1",
         )?

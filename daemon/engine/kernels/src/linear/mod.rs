@@ -13,9 +13,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2};
+use crate::device::on_cpu;
 use crate::matmul::View;
 use crate::matrix::Matrix;
 use crate::packed::Packed;
@@ -37,6 +39,9 @@ pub struct Factors {
 /// `x` is `[tokens, inputs]`, `weight` `[outputs, inputs]`; the result is `[tokens, outputs]`.
 pub fn linear(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor<2> {
     assert_eq!(x.dims()[1], weight.dims()[1]);
+    if !on_cpu(&x) {
+        return reference(x, weight, adapter);
+    }
     let x = x.into_dispatch();
     let adapter = adapter.map(|Factors { a, b, scale, dropout }| {
         assert_eq!(a.dims()[0], b.dims()[1], "both factors have the adapter's rank");
@@ -56,12 +61,17 @@ pub fn linear(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor
 
 /// The same by burn's own ops.
 pub fn reference(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor<2> {
-    let base = x.clone().matmul(weight.to_tensor(&x.device()).transpose());
+    let base = match weight {
+        #[cfg(feature = "gpu")]
+        Weight::Packed(packed) if !on_cpu(&x) => crate::packed::linear_on_gpu(x.clone(), packed),
+        weight => x.clone().matmul(weight.to_tensor(&x.device()).transpose()),
+    };
     let Some(Factors { a, b, scale, dropout }) = adapter else { return base };
     let input = match dropout {
         None => x,
         Some(dropout) => {
-            let mask: Vec<f32> = (0..x.dims().iter().product()).map(|index| dropout.factor(index)).collect();
+            let elements = 0..x.dims().iter().product();
+            let mask: Vec<f32> = elements.into_par_iter().map(|index| dropout.factor(index)).collect();
             let mask = Tensor::from_data(TensorData::new(mask, x.dims()), &x.device());
             x * mask
         }

@@ -64,6 +64,11 @@ impl Form for Bf16 {
     fn bytes(&self) -> usize {
         self.0.len() * 2
     }
+
+    #[cfg(feature = "gpu")]
+    fn upload(&self, _: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
+        Box::new(super::on_gpu::Plain::bf16(&self.0, device))
+    }
 }
 
 simd_fn! {

@@ -8,15 +8,20 @@ mod bf16;
 mod gguf;
 mod int8;
 mod nf4;
+#[cfg(feature = "gpu")]
+mod on_gpu;
 mod product;
 
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+pub(crate) use on_gpu::linear as linear_on_gpu;
 pub(crate) use product::{times, times_transposed};
 
 /// A frozen row-major matrix `[rows, cols]`. Clones share the memory.
@@ -24,6 +29,9 @@ pub(crate) use product::{times, times_transposed};
 pub struct Packed {
     dims: [usize; 2],
     form: Arc<dyn Form>,
+    /// Copied at the first use there.
+    #[cfg(feature = "gpu")]
+    on_gpu: Arc<std::sync::OnceLock<(Device, Box<dyn on_gpu::OnGpu>)>>,
 }
 
 /// What numbers are rounded to.
@@ -56,6 +64,14 @@ trait Form: Debug + Send + Sync {
 
     /// Bytes in memory.
     fn bytes(&self) -> usize;
+
+    /// A copy in a GPU's memory, of the numbers themselves where the GPU does not decode this form.
+    #[cfg(feature = "gpu")]
+    fn upload(&self, len: usize, device: &Device) -> Box<dyn on_gpu::OnGpu> {
+        let mut numbers = vec![0.0; len];
+        self.decode(0, &mut numbers);
+        Box::new(on_gpu::Plain::f32(numbers, device))
+    }
 }
 
 /// Makes a [`Form`] of whole rows that come one after the other.
@@ -90,7 +106,7 @@ impl Packed {
             builder.push(part);
             start = end;
         }
-        Self { dims, form: builder.finish() }
+        Self::new(dims, builder.finish())
     }
 
     pub fn from_f32(format: Format, weights: &[f32], dims: [usize; 2]) -> Self {
@@ -111,7 +127,16 @@ impl Packed {
     pub fn gguf(tensor_type: TensorType, blocks: Vec<u8>, dims: [usize; 2]) -> Self {
         assert!(dims[1].is_multiple_of(tensor_type.block_len()));
         assert_eq!(blocks.len(), dims[0] * dims[1] / tensor_type.block_len() * tensor_type.block_bytes());
-        Self { dims, form: Arc::new(gguf::Blocks::new(tensor_type, blocks)) }
+        Self::new(dims, Arc::new(gguf::Blocks::new(tensor_type, blocks)))
+    }
+
+    fn new(dims: [usize; 2], form: Arc<dyn Form>) -> Self {
+        Self {
+            dims,
+            form,
+            #[cfg(feature = "gpu")]
+            on_gpu: Arc::default(),
+        }
     }
 
     pub fn dims(&self) -> [usize; 2] {
@@ -139,6 +164,19 @@ impl Packed {
             self.form.decode(row as usize * cols, output);
         });
         output
+    }
+
+    /// The whole matrix on a device, without gradient tracking: what ops without a kernel of their own go through.
+    pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2> {
+        let device = device.clone().without_autodiff();
+        #[cfg(feature = "gpu")]
+        if !crate::device::is_cpu(&device) {
+            let upload = || (device.clone(), self.form.upload(self.dims[0] * self.dims[1], &device));
+            let (home, numbers) = self.on_gpu.get_or_init(upload);
+            assert_eq!(*home, device, "a matrix is used on one GPU");
+            return numbers.decode().reshape(self.dims);
+        }
+        Tensor::from_data(TensorData::new(self.to_f32(), self.dims), &device)
     }
 
     /// A part of the matrix, row-major without gaps.

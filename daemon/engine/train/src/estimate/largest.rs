@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use justtrain_model::families;
-use justtrain_worker_api::{KnownModel, LargestModel, RecipeSource, Room};
+use justtrain_worker_api::{DevicePick, KnownModel, LargestModel, RecipeSource, Room};
 
 use super::Job;
 use super::work::Rows;
@@ -32,8 +32,9 @@ fn recipe(lines: &str) -> Recipe {
 fn largest(method: &str, recipe: &Recipe, models: &[KnownModel], room: Room, batch_tokens: usize) -> LargestModel {
     let sizes = models.iter().filter_map(|model| {
         let config = families::from_config(&model.config, Path::new(&model.name)).ok()?;
-        let predicted = Job { config, rows: Rows::of_one_batch(batch_tokens) }.predict(recipe);
-        Some((predicted.shape.parameters, predicted.memory.total(), &model.name))
+        let job = Job { config, rows: Rows::of_one_batch(batch_tokens), device: DevicePick::Cpu };
+        let predicted = job.predict(recipe);
+        Some((predicted.shape.parameters, predicted.memory_bytes(), &model.name))
     });
     let mut sizes: Vec<_> = sizes.collect();
     sizes.sort_unstable();

@@ -24,16 +24,17 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-use justtrain_model::{DecoderConfig, families};
+use justtrain_model::{DecoderConfig, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    DiskEstimate, Estimate, Failure, FailureReason, MemoryEstimate, ModelFiles, PastRun, RecipeSource, Room,
-    WorkEstimate,
+    DevicePick, DiskEstimate, Estimate, Failure, FailureReason, MemoryEstimate, ModelFiles, PastRun, RecipeSource,
+    Room, WorkEstimate,
 };
 
 use crate::EventSink;
 use crate::prepare::open_encoder;
 use crate::recipe::Recipe;
+use crate::run::no_device;
 
 use shape::Shape;
 use work::{Rows, Work};
@@ -41,7 +42,7 @@ use work::{Rows, Work};
 pub use largest::largest_models;
 
 /// Predicts what training would take, and searches for a way where it does not fit into `room`. With `past_runs` the
-/// time too.
+/// time too. A GPU's memory is not predicted: nothing is known of it, and nothing is refused for it.
 pub fn estimate(
     source: &RecipeSource,
     model: &ModelFiles,
@@ -51,17 +52,19 @@ pub fn estimate(
 ) -> Result<Estimate, Failure> {
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let (device, _) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
     let checkpoint = Checkpoint::open(&model.path).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let config =
         families::decoder_config(&checkpoint).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) =
         open_encoder(&checkpoint, template).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
-    let job = Job { rows: Rows::read(&recipe, &model.path, &encoder, events)?, config };
+    let job = Job { rows: Rows::read(&recipe, &model.path, &encoder, events)?, config, device };
     let prediction = job.predict(&recipe);
     let (problems, remedies) = remedies::judge(&job, &recipe, &prediction, room);
     let Prediction { shape, work, memory, disk } = prediction;
     Ok(Estimate {
+        device,
         memory,
         disk,
         work: WorkEstimate {
@@ -71,7 +74,7 @@ pub fn estimate(
             rows_read: job.rows.read as u64,
             rows: job.rows.all as u64,
         },
-        time: past_runs.map(|past_runs| speed::time(&recipe, past_runs, &shape, &work)),
+        time: past_runs.and_then(|past_runs| speed::time(&recipe, device, past_runs, &shape, &work)),
         trainable_parameters: shape.trained_parameters,
         total_parameters: shape.parameters,
         problems,
@@ -83,13 +86,22 @@ pub fn estimate(
 struct Job {
     config: DecoderConfig,
     rows: Rows,
+    device: DevicePick,
 }
 
 struct Prediction {
     shape: Shape,
     work: Work,
-    memory: MemoryEstimate,
+    /// Only the processor's.
+    memory: Option<MemoryEstimate>,
     disk: DiskEstimate,
+}
+
+impl Prediction {
+    /// The peak; 0 where it is not known.
+    fn memory_bytes(&self) -> u64 {
+        self.memory.map_or(0, |memory| memory.total())
+    }
 }
 
 impl Job {
@@ -97,7 +109,7 @@ impl Job {
         let shape = Shape::new(&self.config, recipe);
         let work = Work::plan(recipe, &self.rows);
         Prediction {
-            memory: memory::peak(recipe, &shape, &work, &self.rows),
+            memory: (self.device == DevicePick::Cpu).then(|| memory::peak(recipe, &shape, &work, &self.rows)),
             disk: disk::needed(recipe, &shape, work.steps),
             shape,
             work,

@@ -34,7 +34,7 @@ struct Resource {
 const MEMORY: Resource = Resource {
     code: ProblemCode::OutOfMemory,
     message: ("this job needs more memory than there is", "该任务所需内存超过可用内存"),
-    needs: |predicted| predicted.memory.total(),
+    needs: Prediction::memory_bytes,
     has: |room| room.memory_bytes,
     ways: &[smaller_batches, eight_bit_optimizer, gradient_checkpointing, sixteen_bits, quantized, lora, shorter_rows],
 };
@@ -126,7 +126,7 @@ impl Search<'_> {
         let remedy = Remedy {
             change: changed.lines.clone(),
             cost: changed.cost.clone(),
-            memory_bytes: predicted.memory.total(),
+            memory_bytes: predicted.memory.map(|memory| memory.total()),
             disk_bytes: predicted.disk.total(),
             fits: needs <= (self.resource.has)(self.room),
         };

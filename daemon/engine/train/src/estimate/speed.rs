@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, Distribution, Tensor};
 use justtrain_model::WeightFormat;
 use justtrain_model::kernels::{Factors, Packed, Weight, linear};
-use justtrain_worker_api::{PastRun, SpeedBasis, TimeEstimate};
+use justtrain_worker_api::{DevicePick, PastRun, SpeedBasis, TimeEstimate};
 
 use super::shape::{Linear, Shape};
 use super::work::Work;
@@ -19,16 +19,24 @@ const TIMED_TOKENS: u64 = 1024;
 /// Measured (`scripts/estimate-check`).
 const SHARE_OF_PRODUCTS: f64 = 0.75;
 
-pub(super) fn time(recipe: &Recipe, past_runs: &[PastRun], shape: &Shape, work: &Work) -> TimeEstimate {
+/// None for a GPU that has not done such work: a timing of the processor says nothing about it.
+pub(super) fn time(
+    recipe: &Recipe,
+    device: DevicePick,
+    past_runs: &[PastRun],
+    shape: &Shape,
+    work: &Work,
+) -> Option<TimeEstimate> {
     let same = past_runs.iter().find(|run| Recipe::parse(&run.recipe).is_ok_and(|past| recipe.same_speed(&past)));
     let (tokens_per_second, basis) = match same {
         Some(run) => (run.tokens_per_second, SpeedBasis::PastRun),
+        None if device != DevicePick::Cpu => return None,
         None => {
             let per_second = flops_per_second(recipe, shape, work) * SHARE_OF_PRODUCTS;
             (work.tokens as f64 * per_second / flops(recipe, shape, work), SpeedBasis::Measured)
         }
     };
-    TimeEstimate { tokens_per_second, seconds: work.tokens as f64 / tokens_per_second, basis }
+    Some(TimeEstimate { tokens_per_second, seconds: work.tokens as f64 / tokens_per_second, basis })
 }
 
 /// Floating-point operations of the whole run, two for each multiply-add.

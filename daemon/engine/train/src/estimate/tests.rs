@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
 use justtrain_model::{DecoderConfig, families};
-use justtrain_worker_api::{KnownModel, Moment, PastRun, ProblemCode, RecipeSource, Remedy, Room, SpeedBasis};
+use justtrain_worker_api::{
+    DevicePick, KnownModel, Moment, PastRun, ProblemCode, RecipeSource, Remedy, Room, SpeedBasis,
+};
 use serde_json::json;
 
 use super::activations::{kept, output_layer};
@@ -42,7 +44,7 @@ fn rows(lengths: &[usize]) -> Rows {
 }
 
 fn job(lengths: &[usize]) -> Job {
-    Job { config: smollm2(), rows: rows(lengths) }
+    Job { config: smollm2(), rows: rows(lengths), device: DevicePick::Cpu }
 }
 
 const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
@@ -93,7 +95,7 @@ fn the_largest_batch_of_the_run_decides() {
 #[test]
 fn the_parts_of_the_peak_are_what_is_there_in_the_first_backward() {
     let recipe = recipe("lora_rank: 16\ngradient_accumulation_steps: 1\nmax_steps: 3\n");
-    let memory = job(&[829]).predict(&recipe).memory;
+    let memory = job(&[829]).predict(&recipe).memory.unwrap();
     assert_eq!(memory.moment, Moment::Training);
     assert_eq!(memory.weights, 134_515_008 * 4);
     assert_eq!((memory.trained_weights, memory.optimizer), (4_884_480 * 4, 4_884_480 * 8));
@@ -105,7 +107,8 @@ fn the_parts_of_the_peak_are_what_is_there_in_the_first_backward() {
 #[test]
 fn weights_and_optimisers_are_counted_in_their_forms() {
     let linears = 30 * 3_538_944;
-    let memory = |extra: &str| job(&[64]).predict(&recipe(&format!("gradient_accumulation_steps: 1\n{extra}"))).memory;
+    let memory =
+        |extra: &str| job(&[64]).predict(&recipe(&format!("gradient_accumulation_steps: 1\n{extra}"))).memory.unwrap();
     // Two bytes for each number of the table, and a little over half of one for each of the rest.
     let nf4 = memory("quantization_bit: 4\n").weights;
     let expected = 49_152 * 576 * 2 + 61 * 576 * 4 + linears / 2 + linears / 64 + linears / (64 * 256) * 4;
@@ -142,15 +145,16 @@ fn what_fits_is_let_through_and_what_does_not_names_changes_that_help() {
     let predicted = job.predict(&recipe);
     assert_eq!(remedies::judge(&job, &recipe, &predicted, NO_END), (Vec::new(), Vec::new()));
 
-    let needs = predicted.memory.total();
+    let needs = predicted.memory_bytes();
     let room = Room { memory_bytes: needs * 2 / 3, ..NO_END };
     let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
     assert_eq!(problems[0].code, ProblemCode::OutOfMemory);
     assert!(problems[0].fix.en.contains("per_device_train_batch_size: 4"), "{}", problems[0]);
     assert!(problems[0].fix.en.contains("--ignore-estimate") && problems[0].fix.zh.contains("--ignore-estimate"));
     for remedy in &found {
-        assert!(remedy.memory_bytes < needs, "{remedy:?}");
-        assert_eq!(remedy.fits, remedy.memory_bytes <= room.memory_bytes, "{remedy:?}");
+        let bytes = remedy.memory_bytes.unwrap();
+        assert!(bytes < needs, "{remedy:?}");
+        assert_eq!(remedy.fits, bytes <= room.memory_bytes, "{remedy:?}");
     }
     // The same rows a step: what fits is the same training.
     let gentle = found.iter().find(|remedy| remedy.fits).unwrap();
@@ -162,7 +166,7 @@ fn where_one_change_is_not_enough_several_are_tried_together() {
     let recipe = recipe("per_device_train_batch_size: 4\nmax_steps: 20\n");
     let job = job(&[1024; 16]);
     let predicted = job.predict(&recipe);
-    let least = |extra: &str| job.predict(&self::recipe(extra)).memory.total();
+    let least = |extra: &str| job.predict(&self::recipe(extra)).memory_bytes();
     let all = "per_device_train_batch_size: 1\ngradient_accumulation_steps: 32\noptim: adamw_8bit\n\
                gradient_checkpointing: true\nprecision: bf16\nquantization_bit: 4\ncutoff_len: 128\nmax_steps: 20\n";
     let room = Room { memory_bytes: least(all) + 1, ..NO_END };
@@ -204,7 +208,12 @@ fn a_run_of_the_same_work_tells_the_speed() {
     let prediction = job(&[100; 20]).predict(&recipe(written));
     let run = |extra: &str, tokens_per_second| PastRun { recipe: source(extra), tokens_per_second };
     let past = [run("lora_rank: 8\nmax_steps: 7\n", 1.0), run("lora_rank: 16\nlearning_rate: 0.01\nseed: 3\n", 50.0)];
-    let time = speed::time(&recipe(written), &past, &prediction.shape, &prediction.work);
+    let time =
+        |past: &[PastRun], device| speed::time(&recipe(written), device, past, &prediction.shape, &prediction.work);
+    let gpu = DevicePick::Cuda(0);
+    assert_eq!(time(&[], gpu), None);
+    assert_eq!(time(&past, gpu), time(&past, DevicePick::Cpu));
+    let time = time(&past, DevicePick::Cpu).unwrap();
     assert_eq!((time.basis, time.tokens_per_second), (SpeedBasis::PastRun, 50.0));
     assert_eq!(time.seconds, prediction.work.tokens as f64 / 50.0);
 }
@@ -228,11 +237,25 @@ fn a_cut_that_leaves_no_answer_is_no_way_out() {
     // Only the last token counts: any shorter row has nothing to learn from.
     let mut rows = rows(&[512; 4]);
     rows.train.iter_mut().for_each(|sample| sample.target = (0..512).map(|at| at == 511).collect());
-    let job = Job { config: smollm2(), rows };
+    let job = Job { config: smollm2(), rows, device: DevicePick::Cpu };
     let predicted = job.predict(&recipe);
-    let room = Room { memory_bytes: predicted.memory.total() - 1, ..NO_END };
+    let room = Room { memory_bytes: predicted.memory_bytes() - 1, ..NO_END };
     let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
     assert_eq!(problems.len(), 1);
     let shortens = |remedy: &Remedy| remedy.change.iter().any(|line| line.contains("cutoff_len"));
     assert!(!found.is_empty() && !found.iter().any(shortens), "{found:?}");
+}
+
+#[test]
+fn a_job_on_a_gpu_is_refused_for_the_disk_alone() {
+    let recipe = recipe("max_steps: 50\nsave_steps: 5\nsave_total_limit: 8\n");
+    let job = Job { device: DevicePick::Cuda(0), ..job(&[16; 16]) };
+    let predicted = job.predict(&recipe);
+    assert_eq!(predicted.memory, None);
+    let room = Room { memory_bytes: 0, ..NO_END };
+    assert_eq!(remedies::judge(&job, &recipe, &predicted, room), (Vec::new(), Vec::new()));
+    let room = Room { memory_bytes: 0, disk_bytes: predicted.disk.total() / 2 };
+    let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
+    assert_eq!((problems.len(), problems[0].code), (1, ProblemCode::DiskFull));
+    assert!(found.iter().all(|remedy| remedy.memory_bytes.is_none()), "{found:?}");
 }

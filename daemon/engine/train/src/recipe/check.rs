@@ -313,6 +313,9 @@ pub(super) fn expected(schema: &Value) -> String {
     if !choices.is_empty() {
         return choices.join(" | ");
     }
+    if let Some(values) = schema["x-values"].as_str() {
+        return values.to_owned();
+    }
     let names = types(schema).filter(|kind| *kind != "null").map(|kind| match kind {
         "boolean" => "true | false".to_owned(),
         "array" => format!("[{}, …]", expected(&schema["items"])),

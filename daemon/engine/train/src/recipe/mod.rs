@@ -224,9 +224,10 @@ pub struct Recipe {
     #[schemars(range(min = 1))]
     pub logging_steps: u64,
 
-    /// Where to train; `auto` takes the fastest device there is.
-    #[serde(default)]
-    pub device: Device,
+    /// Where to train; `auto` takes the first GPU where there is one, else the processor.
+    #[serde(default = "default::auto")]
+    #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
+    device: String,
 
     /// Where relative paths start.
     #[serde(skip)]
@@ -274,7 +275,7 @@ impl Recipe {
         RecipeSummary {
             model: self.model_name_or_path.clone(),
             data: self.dataset_files(),
-            device: self.device.into(),
+            device: self.device(),
             finetuning_type: self.finetuning_type.name().to_owned(),
             warnings: self.warnings.clone(),
         }
@@ -356,14 +357,6 @@ pub enum QuantizationType {
     Nf4,
     Int8,
     Gguf,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Device {
-    #[default]
-    Auto,
-    Cpu,
 }
 
 /// A text, or a list of texts.

@@ -67,7 +67,6 @@ const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] =
     &[("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4")];
 
 const LATER_VALUES: &[(&str, &[&str])] = &[
-    ("device", &["cuda", "gpu", "mps", "rocm", "vulkan"]),
     ("finetuning_type", &["freeze"]),
     (
         "lr_scheduler_type",

@@ -7,7 +7,7 @@ use justtrain_model::kernels::Format;
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 
-use super::{DatasetFormat, Device, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
 
 /// Linear layers that get a LoRA pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +18,11 @@ pub enum LoraTarget {
 }
 
 impl Recipe {
+    /// Where to train.
+    pub fn device(&self) -> DevicePick {
+        self.device.parse().unwrap_or_default()
+    }
+
     /// LoRA's update is scaled by `lora_alpha / lora_rank`.
     pub fn lora_alpha(&self) -> f64 {
         self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64)
@@ -139,15 +144,6 @@ impl DatasetFormat {
             Self::Sharegpt => Some(FormatName::Sharegpt),
             Self::Messages => Some(FormatName::Messages),
             Self::PromptCompletion => Some(FormatName::PromptCompletion),
-        }
-    }
-}
-
-impl From<Device> for DevicePick {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Auto => Self::Auto,
-            Device::Cpu => Self::Cpu,
         }
     }
 }

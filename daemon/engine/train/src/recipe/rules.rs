@@ -1,6 +1,6 @@
 //! What the schema cannot say: keys that do not go together, and numbers that mean two things.
 
-use justtrain_worker_api::{Problem, ProblemCode};
+use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
 use super::{FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe};
@@ -26,6 +26,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         gguf_precision(recipe),
         full_in_fewer_bits(recipe),
         full_in_16_bits(recipe),
+        device(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
@@ -169,6 +170,15 @@ fn gguf_precision(recipe: &Recipe) -> Option<Problem> {
             "quantization_type: gguf 会原样保留文件中的所有权重",
         )
         .fix("remove this line", "删除这一行")
+    })
+}
+
+fn device(recipe: &Recipe) -> Option<Problem> {
+    recipe.device.parse::<DevicePick>().is_err().then(|| {
+        invalid("device", "there is no such device", "没有这样的设备")
+            .found(format!("\"{}\"", recipe.device))
+            .expected("auto | cpu | cuda:0")
+            .fix("write auto, cpu, or cuda: and the number of a GPU", "写 auto、cpu，或 cuda: 加显卡编号")
     })
 }
 

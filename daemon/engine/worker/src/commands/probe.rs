@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+use justtrain_model::device;
+use justtrain_model::kernels::device::gpu_name;
 use justtrain_model::kernels::{linear, simd};
-use justtrain_worker_api::{Outcome, ProbeReport};
+use justtrain_worker_api::{DevicePick, Failure, FailureReason, GpuReport, Outcome, ProbeReport};
 
 const SIZE: usize = 768;
 
-pub(super) fn run() -> Outcome {
-    let device = Device::flex();
+pub(super) fn run(device: DevicePick) -> Result<Outcome, Failure> {
+    let (name, device) = device::open(device).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let matrix = |seed: f32| {
         let values: Vec<f32> = (0..SIZE * SIZE).map(|i| (i as f32 * seed).sin()).collect();
         (values.clone(), Tensor::<2>::from_data(TensorData::new(values, [SIZE, SIZE]), &device))
@@ -21,6 +23,8 @@ pub(super) fn run() -> Outcome {
     for _ in 0..4 {
         let start = Instant::now();
         let output = linear(x_tensor.clone(), &w_tensor.clone().into(), None);
+        // A GPU is only asked so far.
+        let _ = device.sync();
         best = best.min(start.elapsed().as_secs_f64());
         product = output.into_data().try_into_vec::<f32>().expect("products are f32");
     }
@@ -31,10 +35,11 @@ pub(super) fn run() -> Outcome {
     let places = (0..SIZE).flat_map(|i| [(7, i), (i, 13)]);
     let max_error =
         places.map(|(row, col)| (f64::from(product[row * SIZE + col]) - expected(row, col)).abs()).fold(0.0, f64::max);
-    Outcome::Probed(ProbeReport {
-        device: "cpu".to_owned(),
+    Ok(Outcome::Probed(ProbeReport {
+        device: name.to_string(),
+        gpu: gpu_name(&device).map(|(name, target)| GpuReport { name, target }),
         simd: simd::level().name().to_owned(),
         gflops: 2.0 * (SIZE * SIZE * SIZE) as f64 / best / 1e9,
         max_error,
-    })
+    }))
 }

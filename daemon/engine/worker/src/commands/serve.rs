@@ -3,23 +3,23 @@
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use burn::tensor::Device;
 use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Chat, Encoder, Message};
 use justtrain_model::adapters::base_formats;
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, is_whole_model};
+use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, device, is_whole_model};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Control, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
+    Control, DevicePick, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
 };
 
 use crate::pipe::{Pipe, controls};
 
-pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
+pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result<Outcome, Failure> {
     let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
     let mut events = pipe.clone();
+    let (_, device) = device::open(device).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
@@ -29,7 +29,7 @@ pub(super) fn run(model: &ModelFiles, pipe: &Pipe) -> Result<Outcome, Failure> {
         (Some(adapter), None) => base_formats(adapter).map_err(invalid)?,
         _ => WeightFormats::default(),
     };
-    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).map_err(invalid)?;
+    let mut decoder = Decoder::load(&checkpoint, &device, formats).map_err(invalid)?;
     let base = whole.map(|_| decoder.clone());
     if let Some(folder) = &model.adapter {
         apply_tuned(&mut decoder, folder).map_err(invalid)?;

@@ -156,6 +156,12 @@ impl Form for Nf4 {
     fn bytes(&self) -> usize {
         self.codes.len() + self.scales.bytes()
     }
+
+    #[cfg(feature = "gpu")]
+    fn upload(&self, len: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
+        let scales = (0..len.div_ceil(BLOCK)).map(|block| self.scales.get(block)).collect();
+        Box::new(super::on_gpu::Codes::new(&self.codes, CODES, BLOCK, scales, len, device))
+    }
 }
 
 /// Bytes in memory of so many weights.
