@@ -120,7 +120,7 @@ impl Packed {
     /// gives the same matrix.
     pub fn bf16_by_chance(weights: &[f32], dims: [usize; 2], seed: u64) -> Self {
         assert_eq!(weights.len(), dims[0] * dims[1]);
-        Self { dims, form: Arc::new(bf16::Bf16::rounded_by_chance(weights, seed)) }
+        Self::new(dims, Arc::new(bf16::Bf16::rounded_by_chance(weights, seed)))
     }
 
     /// The blocks of a GGUF as they are.
