@@ -512,7 +512,7 @@ mod tests {
         let kinds = [
             plain,
             Scores { soft_cap: Some(1.5), ..plain },
-            Scores { window: Some(1), ..plain },
+            Scores { window: Some(2), ..plain },
             Scores { window: Some(3), ..plain },
             // Whole tiles of keys lie before the window.
             Scores { window: Some(140), soft_cap: Some(2.0), ..plain },

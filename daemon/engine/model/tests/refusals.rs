@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use justtrain_model::families::from_config;
+use justtrain_model::families::{LINEAR_LAYERS, from_config};
 use serde_json::{Value, json};
 
 fn config_file(family: &str) -> PathBuf {
@@ -59,4 +59,17 @@ fn a_rotation_that_lacks_a_number_is_refused_by_its_place() {
     config["rope_parameters"]["long_factor"] = json!([1.0]);
     let problem = from_config(&config, &path).unwrap_err();
     assert_eq!(problem.key.as_deref(), Some("rope_parameters.long_factor"));
+}
+
+#[test]
+fn a_recipe_may_name_every_linear_layer_of_every_family() {
+    let families = fs::read_dir(config_file("").parent().unwrap()).unwrap();
+    let mut seen = Vec::new();
+    for family in families {
+        let path = family.unwrap().path().join("config.json");
+        let config = from_config(&serde_json::from_slice(&fs::read(&path).unwrap()).unwrap(), &path).unwrap();
+        seen.extend(config.linears().iter().map(|linear| linear.target()));
+    }
+    assert!(seen.iter().all(|name| LINEAR_LAYERS.contains(name)), "{seen:?}");
+    assert!(LINEAR_LAYERS.iter().all(|name| seen.contains(name)), "a name that no family has");
 }

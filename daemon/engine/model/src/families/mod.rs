@@ -43,6 +43,28 @@ const ALL: &[&dyn Family] = &[
     &opt::Opt,
 ];
 
+/// The linear layers inside the blocks of all families, by the last part of their names: what adapters can be put on.
+pub const LINEAR_LAYERS: &[&str] = &[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    // Phi-3.
+    "qkv_proj",
+    "gate_up_proj",
+    // GPT-2.
+    "c_attn",
+    "c_proj",
+    "c_fc",
+    // OPT.
+    "out_proj",
+    "fc1",
+    "fc2",
+];
+
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
     let path = checkpoint.folder().map_or_else(|| checkpoint.path().to_owned(), |folder| folder.join("config.json"));
