@@ -126,14 +126,23 @@ impl DecoderConfig {
 
     /// Lengths of one block's vectors: norms and biases.
     pub fn block_vectors(&self) -> Vec<usize> {
-        let names = &self.names.block;
-        let norms = 2 + [names.attention_output_norm, names.mlp_output_norm].iter().flatten().count();
-        let mut vectors = vec![self.hidden_size; norms * self.norm.vectors()];
-        if names.qk_norms.is_some() {
+        let mut vectors = vec![self.hidden_size; self.block_norms() * self.norm.vectors()];
+        if self.has_qk_norms() {
             vectors.extend([self.heads.dim; 2]);
         }
         vectors.extend(self.linears().iter().filter(|linear| linear.bias).map(|linear| linear.outputs));
         vectors
+    }
+
+    /// Norms of the whole hidden state in one block.
+    pub fn block_norms(&self) -> usize {
+        let names = &self.names.block;
+        2 + [names.attention_output_norm, names.mlp_output_norm].iter().flatten().count()
+    }
+
+    /// Whether queries and keys are normed head by head.
+    pub fn has_qk_norms(&self) -> bool {
+        self.names.block.qk_norms.is_some()
     }
 
     /// Shape of the table of learned positions, where there is one.

@@ -27,7 +27,7 @@ pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
 
 fn kept_by_block(shape: &Shape) -> usize {
     let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    2 * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks
+    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks
 }
 
 /// Its input and one number a token. Its output, the input of the linear layers, is made again in the backward.
@@ -35,9 +35,11 @@ fn rms_norm(shape: &Shape) -> usize {
     shape.hidden + 1
 }
 
-/// Rotated queries and keys, values, the output (which is also the input of `o_proj`), and a softmax sum for each head.
+/// Rotated queries and keys, values, the output (which is also the input of `o_proj`), and a softmax sum for each head;
+/// queries and keys before their norms, where they have some.
 fn attention(shape: &Shape) -> usize {
-    2 * shape.query + 2 * shape.key_value + shape.heads
+    let normed = if shape.qk_norms { shape.query + shape.key_value } else { 0 };
+    2 * shape.query + 2 * shape.key_value + shape.heads + normed
 }
 
 /// Both inputs. Its output, the input of `down_proj`, is made again in the backward.

@@ -10,6 +10,10 @@ pub(super) struct Shape {
     pub(super) hidden: usize,
     pub(super) intermediate: usize,
     pub(super) layers: usize,
+    /// Norms of the whole hidden state in one block.
+    pub(super) block_norms: usize,
+    /// Queries and keys are normed head by head.
+    pub(super) qk_norms: bool,
     /// Query heads.
     pub(super) heads: usize,
     /// Width of all query heads together, and of all key heads.
@@ -84,6 +88,8 @@ impl Shape {
             hidden,
             intermediate,
             layers: config.layers.len(),
+            block_norms: config.block_norms(),
+            qk_norms: config.has_qk_norms(),
             heads: config.heads.query,
             query,
             key_value,

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Make `daemon/engine/model/fixtures/gguf/NAME.gguf` of the tiny models that families.py made, by llama.cpp's rules: its own
+table of names, norms of Gemma stored as 1 + w. transformers reads each back, and must find the tensors it came from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from families import ROOT, VOCABULARY
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFWriter, quants
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+FOLDER = ROOT.parent / "gguf"
+ARCHITECTURES = {
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "phi3_longrope": gguf.MODEL_ARCH.PHI3,
+}
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, architecture in ARCHITECTURES.items():
+        config = AutoConfig.from_pretrained(ROOT / name)
+        tensors = {key: value.float() for key, value in load_file(ROOT / name / "model.safetensors").items()}
+        path = FOLDER / f"{name}.gguf"
+        write(path, config, tensors, architecture)
+        path.chmod(0o644)
+        check(path, config, tensors)
+        print(path.name, path.stat().st_size)
+
+
+def write(path: Path, config, tensors: dict[str, torch.Tensor], architecture: gguf.MODEL_ARCH) -> None:
+    writer = GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(VOCABULARY)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    if config.sliding_window and architecture != gguf.MODEL_ARCH.QWEN2:
+        writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "gemma3_text":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+    if "long_factor" in rope:
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_tensor("rope_factors_long.weight", np.array(rope["long_factor"], dtype=np.float32))
+        writer.add_tensor("rope_factors_short.weight", np.array(rope["short_factor"], dtype=np.float32))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{index}" for index in range(VOCABULARY)])
+    writer.add_token_merges(["t 1"])
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    for name, tensor in tensors.items():
+        if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if tensor.ndim == 1:
+            writer.add_tensor(stored, tensor.numpy())
+        else:
+            writer.add_tensor(stored, quants.quantize(tensor.numpy(), Type.BF16), raw_dtype=Type.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def check(path: Path, config, tensors: dict[str, torch.Tensor]) -> None:
+    model = AutoModelForCausalLM.from_config(config)
+    found = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    for name, tensor in tensors.items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+
+
+if __name__ == "__main__":
+    main()
