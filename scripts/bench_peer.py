@@ -5,7 +5,8 @@
 
 JOB.json: `rows` ({"ids", "targets"}, the same at every step), `pack_len` (tokens of a pack, or null for one row a
 sequence), `adapter` (a PEFT folder to start from, or null to train every weight), `precision` (fp32 or bf16),
-`learning_rate`, `warmup_steps`, `steps`, `threads`. `targets[i]` says whether token `i` counts for the loss.
+`learning_rate`, `warmup_steps`, `steps`, `threads`, `slowest_rate` (tokens a second, or null:
+where the first row alone is slower, that is all). `targets[i]` says whether token `i` counts for the loss.
 
 Rows are padded to the longest, as collators do; packs get positions and a mask of their own for each sample. bfloat16 is
 how PEFT users have it: the model in bfloat16 under autocast, adapters in float32; a full fine-tuning keeps float32
@@ -40,16 +41,13 @@ def main() -> None:
     if job["adapter"]:
         model = PeftModel.from_pretrained(model.to(torch.bfloat16) if bf16 else model, job["adapter"], is_trainable=True)
     model.train()
-    batch = pack(job["rows"], job["pack_len"]) if job["pack_len"] else pad(job["rows"])
-    tokens = sum(len(row["ids"]) for row in job["rows"])
-    target_tokens = int((batch["labels"][:, 1:] != IGNORE).sum())
-
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=job["learning_rate"], weight_decay=0.0)
     scheduler = get_cosine_schedule_with_warmup(optimizer, job["warmup_steps"], job["steps"])
     forget_peak_memory()
     report = {"steps": [], "torch": torch.__version__, "trainable_parameters": sum(p.numel() for p in parameters)}
-    for _ in range(job["steps"]):
+
+    def step(rows: list[dict], batch: dict[str, torch.Tensor]) -> dict:
         start = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
@@ -59,7 +57,16 @@ def main() -> None:
         optimizer.step()
         scheduler.step()
         seconds = time.perf_counter() - start
-        report["steps"].append({"loss": loss.item(), "seconds": seconds, "tokens": tokens, "target_tokens": target_tokens})
+        targets = int((batch["labels"][:, 1:] != IGNORE).sum())
+        return {"loss": loss.item(), "seconds": seconds, "tokens": sum(len(row["ids"]) for row in rows), "target_tokens": targets}
+
+    rows = job["rows"]
+    first = step(rows[:1], pad(rows[:1])) if job["slowest_rate"] else None
+    if first and first["tokens"] / first["seconds"] < job["slowest_rate"]:
+        report["steps"].append(first)
+    else:
+        batch = pack(rows, job["pack_len"]) if job["pack_len"] else pad(rows)
+        report["steps"].extend(step(rows, batch) for _ in range(job["steps"]))
     report["peak_memory_bytes"] = peak_memory()
     print(json.dumps(report))
 
