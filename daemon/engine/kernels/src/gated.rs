@@ -163,7 +163,7 @@ simd_fn! {
 }
 
 /// `√(2/π)`, and what the cube of the input is weighted by.
-const GELU: (f32, f32) = (0.797_884_56, 0.044_715);
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
 
 simd_fn! {
     fn gelu_chunk(gate: &[f32], up: &[f32], output: &mut [f32]) {

@@ -51,7 +51,8 @@ impl ConfigReader<'_> {
     pub(super) fn require(&self, fixed: &[(&str, &str)]) -> Result<(), Problem> {
         for (key, only) in fixed {
             let value = &self.values[*key];
-            if !value.is_null() && value.to_string() != *only {
+            let written = value.to_string();
+            if !value.is_null() && written != *only {
                 return Err(self.wrong(ProblemCode::InvalidValue, key, value, only));
             }
         }
