@@ -1,13 +1,14 @@
-//! Twenty LoRA steps beside PyTorch + transformers + PEFT, on a tiny llama and on SmolLM2-135M-Instruct
+//! LoRA steps beside PyTorch + transformers + PEFT, on a tiny llama, SmolLM2-135M-Instruct and Gemma 3 270M
 //! (`scripts/golden/`): logits, greedy answers, gradients, losses, norms and final weights.
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{Row, adamw, assert_relative, doubles, gradients, root, tiny_rows, torch_name, train, values};
-use justtrain_model::adapters::{LoraConfig, LoraTargets, load_peft, save_peft};
+use justtrain_data::Tokenizer;
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
@@ -18,6 +19,7 @@ use justtrain_train::recipe::SchedulerType;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 fn norm(values: &[f32]) -> f64 {
@@ -234,4 +236,64 @@ fn every_gradient_and_twenty_steps_of_full_fine_tuning_equal_pytorch() {
         checked += 1;
     }
     assert_eq!(checked, 11);
+}
+
+/// `JUSTTRAIN_TEST_GEMMA` names the GGUF of Gemma 3 270M, which is under the Gemma terms of use and in no repository.
+fn gemma() -> PathBuf {
+    std::env::var_os("JUSTTRAIN_TEST_GEMMA").expect("JUSTTRAIN_TEST_GEMMA names gemma-3-270m-q4_k_m.gguf").into()
+}
+
+fn gemma_goldens() -> Value {
+    serde_json::from_slice(&std::fs::read(root("tests/fixtures/gemma3-270m.json")).unwrap()).unwrap()
+}
+
+fn list<T: DeserializeOwned>(value: &Value) -> Vec<T> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+#[ignore = "needs JUSTTRAIN_TEST_GEMMA"]
+fn ids_logits_and_greedy_answers_of_gemma_3_equal_transformers() {
+    let checkpoint = Checkpoint::open(&gemma()).unwrap();
+    let tokenizer = Tokenizer::open(&checkpoint).unwrap();
+    let decoder = Decoder::load(&checkpoint, &Device::flex(), WeightFormats::default()).unwrap();
+    for prompt in gemma_goldens()["prompts"].as_array().unwrap() {
+        let text = prompt["text"].as_str().unwrap();
+        let ids: Vec<u32> = list(&prompt["ids"]);
+        assert_eq!(tokenizer.encode(text).unwrap().ids, ids[1..], "{text}");
+        let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &[0, ids.len()]), None, Mode::BASE);
+        let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)));
+        let top: Vec<usize> = list(&prompt["top_ids"]);
+        for (&id, want) in top.iter().zip(list::<f32>(&prompt["top_logits"])) {
+            assert!((logits[id] - want).abs() <= 5e-3, "{text}: token {id} has {}, expected {want}", logits[id]);
+        }
+        let greedy: Vec<u32> = list(&prompt["greedy"]);
+        let options = GenerateOptions { max_new_tokens: greedy.len() as u32, ..GenerateOptions::default() };
+        let answers = generate(&decoder, &[ids], &options, &[], Mode::BASE, |_, _| true);
+        assert_eq!(answers[0].ids, greedy, "{text}");
+    }
+}
+
+#[test]
+#[ignore = "needs JUSTTRAIN_TEST_GEMMA"]
+fn six_lora_steps_of_gemma_3_equal_peft() {
+    let goldens = gemma_goldens();
+    let mut decoder =
+        Decoder::load(&Checkpoint::open(&gemma()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
+    let config = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets: LoraTargets::All };
+    attach_lora(&mut decoder, &config, 0).unwrap();
+    let device = decoder.device();
+    for projection in decoder.projections_mut() {
+        let lora = projection.lora.as_mut().unwrap();
+        let shape = lora.a.dims();
+        // The saw tooth of the script.
+        let value = |i: u64| (((i * 7919) % 1009) as f64 / 1009.0 - 0.5) * 0.08;
+        let numbers: Vec<f32> = (0..(shape[0] * shape[1]) as u64).map(|i| value(i) as f32).collect();
+        lora.a = Tensor::from_data(TensorData::new(numbers, shape), &device);
+    }
+    let ids: Vec<u32> = list(&goldens["train"]["ids"]);
+    let labels = ids.iter().map(|&id| i64::from(id)).collect();
+    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 1, total_steps: 6 };
+    let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &[(ids, labels)], &schedule);
+    assert_relative(&losses, &list::<f64>(&goldens["train"]["loss"]), 1e-3, "loss of step");
 }
