@@ -153,6 +153,11 @@ impl Fixture {
         let (loss, gradients) = gradients(decoder, trained, &self.rows);
         assert_relative(&[loss], &[f64::from(self.floats(loss_name)[0])], 1e-5, loss_name);
         assert_eq!(gradients.len(), count);
+        if trained == Trained::Weights {
+            // What the estimate counts from the configuration alone.
+            let numbers: usize = gradients.iter().map(|(_, gradient)| gradient.len()).sum();
+            assert_eq!(decoder.parameters(), numbers as u64);
+        }
         for (name, gradient) in &gradients {
             let expected = self.floats(&format!("grad.{name}"));
             // Of a bias of keys it is 0, but for rounding: it moves all scores of a query together.
