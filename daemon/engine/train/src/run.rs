@@ -8,13 +8,13 @@ use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, RecipeSource, TrainResult,
+    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
 use crate::evaluate::loss_on;
-use crate::optim::{self, Schedule};
+use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, LoraTarget, Recipe};
 use crate::trainer::{Settings, Trainer};
@@ -66,6 +66,7 @@ pub fn train(
     };
     let mut sampler = sampler(&recipe, &train);
     let settings = settings(&recipe, &trained, &sampler);
+    every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
         None => new_state(fingerprint),
@@ -96,7 +97,8 @@ pub fn train(
         events.emit(Event::Checkpoint { step: state.step, path });
         Ok::<_, Failure>(())
     };
-    let finish = |trainer: &Trainer<'_>| {
+    let finish = |trainer: &mut Trainer<'_>| {
+        trainer.exchange_means();
         // A whole model is complete with its tokenizer; an adapter goes with the base model's.
         save_final(run_dir, &trainer.decoder, &trained, |folder| match trained {
             TrainedModel::Adapter { .. } => Ok(()),
@@ -108,18 +110,19 @@ pub fn train(
     while !trainer.done() {
         if stop.requested() {
             save(&trainer, events)?;
-            return Ok(outcome(&trainer.state, finish(&trainer)?, None, true));
+            let folder = finish(&mut trainer)?;
+            return Ok(outcome(&trainer.state, folder, None, true));
         }
         let event = trainer.step()?;
         events.emit(event);
         let step = trainer.state.step;
-        if step.is_multiple_of(recipe.save_steps) || trainer.done() {
-            save(&trainer, events)?;
-        }
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
+            trainer.exchange_means();
             let accuracy = loss_on(&trainer.decoder, &validation, true);
+            trainer.exchange_means();
             validation_loss = Some(accuracy.loss);
+            trainer.validated(accuracy.loss);
             events.emit(Event::Evaluation {
                 step,
                 loss: accuracy.loss,
@@ -127,9 +130,14 @@ pub fn train(
                 token_accuracy: accuracy.token_accuracy,
             });
         }
+        // After the validation, on which the next learning rate may depend.
+        if step.is_multiple_of(recipe.save_steps) || trainer.done() {
+            save(&trainer, events)?;
+        }
     }
     events.phase(Phase::Saving);
-    Ok(outcome(&trainer.state, finish(&trainer)?, validation_loss, false))
+    let folder = finish(&mut trainer)?;
+    Ok(outcome(&trainer.state, folder, validation_loss, false))
 }
 
 /// The order and grouping of the samples.
@@ -165,16 +173,31 @@ fn settings(recipe: &Recipe, trained: &TrainedModel, sampler: &Sampler) -> Setti
     Settings {
         trained: trained.parameters(),
         checkpointing: recipe.gradient_checkpointing,
-        schedule: Schedule {
-            kind: recipe.lr_scheduler_type,
-            learning_rate: recipe.learning_rate,
-            warmup_steps: recipe.warmup_steps(total_steps),
-            total_steps,
-        },
+        schedule: recipe.schedule(total_steps),
+        groups: recipe.groups(),
+        keeps_means: recipe.ema_decay.is_some(),
         max_grad_norm: recipe.max_grad_norm,
         accumulation: recipe.gradient_accumulation_steps,
         seed: recipe.seed,
     }
+}
+
+/// A learning rate for no parameter at all is a pattern with a mistake in it.
+fn every_pattern_is_found(settings: &Settings, decoder: &Decoder) -> Result<(), Failure> {
+    let sizes = decoder.trained_sizes(settings.trained);
+    let names: Vec<&str> = sizes.iter().map(|(name, _)| name.as_str()).collect();
+    let problem = |pattern: &str| {
+        Problem::error(
+            ProblemCode::InvalidValue,
+            "no trained parameter has such a name",
+            "没有任何被训练的参数叫这样的名字",
+        )
+        .key(format!("learning_rates.{pattern}"))
+        .expected(format!("a part of a name such as {}", names.last().copied().unwrap_or_default()))
+        .fix("correct the pattern, or remove it", "请修改这个模式，或将其删除")
+    };
+    let problems: Vec<Problem> = settings.groups.unused(&names).into_iter().map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Failure { reason: FailureReason::RecipeInvalid, problems }) }
 }
 
 fn trained_numbers(trainer: &Trainer<'_>) -> u64 {
@@ -190,6 +213,7 @@ fn new_state(fingerprint: String) -> RunState {
         tokens: 0,
         seconds: 0.0,
         fingerprint,
+        plateau: None,
     }
 }
 
@@ -234,7 +258,7 @@ fn disk_full(problem: Problem) -> Failure {
 /// A checkpoint that does not fit, or a disk that failed.
 fn disk_or_model(problem: Problem) -> Failure {
     match problem.code {
-        justtrain_worker_api::ProblemCode::DiskFull => disk_full(problem),
+        ProblemCode::DiskFull => disk_full(problem),
         _ => model_invalid(problem),
     }
 }

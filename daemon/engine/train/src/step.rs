@@ -9,11 +9,11 @@ use rayon::prelude::*;
 
 use crate::backward::Backward;
 use crate::gradients::{GradientSums, square_sum};
-use crate::optim::{Optimizer, Update};
+use crate::optim::{Groups, Optimizer, Update};
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
-pub struct Step {
+pub struct Step<'a> {
     pub trained: Trained,
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
@@ -21,6 +21,8 @@ pub struct Step {
     /// From 1.
     pub number: u64,
     pub learning_rate: f64,
+    /// Modules that learn at a rate of their own.
+    pub groups: &'a Groups,
     /// Decides how weights in 16 bits are rounded.
     pub seed: u64,
 }
@@ -42,7 +44,7 @@ pub struct Measured {
     pub grad_norm: f64,
 }
 
-impl Step {
+impl Step<'_> {
     /// Updates the decoder, unless loss or norm is no finite number. A single batch without clipping updates each
     /// parameter as soon as its gradient is there, and keeps none; else the sums are kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
@@ -96,8 +98,8 @@ impl Step {
 
     fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
         let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
-        let update =
-            Update { name: &name, shape: &shape, decays, step: self.number, learning_rate: self.learning_rate };
+        let learning_rate = self.learning_rate * self.groups.share(&name);
+        let update = Update { name: &name, shape: &shape, decays, step: self.number, learning_rate };
         parameter.update(self.rounding_seed(&name), |weights| optimizer.update(&update, weights, gradient));
     }
 }

@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use justtrain_data::{Batch, Sample, Sampler};
 use justtrain_kernels::Targets;
-use justtrain_model::parameters::Trained;
+use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input};
 use justtrain_worker_api::{Event, Failure, FailureReason, Problem, ProblemCode};
 
 use crate::checkpoint::RunState;
 use crate::memory;
-use crate::optim::{Optimizer, Schedule};
+use crate::optim::schedule::{PlateauState, Schedule, Shape};
+use crate::optim::{Groups, Optimizer};
 use crate::step::{Measured, MicroBatch, Step};
 
 /// A run under way: the trained decoder, the optimiser with its memory, the place in the data.
@@ -28,6 +29,9 @@ pub(crate) struct Settings {
     pub(crate) trained: Trained,
     pub(crate) checkpointing: bool,
     pub(crate) schedule: Schedule,
+    pub(crate) groups: Groups,
+    /// Whether the optimiser keeps running means of the weights.
+    pub(crate) keeps_means: bool,
     pub(crate) max_grad_norm: f64,
     pub(crate) accumulation: usize,
     pub(crate) seed: u64,
@@ -47,13 +51,14 @@ impl Trainer<'_> {
         let rows: Vec<u64> = window.iter().flat_map(|batch| batch.rows.clone()).collect();
 
         let number = self.state.step + 1;
-        let learning_rate = self.settings.schedule.learning_rate(self.state.step);
+        let learning_rate = self.learning_rate();
         let step = Step {
             trained: self.settings.trained,
             checkpointing: self.settings.checkpointing,
             max_grad_norm: self.settings.max_grad_norm,
             number,
             learning_rate,
+            groups: &self.settings.groups,
             seed: self.settings.seed,
         };
         let batches = self.micro_batches(window);
@@ -86,6 +91,33 @@ impl Trainer<'_> {
             seconds_left: state.seconds / number as f64 * (total_steps - number) as f64,
             peak_memory_bytes: memory::peak_bytes(),
         })
+    }
+
+    /// Of the next step.
+    fn learning_rate(&self) -> f64 {
+        let schedule = &self.settings.schedule;
+        let highest = self.state.plateau.as_ref().map_or(schedule.learning_rate, |plateau| plateau.learning_rate);
+        highest * schedule.factor(self.state.step)
+    }
+
+    /// Puts the running means in place of the weights, and back at the next call; without means nothing changes.
+    pub(crate) fn exchange_means(&mut self) {
+        if !self.settings.keeps_means {
+            return;
+        }
+        for mut parameter in self.decoder.trained_mut(self.settings.trained) {
+            let name = parameter.name.clone();
+            parameter.update(0, |weights| self.optimizer.exchange(&name, weights));
+        }
+    }
+
+    /// Tells the schedule what a validation found.
+    pub(crate) fn validated(&mut self, loss: f64) {
+        let schedule = &self.settings.schedule;
+        if let Shape::ReduceOnPlateau(rule) = &schedule.shape {
+            let state = self.state.plateau.get_or_insert_with(|| PlateauState::new(schedule.learning_rate));
+            rule.observe(state, loss);
+        }
     }
 
     /// The batches of one step. A window ends with its epoch, even when it is shorter than the others.

@@ -7,15 +7,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use common::{Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
+use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
 use justtrain_kernels::{Format, linear_cross_entropy};
 use justtrain_model::adapters::{load_peft, save_peft};
 use justtrain_model::export::{export_merged, load_model, save_model};
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
-use justtrain_train::optim::Schedule;
-use justtrain_train::recipe::SchedulerType;
+use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
@@ -300,7 +299,7 @@ fn logits(decoder: &Decoder, input: &Input, mode: Mode) -> Vec<f32> {
 
 /// Learning rate 1e-3, cosine, two steps of warm-up.
 fn schedule(steps: u64) -> Schedule {
-    Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 2, total_steps: steps }
+    Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 2, total_steps: steps }
 }
 
 fn largest(values: &[f32]) -> f32 {

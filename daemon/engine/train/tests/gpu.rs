@@ -14,7 +14,7 @@ use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
-use justtrain_train::optim::AdamW;
+use justtrain_train::optim::{AdamW, Groups};
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::GenerateOptions;
@@ -54,7 +54,15 @@ fn train(mut decoder: Decoder, trained: Trained, checkpointing: bool) -> Vec<[f6
         MicroBatch { input: Input::packed(ids, &[0, 7, 60]), targets: Arc::new(Targets { rows, tokens }), dropout_seed }
     };
     let step = |number| {
-        let step = Step { trained, checkpointing, max_grad_norm: 1.0, number, learning_rate: 3e-3, seed: 1 };
+        let step = Step {
+            trained,
+            checkpointing,
+            max_grad_norm: 1.0,
+            number,
+            learning_rate: 3e-3,
+            groups: &Groups::default(),
+            seed: 1,
+        };
         let batches = vec![batch(0, Some(number)), batch(11, Some(100 + number))];
         let measured = step.run(&mut decoder, &mut optimizer, batches);
         [measured.loss, measured.grad_norm]

@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use common::{Row, adamw, assert_relative, doubles, gradients, root, tiny_rows, torch_name, train, values};
+use common::{COSINE, Row, adamw, assert_relative, doubles, gradients, root, tiny_rows, torch_name, train, values};
 use justtrain_data::Tokenizer;
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
@@ -14,8 +14,8 @@ use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormats};
-use justtrain_train::optim::{AdamW, Schedule};
-use justtrain_train::recipe::SchedulerType;
+use justtrain_train::optim::AdamW;
+use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
@@ -34,7 +34,7 @@ fn twenty_steps_of_a_tiny_llama_equal_peft() {
     let mut decoder =
         Decoder::load(&Checkpoint::open(&folder).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
     load_peft(&mut decoder, &folder.join("adapter")).unwrap();
-    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
+    let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
     let rates: Vec<f64> = (0..20).map(|step| schedule.learning_rate(step)).collect();
     for (got, want) in rates.iter().zip(doubles(&goldens, "train.learning_rate")) {
         assert!((got - want).abs() < 1e-12);
@@ -169,7 +169,7 @@ fn gradients_and_twenty_steps_of_smollm2_equal_peft() {
     }
     let expected = &model.goldens["train"];
     let curve = |key: &str| -> Vec<f64> { serde_json::from_value(expected[key].clone()).unwrap() };
-    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 2e-4, warmup_steps: 3, total_steps: 20 };
+    let schedule = Schedule { shape: COSINE, learning_rate: 2e-4, warmup_steps: 3, total_steps: 20 };
     let (losses, norms) = train(&mut model.decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
     assert_relative(&losses, &curve("loss"), 1e-3, "loss of step");
     assert_relative(&norms, &curve("grad_norm"), 1e-2, "norm of step");
@@ -222,7 +222,7 @@ fn every_gradient_and_twenty_steps_of_full_fine_tuning_equal_pytorch() {
         let worst = gradient.iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
         assert!(worst <= 1e-3 * largest, "{name} is off by {worst} of {largest}");
     }
-    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
+    let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 3, total_steps: 20 };
     let mut adamw = AdamW::new(0.9, 0.999, 1e-8, 0.1);
     let (losses, norms) = train(&mut decoder, Trained::Weights, &mut adamw, &rows, &schedule);
     assert_relative(&losses, &doubles(&full, "train.loss"), 1e-3, "loss of step");
@@ -293,7 +293,7 @@ fn six_lora_steps_of_gemma_3_equal_peft() {
     }
     let ids: Vec<u32> = list(&goldens["train"]["ids"]);
     let labels = ids.iter().map(|&id| i64::from(id)).collect();
-    let schedule = Schedule { kind: SchedulerType::Cosine, learning_rate: 1e-3, warmup_steps: 1, total_steps: 6 };
+    let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 1, total_steps: 6 };
     let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &[(ids, labels)], &schedule);
     assert_relative(&losses, &list::<f64>(&goldens["train"]["loss"]), 1e-3, "loss of step");
 }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::optim::StateTensor;
+use crate::optim::schedule::PlateauState;
 
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -40,6 +41,9 @@ pub struct RunState {
     pub seconds: f64,
     /// Digest of the recipe and the tokenised data: a checkpoint of another run is refused.
     pub fingerprint: String,
+    /// Of a schedule that looks at the validation loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<PlateauState>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -33,7 +33,12 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows),
         trained_weights: trained_weights(recipe, shape),
-        optimizer: optim::bytes(recipe, &shape.trained_matrices(), if shape.full { shape.norms } else { 0 }),
+        optimizer: optim::bytes(
+            recipe,
+            &shape.trained_matrices(),
+            if shape.full { shape.norms } else { 0 },
+            shape.vocabulary,
+        ),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()

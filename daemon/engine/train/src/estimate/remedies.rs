@@ -5,7 +5,8 @@ use justtrain_model::WeightFormat;
 use justtrain_worker_api::{Problem, ProblemCode, Remedy, Room, Text};
 
 use super::{Job, Prediction};
-use crate::recipe::{FinetuningType, Optimizer, Precision, Recipe};
+use crate::optim::OptimizerType;
+use crate::recipe::{FinetuningType, Precision, Recipe};
 
 /// Below this length hardly a conversation is left.
 const SHORTEST: usize = 128;
@@ -170,11 +171,11 @@ fn smaller_batches(recipe: &Recipe) -> Vec<Changed> {
 }
 
 fn eight_bit_optimizer(recipe: &Recipe) -> Vec<Changed> {
-    if recipe.optim != Optimizer::Adamw {
+    if recipe.optim != OptimizerType::Adamw {
         return Vec::new();
     }
     let mut recipe = recipe.clone();
-    recipe.optim = Optimizer::Adamw8bit;
+    recipe.optim = OptimizerType::Adamw8bit;
     vec![Changed::new(recipe, ["optim: adamw_8bit".to_owned()], Text::default())]
 }
 

@@ -77,8 +77,7 @@ impl Optimizer for Adafactor {
         let squares: Vec<f64> = lines().map(line_square).collect();
         let rms = (squares.iter().sum::<f64>() / gradient.len() as f64).sqrt();
         let rate = (update.learning_rate / (rms / CLIP).max(1.0)) as f32;
-        let weight_decay = if update.decays { self.weight_decay } else { 0.0 };
-        let decay = (1.0 - update.learning_rate * weight_decay) as f32;
+        let decay = update.decay(self.weight_decay);
         weights.par_chunks_mut(width).zip(lines()).for_each(|(weights, (gradient, &row))| {
             for ((weight, &gradient), &column) in weights.iter_mut().zip(gradient).zip(&column_factors) {
                 *weight = *weight * decay - rate * (gradient * row * column);

@@ -37,10 +37,9 @@ impl AdamW {
     pub(super) fn rates(&self, update: &Update<'_>) -> Rates {
         let correction1 = 1.0 - self.beta1.powi(update.step as i32);
         let correction2 = 1.0 - self.beta2.powi(update.step as i32);
-        let weight_decay = if update.decays { self.weight_decay } else { 0.0 };
         Rates {
             step_size: (update.learning_rate / correction1) as f32,
-            decay: (1.0 - update.learning_rate * weight_decay) as f32,
+            decay: update.decay(self.weight_decay),
             beta2: self.beta2 as f32,
             keep1: (1.0 - self.beta1) as f32,
             keep2: (1.0 - self.beta2) as f32,

@@ -17,14 +17,32 @@ const SIMILAR: f64 = 0.8;
 pub(super) struct Written {
     /// Values that fit their key's schema.
     values: Map<String, Value>,
-    /// Where each known key's value stands, whether it fits or not.
-    marks: BTreeMap<String, Mark>,
+    /// Of each known key by its path: `lr_scheduler_kwargs.power` is inside the value of `lr_scheduler_kwargs`.
+    places: BTreeMap<String, Place>,
+}
+
+/// Where a key's value stands, and whether it fits.
+#[derive(Debug)]
+struct Place {
+    mark: Mark,
+    fits: bool,
 }
 
 impl Written {
-    /// Where the value of `key` stands, when it is there and fits its schema.
-    pub(super) fn mark(&self, key: &str) -> Option<Mark> {
-        self.values.contains_key(key).then(|| self.marks[key])
+    /// Where the value of the key with this path stands, when it is there and fits its schema.
+    pub(super) fn mark(&self, path: &str) -> Option<Mark> {
+        self.places.get(path).filter(|place| place.fits).map(|place| place.mark)
+    }
+
+    /// Whether a value stands there, fitting or not.
+    pub(super) fn is_there(&self, path: &str) -> bool {
+        self.places.contains_key(path)
+    }
+
+    /// The keys inside the value of `key`, those that fit.
+    pub(super) fn inside(&self, key: &str) -> impl Iterator<Item = &str> {
+        let fitting = self.places.iter().filter(|(_, place)| place.fits);
+        fitting.filter_map(move |(path, _)| path.strip_prefix(key)?.strip_prefix('.'))
     }
 
     /// The values, with a stand-in for what is missing, so that the remaining rules can be checked before all is reported.
@@ -42,11 +60,7 @@ pub(super) fn check(root: &Node, schema: &Value) -> (Written, Vec<Problem>) {
     let mut problems = Vec::new();
     match &root.content {
         Content::Mapping(items) => {
-            for [key, value] in items.as_chunks::<2>().0 {
-                if let Err(problem) = check_entry(key, value, schema, &mut written) {
-                    problems.push(*problem);
-                }
-            }
+            written.values = check_mapping(items, schema, "", &mut written.places, &mut problems);
         }
         Content::Scalar(Value::Null) => {
             let empty = Problem::error(ProblemCode::FileEmpty, "the recipe is empty", "配方是空的");
@@ -75,45 +89,92 @@ pub(super) fn check(root: &Node, schema: &Value) -> (Written, Vec<Problem>) {
     (written, problems)
 }
 
-fn check_entry(key: &Node, value: &Node, schema: &Value, written: &mut Written) -> Result<(), Box<Problem>> {
+/// The entries that fit. `path` is what stands before the name of each key.
+fn check_mapping(
+    items: &[Node],
+    schema: &Value,
+    path: &str,
+    places: &mut BTreeMap<String, Place>,
+    problems: &mut Vec<Problem>,
+) -> Map<String, Value> {
+    let mut values = Map::new();
+    for [key, value] in items.as_chunks::<2>().0 {
+        let checked = place_entry(key, value, schema, path, places).and_then(|(entry, property)| {
+            let fitted = match (&value.content, mapping_schema(property)) {
+                (Content::Mapping(items), Some(inner)) => {
+                    check_mapping(items, inner, &format!("{}.", entry.path), places, problems).into()
+                }
+                _ => fit(value, property).map_err(|misfit| misfit.problem(&entry, value, property))?,
+            };
+            places.insert(entry.path, Place { mark: value.mark, fits: true });
+            values.insert(entry.own_name, fitted);
+            Ok(())
+        });
+        if let Err(problem) = checked {
+            problems.push(*problem);
+        }
+    }
+    values
+}
+
+/// A key under its own name, and as it is written.
+struct Entry {
+    own_name: String,
+    /// From the root, by own names.
+    path: String,
+    /// From the root, the last name as it is written.
+    written: String,
+}
+
+fn place_entry<'a>(
+    key: &Node,
+    value: &Node,
+    schema: &'a Value,
+    path: &str,
+    places: &mut BTreeMap<String, Place>,
+) -> Result<(Entry, &'a Value), Box<Problem>> {
     let Content::Scalar(name) = &key.content else {
         let problem = Problem::error(ProblemCode::WrongType, "a key is a plain word", "键必须是一个单词");
         return Err(problem.at(key.mark.line, key.mark.column).found(describe(&key.content)).into());
     };
     let name = plain(name);
     let Some((own_name, property)) = property(schema, &name) else {
-        return Err(unknown_key(&name, schema).at(key.mark.line, key.mark.column).into());
+        return Err(unknown_key(path, &name, schema).at(key.mark.line, key.mark.column).into());
     };
-    if let Some(first) = written.marks.get(own_name) {
+    let entry = Entry { path: format!("{path}{own_name}"), written: format!("{path}{name}"), own_name };
+    if let Some(first) = places.get(&entry.path) {
         let problem = Problem::error(
             ProblemCode::InvalidValue,
-            format!("given twice; {own_name} is already on line {}", first.line),
-            format!("重复：第 {} 行已有 {own_name}", first.line),
+            format!("given twice; {} is already on line {}", entry.own_name, first.mark.line),
+            format!("重复：第 {} 行已有 {}", first.mark.line, entry.own_name),
         );
         return Err(problem
-            .key(name)
+            .key(entry.written)
             .at(key.mark.line, key.mark.column)
             .fix("keep one of the two lines", "只保留其中一行")
             .into());
     }
-    written.marks.insert(own_name.to_owned(), value.mark);
-    match fit(value, property) {
-        Ok(fitted) => {
-            written.values.insert(own_name.to_owned(), fitted);
-            Ok(())
-        }
-        Err(misfit) => Err(misfit.problem(own_name, &name, value, property).into()),
-    }
+    places.insert(entry.path.clone(), Place { mark: value.mark, fits: false });
+    Ok((entry, property))
 }
 
-/// A property by its own name or by another tool's.
-fn property<'a>(schema: &'a Value, name: &str) -> Option<(&'a str, &'a Value)> {
+/// A property by its own name or by another tool's. A schema without names takes any.
+fn property<'a>(schema: &'a Value, name: &str) -> Option<(String, &'a Value)> {
+    if schema["additionalProperties"].is_object() {
+        return Some((name.to_owned(), &schema["additionalProperties"]));
+    }
     let found =
         properties(schema).find(|(own, property)| *own == name || aliases(property).any(|alias| alias == name))?;
-    Some((found.0.as_str(), found.1))
+    Some((found.0.clone(), found.1))
 }
 
-fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+/// The schema of a value that is a mapping itself.
+pub(super) fn mapping_schema(property: &Value) -> Option<&Value> {
+    let alternatives = property["anyOf"].as_array().into_iter().flatten();
+    std::iter::once(property).chain(alternatives).find(|schema| types(schema).any(|kind| kind == "object"))
+}
+
+pub(super) fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     schema["properties"].as_object().into_iter().flatten()
 }
 
@@ -123,7 +184,7 @@ pub(super) fn aliases(property: &Value) -> impl Iterator<Item = &str> {
 
 fn missing_keys(schema: &Value, written: &Written) -> Vec<Problem> {
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let missing = required.filter(|key| !written.marks.contains_key(*key));
+    let missing = required.filter(|key| !written.places.contains_key(*key));
     let example = |key| {
         if key == "dataset" {
             "dataset: my_data.json"
@@ -140,12 +201,13 @@ fn missing_keys(schema: &Value, written: &Written) -> Vec<Problem> {
         .collect()
 }
 
-fn unknown_key(name: &str, schema: &Value) -> Problem {
+fn unknown_key(path: &str, name: &str, schema: &Value) -> Problem {
     let plain_name = name.trim().replace('-', "_").to_lowercase();
-    if let Some(problem) = peers::known_elsewhere(&plain_name) {
+    if let Some(problem) = peers::known_elsewhere(&plain_name).filter(|_| path.is_empty()) {
         return problem;
     }
-    let problem = Problem::error(ProblemCode::UnknownKey, "there is no such key", "没有这个键").key(name);
+    let problem =
+        Problem::error(ProblemCode::UnknownKey, "there is no such key", "没有这个键").key(format!("{path}{name}"));
     let names = properties(schema).flat_map(|(own, property)| std::iter::once(own.as_str()).chain(aliases(property)));
     let similarity = |candidate: &str| strsim::jaro_winkler(&plain_name, candidate);
     match names.max_by(|a, b| similarity(a).total_cmp(&similarity(b))) {
@@ -165,7 +227,8 @@ enum Misfit {
 }
 
 impl Misfit {
-    fn problem(&self, own_name: &str, name: &str, value: &Node, property: &Value) -> Problem {
+    fn problem(&self, entry: &Entry, value: &Node, property: &Value) -> Problem {
+        let own_name = &entry.own_name;
         let text = match &value.content {
             Content::Scalar(Value::String(text)) => Some(text.as_str()),
             _ => None,
@@ -178,7 +241,7 @@ impl Misfit {
             Self::Range => Problem::error(ProblemCode::InvalidValue, "the value is not allowed", "值不在允许的范围内"),
         };
         let problem = problem
-            .key(name)
+            .key(&entry.written)
             .at(value.mark.line, value.mark.column)
             .found(describe(&value.content))
             .expected(expected(property));
@@ -319,6 +382,10 @@ pub(super) fn expected(schema: &Value) -> String {
     let names = types(schema).filter(|kind| *kind != "null").map(|kind| match kind {
         "boolean" => "true | false".to_owned(),
         "array" => format!("[{}, …]", expected(&schema["items"])),
+        "object" => match &schema["additionalProperties"] {
+            Value::Object(_) => format!("{{name: {}, …}}", expected(&schema["additionalProperties"])),
+            _ => "{key: value, …}".to_owned(),
+        },
         kind => kind.to_owned(),
     });
     let mut text = names.collect::<Vec<_>>().join(" | ");

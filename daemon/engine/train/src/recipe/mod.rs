@@ -11,12 +11,16 @@
 //! | `check.rs` | names, types and ranges, from the schema |
 //! | `peers.rs` | keys and values that other tools know and this version does not |
 //! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
+//! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
+//! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod check;
+mod optimizer_rules;
 mod peers;
 mod resolve;
 mod rules;
+mod schedule_rules;
 mod yaml;
 
 #[cfg(test)]
@@ -28,9 +32,12 @@ use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use resolve::LoraTarget;
+
+use crate::optim::OptimizerType;
+use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
 
 /// One fine-tuning job. Only `model_name_or_path` and `dataset` must be written; everything else has a default.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -131,10 +138,14 @@ pub struct Recipe {
     #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
     pub learning_rate: f64,
 
-    /// Shape of the learning rate after the warm-up.
+    /// Shape of the learning rate over the run.
     #[serde(default)]
     #[schemars(extend("x-aliases" = ["lr_scheduler"]))]
     pub lr_scheduler_type: SchedulerType,
+
+    /// Settings of the schedule.
+    #[serde(default)]
+    pub(crate) lr_scheduler_kwargs: Option<SchedulerKwargs>,
 
     /// Warm-up: a number of steps from 1, or a share of all steps below 1.
     #[serde(default = "default::warmup_steps")]
@@ -166,25 +177,64 @@ pub struct Recipe {
     #[schemars(range(min = 1, max = 65536))]
     pub gradient_accumulation_steps: usize,
 
-    /// The optimiser: `adamw` remembers 8 bytes a trained weight, `adamw_8bit` 2, `adafactor` next to nothing.
+    /// The optimiser: `adamw` remembers 8 bytes a trained weight, `adamw_8bit` 2, `lion`, and `muon` for hidden matrices, 4, `adafactor` next to nothing, `sgd` nothing or 4, `galore_adamw` what `galore_rank` leaves.
     #[serde(default)]
     #[schemars(extend("x-aliases" = ["optimizer"]))]
-    pub optim: Optimizer,
+    pub optim: OptimizerType,
 
-    /// AdamW: decay of the gradients' running mean.
+    /// AdamW, Lion: decay of the gradients' running mean.
     #[serde(default = "default::adam_beta1")]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub adam_beta1: f64,
 
-    /// AdamW: decay of the squared gradients' running mean.
-    #[serde(default = "default::adam_beta2")]
+    /// AdamW: decay of the squared gradients' running mean. Lion: decay of what is remembered. Default: 0.999; with `lion` 0.99.
+    #[serde(default)]
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
-    pub adam_beta2: f64,
+    adam_beta2: Option<f64>,
 
     /// AdamW: added to the denominator.
     #[serde(default = "default::adam_epsilon")]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub adam_epsilon: f64,
+
+    /// `sgd`, `muon`: decay of the gradients' sum or mean. Default: 0 with `sgd`, 0.95 with `muon`.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    momentum: Option<f64>,
+
+    /// `sgd`, `muon`: Nesterov's momentum, which looks one step ahead. Default: false with `sgd`, true with `muon`.
+    #[serde(default)]
+    nesterov: Option<bool>,
+
+    /// `galore_adamw`: dimensions that gradients of hidden matrices are projected onto.
+    #[serde(default = "default::lora_rank")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub(crate) galore_rank: usize,
+
+    /// `galore_adamw`: steps between two looks at what the projection should be.
+    #[serde(default = "default::galore_update_interval")]
+    #[schemars(range(min = 1))]
+    pub(crate) galore_update_interval: u64,
+
+    /// `galore_adamw`: what a projected update is multiplied by.
+    #[serde(default = "default::galore_scale")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) galore_scale: f64,
+
+    /// Learning rates of single modules, by a regular expression that is looked for in parameter names such as `model.layers.0.self_attn.q_proj.lora_A` or `model.embed_tokens.weight`: `{"layers\\.0\\.": 1e-5}`. The first that is found holds; the schedule applies to all.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}))]
+    learning_rates: Map<String, Value>,
+
+    /// LoRA+: every B learns so many times as fast as its A; 16 in the paper. Default: 1.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    loraplus_lr_ratio: Option<f64>,
+
+    /// Keep a running mean of the trained weights, which forgets with this decay, such as 0.999: it is what is validated and what the run ends with. Takes 4 bytes a trained weight. Default: no mean.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub(crate) ema_decay: Option<f64>,
 
     /// Decoupled weight decay: each step takes `learning_rate * weight_decay` of a trained weight away.
     #[serde(default)]
@@ -321,29 +371,6 @@ pub enum DatasetFormat {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum SchedulerType {
-    /// Half a cosine, down to 0.
-    #[default]
-    Cosine,
-    /// A straight line, down to 0.
-    Linear,
-    Constant,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Optimizer {
-    #[default]
-    Adamw,
-    /// AdamW whose memory is 2 bytes a weight instead of 8.
-    #[serde(rename = "adamw_8bit")]
-    Adamw8bit,
-    /// Memory for rows and columns alone.
-    Adafactor,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
 pub enum Precision {
     #[default]
     Auto,
@@ -408,8 +435,11 @@ mod default {
     pub(super) fn adam_beta1() -> f64 {
         0.9
     }
-    pub(super) fn adam_beta2() -> f64 {
-        0.999
+    pub(super) fn galore_update_interval() -> u64 {
+        200
+    }
+    pub(super) fn galore_scale() -> f64 {
+        2.0
     }
     pub(super) fn adam_epsilon() -> f64 {
         1e-8

@@ -16,8 +16,6 @@ const LATER_KEYS: &[&str] = &[
     "interleave_probs",
     "label_smoothing_factor",
     "lora_modules_to_save",
-    "loraplus_lr_ratio",
-    "lr_scheduler_kwargs",
     "max_samples",
     "mix_strategy",
     "modules_to_save",
@@ -29,7 +27,6 @@ const LATER_KEYS: &[&str] = &[
     "tf32",
     "use_badam",
     "use_dora",
-    "use_galore",
     "use_rslora",
 ];
 
@@ -59,28 +56,27 @@ const DECIDED_KEYS: &[&str] = &[
 ];
 
 /// Keys of which ours say the same in another way, and how.
-const SAID_DIFFERENTLY: &[(&str, &str)] =
-    &[("bf16", "precision: bf16"), ("load_in_4bit", "quantization_bit: 4"), ("load_in_8bit", "quantization_bit: 8")];
+const SAID_DIFFERENTLY: &[(&str, &str)] = &[
+    ("bf16", "precision: bf16"),
+    ("load_in_4bit", "quantization_bit: 4"),
+    ("load_in_8bit", "quantization_bit: 8"),
+    ("use_galore", "optim: galore_adamw"),
+    ("use_muon", "optim: muon"),
+];
 
 /// The same for values of keys that are there.
-const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] =
-    &[("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4")];
+const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
+    ("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4"),
+    ("optim", "adamw_bnb_8bit", "optim: adamw_8bit"),
+    ("optim", "adamw_torch", "optim: adamw"),
+    ("optim", "adamw_torch_fused", "optim: adamw"),
+    ("optim", "lion_32bit", "optim: lion"),
+];
 
 const LATER_VALUES: &[(&str, &[&str])] = &[
     ("finetuning_type", &["freeze"]),
-    (
-        "lr_scheduler_type",
-        &[
-            "constant_with_warmup",
-            "cosine_with_min_lr",
-            "cosine_with_restarts",
-            "inverse_sqrt",
-            "polynomial",
-            "reduce_lr_on_plateau",
-            "warmup_stable_decay",
-        ],
-    ),
-    ("optim", &["lion", "muon", "paged_adamw_8bit", "sgd"]),
+    ("lr_scheduler_type", &["cosine_warmup_with_min_lr", "greedy"]),
+    ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
     ("precision", &["fp16"]),
     ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
 ];

@@ -6,6 +6,10 @@ use justtrain_data::chat_template::choose;
 use justtrain_model::kernels::Format;
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
+use regex::Regex;
+
+use crate::optim::schedule::{Schedule, share_or_steps};
+use crate::optim::{Groups, OptimizerType};
 
 use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
 
@@ -91,11 +95,42 @@ impl Recipe {
         }
     }
 
-    /// Steps before the learning rate is at its highest. A share is rounded up, as transformers does.
+    /// Steps before the learning rate is at its highest, where the schedule does not decide that itself.
     pub fn warmup_steps(&self, total_steps: u64) -> u64 {
-        let warmup = self.warmup_ratio.unwrap_or(self.warmup_steps);
-        let steps = if warmup < 1.0 { (warmup * total_steps as f64).ceil() } else { warmup };
-        (steps as u64).min(total_steps)
+        if !self.lr_scheduler_type.warms_up() {
+            return 0;
+        }
+        share_or_steps(self.warmup_ratio.unwrap_or(self.warmup_steps), total_steps).min(total_steps)
+    }
+
+    pub fn schedule(&self, total_steps: u64) -> Schedule {
+        let warmup_steps = self.warmup_steps(total_steps);
+        let (kind, learning_rate) = (self.lr_scheduler_type, self.learning_rate);
+        let kwargs = self.lr_scheduler_kwargs.clone().unwrap_or_default();
+        let shape = kwargs.shape(kind, learning_rate, warmup_steps, total_steps);
+        Schedule { shape, learning_rate, warmup_steps, total_steps }
+    }
+
+    pub fn adam_beta2(&self) -> f64 {
+        self.adam_beta2.unwrap_or(if self.optim == OptimizerType::Lion { 0.99 } else { 0.999 })
+    }
+
+    pub fn momentum(&self) -> f64 {
+        self.momentum.unwrap_or(if self.optim == OptimizerType::Muon { 0.95 } else { 0.0 })
+    }
+
+    pub fn nesterov(&self) -> bool {
+        self.nesterov.unwrap_or(self.optim == OptimizerType::Muon)
+    }
+
+    /// Patterns of `learning_rates` as they are written, each with its rate.
+    pub(super) fn learning_rates(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.learning_rates.iter().filter_map(|(pattern, rate)| Some((pattern.as_str(), rate.as_f64()?)))
+    }
+
+    pub fn groups(&self) -> Groups {
+        let group = |(pattern, rate)| Some((Regex::new(pattern).ok()?, rate / self.learning_rate));
+        Groups::new(self.learning_rates().filter_map(group).collect(), self.loraplus_lr_ratio.unwrap_or(1.0))
     }
 
     /// Whether a token takes as long as by `other`: they differ at most in keys that have no bearing on that.
@@ -103,6 +138,7 @@ impl Recipe {
         let aligned = Self {
             learning_rate: other.learning_rate,
             lr_scheduler_type: other.lr_scheduler_type,
+            lr_scheduler_kwargs: other.lr_scheduler_kwargs.clone(),
             warmup_steps: other.warmup_steps,
             warmup_ratio: other.warmup_ratio,
             num_train_epochs: other.num_train_epochs,
@@ -110,6 +146,9 @@ impl Recipe {
             lora_alpha: other.lora_alpha,
             adam_beta1: other.adam_beta1,
             adam_beta2: other.adam_beta2,
+            galore_scale: other.galore_scale,
+            learning_rates: other.learning_rates.clone(),
+            loraplus_lr_ratio: other.loraplus_lr_ratio,
             adam_epsilon: other.adam_epsilon,
             weight_decay: other.weight_decay,
             max_grad_norm: other.max_grad_norm,

@@ -4,7 +4,9 @@ use justtrain_model::families;
 use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
-use super::{FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{
+    FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe, optimizer_rules, schedule_rules,
+};
 
 /// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
 /// reported once.
@@ -27,8 +29,11 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         device(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
+    let errors = errors.chain(schedule_rules::errors(recipe, written)).chain(optimizer_rules::errors(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
-    (place(errors, written), place(warnings.chain(lora_unused(recipe)), written))
+    let warnings = warnings.chain(lora_unused(recipe)).chain(schedule_rules::warnings(recipe));
+    let warnings = warnings.chain(optimizer_rules::warnings(recipe));
+    (place(errors, written), place(warnings, written))
 }
 
 /// Adds line and column; drops what is about a key that is not there or is reported already.
@@ -40,11 +45,11 @@ fn place(problems: impl IntoIterator<Item = Problem>, written: &Written) -> Vec<
     problems.into_iter().filter_map(place).collect()
 }
 
-fn invalid(key: &str, en: &str, zh: &str) -> Problem {
+pub(super) fn invalid(key: &str, en: &str, zh: &str) -> Problem {
     Problem::error(ProblemCode::InvalidValue, en, zh).key(key)
 }
 
-fn share_or_count(key: &str, value: f64) -> Option<Problem> {
+pub(super) fn share_or_count(key: &str, value: f64) -> Option<Problem> {
     (value > 1.0 && value.fract() != 0.0).then(|| {
         invalid(key, "from 1 on this is a count, which has no fraction", "大于等于 1 时表示个数，不能有小数")
             .found(value)
@@ -202,7 +207,8 @@ fn lora_target(recipe: &Recipe) -> Vec<Problem> {
 
 fn long_warmup(recipe: &Recipe) -> Option<Problem> {
     let limit = recipe.max_steps as f64;
-    (limit > 0.0 && recipe.warmup_ratio.is_none() && recipe.warmup_steps >= limit).then(|| {
+    let warms_up = recipe.lr_scheduler_type.warms_up();
+    (warms_up && limit > 0.0 && recipe.warmup_ratio.is_none() && recipe.warmup_steps >= limit).then(|| {
         Problem::warning(
             ProblemCode::InvalidValue,
             "the learning rate is still rising at the last step",
@@ -265,7 +271,7 @@ fn full_in_16_bits(recipe: &Recipe) -> Option<Problem> {
 fn lora_unused(recipe: &Recipe) -> Vec<Problem> {
     let keys = match recipe.finetuning_type {
         FinetuningType::Lora => [].as_slice(),
-        FinetuningType::Full => &["lora_rank", "lora_alpha", "lora_dropout", "lora_target"],
+        FinetuningType::Full => &["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "loraplus_lr_ratio"],
     };
     let unused = |key: &&str| {
         Problem::warning(

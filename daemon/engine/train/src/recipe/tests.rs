@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use justtrain_worker_api::{DevicePick, FormatName, Problem, ProblemCode, RecipeSource};
 use serde_json::Value;
 
-use super::{LoraTarget, Recipe, SchedulerType};
+use super::{LoraTarget, Recipe};
+use crate::optim::schedule::{SchedulerType, Shape};
 use justtrain_model::kernels::Format;
 use justtrain_model::{WeightFormat, WeightFormats};
 
@@ -174,6 +175,79 @@ fn a_wrong_value_is_told_what_was_expected() {
 }
 
 #[test]
+fn a_schedule_takes_its_own_settings() {
+    let kwargs = |kwargs: &str| format!("lr_scheduler_type: cosine_with_restarts\nlr_scheduler_kwargs:\n  {kwargs}\n");
+    assert_eq!(read_with(&kwargs("num_cycles: 3")).schedule(100).shape, Shape::CosineWithRestarts { cycles: 3.0 });
+    for (written, code, place, key, expected) in [
+        ("num_cycle: 3", ProblemCode::UnknownKey, (5, 3), "lr_scheduler_kwargs.num_cycle", "num_cycles"),
+        ("power: 2", ProblemCode::InvalidValue, (5, 10), "lr_scheduler_kwargs.power", "num_cycles"),
+        ("num_cycles: none", ProblemCode::WrongType, (5, 15), "lr_scheduler_kwargs.num_cycles", "number > 0"),
+        ("num_cycles: 0", ProblemCode::InvalidValue, (5, 15), "lr_scheduler_kwargs.num_cycles", "number > 0"),
+    ] {
+        let problem = only_problem_with(&kwargs(written));
+        let (line, column) = place;
+        assert_eq!((problem.code, problem.line, problem.column), (code, Some(line), Some(column)), "{problem}");
+        assert_eq!((problem.key.as_deref(), problem.expected.as_deref()), (Some(key), Some(expected)), "{problem}");
+        assert!(!problem.fix.en.is_empty() && !problem.fix.zh.is_empty(), "{problem}");
+    }
+    let twice = only_problem_with(&kwargs("num_cycles: 3\n  num_cycles: 4"));
+    assert_eq!((twice.code, twice.line), (ProblemCode::InvalidValue, Some(6)), "{twice}");
+    let not_a_mapping = only_problem_with("lr_scheduler_kwargs: 3\n");
+    assert_eq!(not_a_mapping.expected.as_deref(), Some("{key: value, …}"), "{not_a_mapping}");
+    // Two mistakes inside, and one after it.
+    assert_eq!(problems_with(&kwargs("num_cycle: 3\n  power: 2\nlora_rank: x")).len(), 3);
+}
+
+#[test]
+fn a_schedule_that_cannot_be_drawn_is_refused() {
+    for (written, key) in [
+        ("lr_scheduler_type: cosine_with_min_lr", "lr_scheduler_type"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6, min_lr_rate: 0.1}",
+            "lr_scheduler_kwargs.min_lr_rate",
+        ),
+        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.1}", "lr_scheduler_kwargs.min_lr"),
+        ("lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 0.5}", "lr_scheduler_kwargs.lr_end"),
+        ("lr_scheduler_type: polynomial\nlearning_rate: 1e-8", "learning_rate"),
+        ("lr_scheduler_type: warmup_stable_decay", "lr_scheduler_type"),
+        (
+            "lr_scheduler_type: warmup_stable_decay\nlr_scheduler_kwargs: {num_decay_steps: 2.5}",
+            "lr_scheduler_kwargs.num_decay_steps",
+        ),
+        ("lr_scheduler_type: reduce_lr_on_plateau\nval_size: 0", "lr_scheduler_type"),
+        ("lr_scheduler_type: linear\nlr_scheduler_kwargs: {num_cycles: 2}", "lr_scheduler_kwargs.num_cycles"),
+    ] {
+        let problem = only_problem_with(written);
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
+    }
+}
+
+#[test]
+fn a_warmup_that_a_schedule_does_not_have_is_a_warning() {
+    for kind in ["constant", "slanted_triangular"] {
+        let recipe = read_with(&format!("lr_scheduler_type: {kind}\nwarmup_steps: 5\n"));
+        assert_eq!((recipe.summary().warnings.len(), recipe.warmup_steps(100)), (1, 0), "{kind}");
+    }
+}
+
+/// The names in problems and pictures are those that are read.
+#[test]
+fn every_schedule_is_read_by_its_name() {
+    for kind in SchedulerType::ALL {
+        let kwargs = match kind {
+            SchedulerType::CosineWithMinLr => "{min_lr_rate: 0.1}",
+            SchedulerType::WarmupStableDecay => "{num_decay_steps: 0.2}",
+            _ => "{}",
+        };
+        let recipe = read_with(&format!("lr_scheduler_type: {}\nlr_scheduler_kwargs: {kwargs}\n", kind.name()));
+        assert_eq!(recipe.lr_scheduler_type, kind);
+        let schema = Recipe::schema();
+        let known = super::check::mapping_schema(&schema["properties"]["lr_scheduler_kwargs"]).unwrap();
+        assert!(kind.settings().iter().all(|name| known["properties"][name].is_object()), "{kind:?}");
+    }
+}
+
+#[test]
 fn what_comes_later_is_said_so() {
     for written in ["stage: dpo", "finetuning_type: freeze", "precision: fp16"] {
         let problem = only_problem_with(written);
@@ -199,6 +273,11 @@ fn keys_that_do_not_go_together_are_refused() {
         ("finetuning_type: full\nquantization_bit: 4", "quantization_bit"),
         ("finetuning_type: full\nquantization_type: gguf", "quantization_type"),
         ("finetuning_type: full\nprecision: bf16", "precision"),
+        ("optim: galore_adamw", "optim"),
+        ("optim: sgd\nnesterov: true", "nesterov"),
+        ("finetuning_type: full\nprecision: bf16\ngradient_checkpointing: true\nema_decay: 0.9", "ema_decay"),
+        ("learning_rates: {q_proj: 1e-4, \"a(b\": 1e-4}", "learning_rates.a(b"),
+        ("learning_rates: {q_proj: 2}", "learning_rates.q_proj"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
@@ -229,6 +308,8 @@ fn what_others_say_differently_is_told() {
         ("load_in_4bit: true", "quantization_bit: 4"),
         ("bf16: true", "precision: bf16"),
         ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
+        ("optim: lion_32bit", "optim: lion"),
+        ("use_galore: true", "optim: galore_adamw"),
     ] {
         let problem = only_problem_with(written);
         assert!(problem.fix.en.contains(fix) && problem.fix.zh.contains(fix), "{problem}");
@@ -250,6 +331,20 @@ fn lora_keys_beside_full_fine_tuning_are_a_warning() {
     let warnings = read_with("finetuning_type: full\nlora_rank: 8\nlora_dropout: 0.1\n").summary().warnings;
     let keys: Vec<_> = warnings.iter().map(|problem| (problem.key.as_deref(), problem.line)).collect();
     assert_eq!(keys, [(Some("lora_rank"), Some(4)), (Some("lora_dropout"), Some(5))]);
+}
+
+#[test]
+fn optimisers_have_their_own_defaults_and_settings() {
+    let settings = |more: &str| {
+        let recipe = read_with(more);
+        (recipe.adam_beta2(), recipe.momentum(), recipe.nesterov())
+    };
+    assert_eq!(settings(""), (0.999, 0.0, false));
+    assert_eq!(settings("optim: lion\n"), (0.99, 0.0, false));
+    assert_eq!(settings("optim: muon\nmomentum: 0.9\n"), (0.999, 0.9, true));
+    let warnings = read_with("optim: adafactor\nmomentum: 0.9\ngalore_rank: 4\n").summary().warnings;
+    let keys: Vec<_> = warnings.iter().map(|problem| (problem.key.as_deref(), problem.line)).collect();
+    assert_eq!(keys, [(Some("momentum"), Some(4)), (Some("galore_rank"), Some(5))]);
 }
 
 #[test]
@@ -291,13 +386,16 @@ fn the_schema_uses_only_what_the_checker_reads() {
         // For editors; of the one key that has it, a rule reads the text.
         "pattern",
         "title",
+        "properties",
+        "additionalProperties",
     ];
     fn visit(schema: &Value) {
         for (name, value) in schema.as_object().into_iter().flatten() {
             assert!(READ.contains(&name.as_str()), "the checker does not read {name}");
             match name.as_str() {
                 "oneOf" | "anyOf" => value.as_array().into_iter().flatten().for_each(visit),
-                "items" => visit(value),
+                "items" | "additionalProperties" => visit(value),
+                "properties" => value.as_object().into_iter().flatten().for_each(|(_, property)| visit(property)),
                 _ => {}
             }
         }
@@ -335,12 +433,22 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..")
 }
 
+/// Every key by its path, those inside a key's value after it.
+fn with_inner(schema: &Value) -> Vec<(String, &Value)> {
+    let rows = super::check::properties(schema).flat_map(|(name, property)| {
+        let inner = super::check::mapping_schema(property).into_iter().flat_map(super::check::properties);
+        let inner = inner.map(move |(inner, property)| (format!("{name}.{inner}"), property));
+        std::iter::once((name.clone(), property)).chain(inner)
+    });
+    rows.collect()
+}
+
 /// The schema as a page.
 fn reference(schema: &Value) -> String {
     let required: Vec<_> = schema["required"].as_array().into_iter().flatten().collect();
-    let rows = schema["properties"].as_object().into_iter().flatten().map(|(name, property)| {
+    let rows = with_inner(schema).into_iter().map(|(name, property)| {
         let default = match &property["default"] {
-            _ if required.iter().any(|key| *key == name) => "**required**".to_owned(),
+            _ if required.iter().any(|key| *key == name.as_str()) => "**required**".to_owned(),
             Value::Null => String::new(),
             default => format!("`{}`", default.as_str().map_or_else(|| default.to_string(), str::to_owned)),
         };
@@ -355,11 +463,15 @@ fn reference(schema: &Value) -> String {
         with, are made from the program; `justtrain recipe schema` prints the schema of the version that is installed.\n\n\
         | key | meaning | values | default | also read as |\n|---|---|---|---|---|\n";
     let outro = "\n## Together\n\n\
-        - `warmup_steps` and `warmup_ratio` exclude each other.\n\
+        - `warmup_steps` and `warmup_ratio` exclude each other; `constant` and `slanted_triangular` use neither.\n\
+        - `lr_scheduler_kwargs` holds settings of the chosen `lr_scheduler_type` only. `cosine_with_min_lr` needs `min_lr` or `min_lr_rate`,\n  \
+          `warmup_stable_decay` needs `num_decay_steps`, `reduce_lr_on_plateau` a `val_size` above 0.\n\
         - `eval_steps` needs a `val_size` above 0.\n\
         - `mask_history` and `train_on_prompt` exclude each other.\n\
         - `quantization_bit: 4` goes with `quantization_type: nf4`, 8 with `int8`; `gguf` stands without `quantization_bit` and `precision`.\n\
         - `double_quantization` needs `nf4`.\n\
+        - `galore_adamw` goes with `finetuning_type: full`; `nesterov` needs a `momentum` above 0.\n\
+        - `ema_decay` goes with weights that are trained in 32 bits.\n\
         - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
         - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\
         One step learns from `per_device_train_batch_size` × `gradient_accumulation_steps` rows. Its loss is the mean over all answer tokens of\n\

@@ -8,7 +8,8 @@ use justtrain_kernels::Targets;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode};
 use justtrain_train::backward::Backward;
-use justtrain_train::optim::{AdamW, Optimizer, Schedule};
+use justtrain_train::optim::schedule::{Schedule, Shape};
+use justtrain_train::optim::{AdamW, Groups, Optimizer};
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::safetensors::SafetensorsFile;
 
@@ -64,13 +65,17 @@ pub(crate) fn train(
     let step = |index: u64| {
         let (input, targets) = batch(rows);
         let learning_rate = schedule.learning_rate(index);
-        let step =
-            Step { trained, checkpointing: false, max_grad_norm: 1.0, number: index + 1, learning_rate, seed: 0 };
+        let groups = &Groups::default();
+        let number = index + 1;
+        let step = Step { trained, checkpointing: false, max_grad_norm: 1.0, number, learning_rate, groups, seed: 0 };
         let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
         (measured.loss, measured.grad_norm)
     };
     (0..schedule.total_steps).map(step).unzip()
 }
+
+/// `get_cosine_schedule_with_warmup` as it is by default.
+pub(crate) const COSINE: Shape = Shape::Cosine { cycles: 0.5, least: 0.0 };
 
 pub(crate) fn adamw() -> AdamW {
     AdamW::new(0.9, 0.999, 1e-8, 0.0)

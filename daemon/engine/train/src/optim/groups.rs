@@ -1,0 +1,54 @@
+//! Parameter groups: modules with a learning rate of their own, and LoRA+ (Hayou et al. 2024, arXiv 2402.12354), where
+//! every B learns faster than its A.
+
+use regex::Regex;
+
+#[derive(Debug, Clone)]
+pub struct Groups {
+    /// Patterns of names, each with its rate as a share of the run's. The first that is found in a name holds.
+    patterns: Vec<(Regex, f64)>,
+    /// How many times A's rate B has.
+    loraplus_ratio: f64,
+}
+
+impl Default for Groups {
+    /// All parameters learn alike.
+    fn default() -> Self {
+        Self { patterns: Vec::new(), loraplus_ratio: 1.0 }
+    }
+}
+
+impl Groups {
+    pub fn new(patterns: Vec<(Regex, f64)>, loraplus_ratio: f64) -> Self {
+        Self { patterns, loraplus_ratio }
+    }
+
+    /// A parameter's rate as a share of the run's.
+    pub fn share(&self, name: &str) -> f64 {
+        let found = self.patterns.iter().find(|(pattern, _)| pattern.is_match(name));
+        let share = found.map_or(1.0, |(_, share)| *share);
+        if name.ends_with(".lora_B") { share * self.loraplus_ratio } else { share }
+    }
+
+    /// Patterns that are found in none of these names.
+    pub fn unused(&self, names: &[&str]) -> Vec<&str> {
+        let unused = self.patterns.iter().filter(|(pattern, _)| !names.iter().any(|name| pattern.is_match(name)));
+        unused.map(|(pattern, _)| pattern.as_str()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_pattern_holds_and_b_is_faster() {
+        let pattern = |text: &str| Regex::new(text).unwrap();
+        let groups =
+            Groups::new(vec![(pattern(r"layers\.0\."), 0.5), (pattern("_proj"), 2.0), (pattern("head"), 3.0)], 16.0);
+        let names = ["layers.0.q_proj.lora_A", "layers.1.q_proj.lora_A", "layers.1.q_proj.lora_B", "norm"];
+        assert_eq!(names.map(|name| groups.share(name)), [0.5, 2.0, 32.0, 1.0]);
+        assert_eq!(groups.unused(&names), ["head"]);
+        assert_eq!(Groups::default().share("layers.1.q_proj.lora_B"), 1.0);
+    }
+}
