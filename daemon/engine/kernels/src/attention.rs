@@ -19,6 +19,7 @@ use crate::buffer::{SharedMut, contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
 use crate::matmul::{Threads, View, Write, matmul_into};
 use crate::simd;
+use crate::soft_cap::soft_capped;
 
 /// The heads of an attention layer. `query` is a multiple of `key_value` (grouped-query attention, arXiv 2305.13245).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,11 +139,7 @@ pub fn reference(
             let q = q.reshape([rows, heads.key_value, group, heads.dim]).permute([1, 2, 0, 3]);
             let q = q.reshape([heads.key_value, group * rows, heads.dim]);
             let [k, v] = [&k, &v].map(|x| split(x, keys.start..keys.start + seen));
-            let scores = q.matmul(k.swap_dims(1, 2)) * scale;
-            let scores = match soft_cap {
-                None => scores,
-                Some(cap) => (scores / cap).tanh() * cap,
-            };
+            let scores = soft_capped(q.matmul(k.swap_dims(1, 2)) * scale, soft_cap);
             let scores = scores.reshape([heads.key_value, group, rows, seen]);
             let diagonal = (first + hidden) as i64;
             let future = Tensor::<2, Bool>::tril_mask([rows, seen], diagonal, &device);

@@ -22,6 +22,7 @@ use crate::matmul::{View, Write, matmul};
 use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::simd;
+use crate::soft_cap::soft_capped;
 
 /// Which rows of the hidden states predict which token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -141,11 +142,7 @@ fn log_probabilities(
     targets.rows.chunks(size).zip(targets.tokens.chunks(size)).map(move |(rows, tokens)| {
         let rows = ints(rows.iter().map(|&row| row as i64).collect());
         let tokens = ints(tokens.iter().map(|&token| i64::from(token)).collect());
-        let logits = hidden.clone().select(0, rows).matmul(weight.clone());
-        let logits = match soft_cap {
-            None => logits,
-            Some(cap) => (logits / cap).tanh() * cap,
-        };
+        let logits = soft_capped(hidden.clone().select(0, rows).matmul(weight.clone()), soft_cap);
         (burn::tensor::activation::log_softmax(logits, 1), tokens)
     })
 }

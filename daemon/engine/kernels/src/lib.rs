@@ -18,6 +18,7 @@ pub mod gated;
 pub mod linear;
 pub mod packed;
 pub mod parity;
+pub mod random;
 pub mod rms_norm;
 pub mod rotary;
 pub mod row_store;
@@ -26,7 +27,7 @@ pub mod simd;
 mod buffer;
 mod matmul;
 mod matrix;
-mod random;
+mod soft_cap;
 #[cfg(test)]
 mod testing;
 mod weight;

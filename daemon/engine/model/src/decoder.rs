@@ -106,14 +106,10 @@ impl Parameters for Decoder {
         parameters.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
         parameters.extend(self.norm.parameters_mut());
         if let Some(output) = &mut self.output {
-            parameters.push(Parameter::weight(output_name(&self.config), output));
+            parameters.push(Parameter::weight(self.config.names.output_weight(), output));
         }
         parameters
     }
-}
-
-fn output_name(config: &DecoderConfig) -> String {
-    format!("{}.weight", config.names.output)
 }
 
 impl Decoder {
@@ -142,7 +138,7 @@ impl Decoder {
             norm: loader.norm(names.norm.to_owned(), config.hidden_size, &config)?,
             output: match config.tied_embeddings {
                 true => None,
-                false => Some(loader.table(&output_name(&config), table)?),
+                false => Some(loader.table(&config.names.output_weight(), table)?),
             },
             formats,
             config,
@@ -187,7 +183,7 @@ impl Decoder {
             norm: self.norm.clone(),
             output: self.output_layer(),
             output_name: match self.output {
-                Some(_) => output_name(&self.config),
+                Some(_) => self.config.names.output_weight(),
                 None => self.embeddings_name.clone(),
             },
         }

@@ -15,6 +15,13 @@ pub struct WeightNames {
     pub transposed: bool,
 }
 
+impl WeightNames {
+    /// Of the output layer's matrix, as it stands in a file.
+    pub(crate) fn output_weight(&self) -> String {
+        format!("{}.weight", self.output)
+    }
+}
+
 /// A block's tensors, each after the block's own name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BlockNames {

@@ -151,7 +151,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn refuse_strangers(&self, config: &DecoderConfig) -> Result<(), Problem> {
         let taken = self.taken.borrow();
         // Early llamas carry the rotary frequencies, early GPT-2s the causal mask, some tied models the table twice.
-        let output = format!("{}.weight", config.names.output);
+        let output = config.names.output_weight();
         let harmless = |name: &str| {
             let constant = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
             constant.iter().any(|end| name.ends_with(end)) || (config.tied_embeddings && name == output)

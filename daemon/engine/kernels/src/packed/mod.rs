@@ -148,10 +148,12 @@ impl Packed {
         self.form.bytes()
     }
 
-    /// Every number; for exports and references, not for training.
+    /// Every number; for exports, references, and weights that are trained, one after the other.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut output = vec![0.0; self.dims[0] * self.dims[1]];
-        self.form.decode(0, &mut output);
+        let cols = self.dims[1];
+        let mut output = vec![0.0; self.dims[0] * cols];
+        let rows = output.par_chunks_mut(cols.max(1)).enumerate();
+        rows.for_each(|(row, output)| self.form.decode(row * cols, output));
         output
     }
 

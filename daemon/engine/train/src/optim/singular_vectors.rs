@@ -2,6 +2,7 @@
 //! & Tropp 2011, arXiv 0909.4061), and the small eigenproblem that is left by Jacobi's rotations.
 
 use burn::tensor::Tensor;
+use justtrain_kernels::random;
 use rayon::prelude::*;
 
 /// Dimensions beyond the wanted ones, which speed up how fast those are found.
@@ -46,15 +47,10 @@ pub(super) fn leading(matrix: Tensor<2>, rank: usize) -> Vec<f32> {
     vectors
 }
 
-/// Numbers in −1 to 1 that depend on nothing but their place (SplitMix64).
+/// Numbers in −1 to 1 that depend on nothing but their place.
 fn random(vector: usize, len: usize) -> Vec<f64> {
-    let number = |place: u64| {
-        let mut x = place.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (x ^ (x >> 31)) as f64 / u64::MAX as f64 * 2.0 - 1.0
-    };
-    (0..len).map(|index| number((vector * len + index) as u64 + 1)).collect()
+    let number = |place| random::at(0, place) as f64 / u64::MAX as f64 * 2.0 - 1.0;
+    (0..len).map(|index| number(vector * len + index)).collect()
 }
 
 /// A symmetric matrix times a vector.
