@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -72,7 +73,8 @@ def compare(options: argparse.Namespace, forms: list[str]) -> None:
     """The quickstart's job in each form."""
     generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
     run_worker(options.worker, {"command": "data_generate"} | generate)
-    recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text().replace("max_steps: 100", f"max_steps: {options.steps}")
+    recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text()
+    recipe = re.sub("^max_steps: .*", f"max_steps: {options.steps}", recipe, flags=re.MULTILINE)
     if options.what == "full":
         recipe = recipe.replace("lora_rank: 16\n", "").replace("lora_alpha: 32\n", "finetuning_type: full\n")
         recipe = recipe.replace("learning_rate: 1e-3", "learning_rate: 5e-5")

@@ -26,14 +26,16 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn new(arguments: Arguments) -> Result<Self> {
-        let home = match arguments.home {
+        // An empty variable counts as unset, as everywhere else in the shell.
+        let home = match arguments.home.filter(|home| !home.as_os_str().is_empty()) {
             Some(home) => std::path::absolute(home)?,
             None => directories::ProjectDirs::from("", "", "justtrain")
                 .context("there is no home folder; set JUSTTRAIN_HOME")?
                 .data_dir()
                 .to_owned(),
         };
-        let text = arguments.addr.trim_start_matches("http://").replace("localhost", "127.0.0.1");
+        let given = if arguments.addr.is_empty() { justtrain_proto::DEFAULT_ADDRESS } else { &arguments.addr };
+        let text = given.trim_start_matches("http://").replace("localhost", "127.0.0.1");
         let address: SocketAddr = text.parse().with_context(|| {
             format!("the address {text:?} is not IP:PORT, such as {}", justtrain_proto::DEFAULT_ADDRESS)
         })?;
@@ -53,6 +55,13 @@ mod tests {
 
     fn config(addr: &str) -> Result<Config> {
         Config::new(Arguments { home: Some("/tmp".into()), addr: addr.into() })
+    }
+
+    #[test]
+    fn an_empty_variable_is_one_that_is_not_set() {
+        assert_eq!(config("").unwrap().address.to_string(), justtrain_proto::DEFAULT_ADDRESS);
+        let config = Config::new(Arguments { home: Some("".into()), addr: "127.0.0.1:0".into() }).unwrap();
+        assert!(config.home.is_absolute());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Batch, Conversation, Encoder, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
@@ -148,7 +149,8 @@ pub(crate) fn loss_on(decoder: &Decoder, samples: &[Sample], adapter: bool) -> T
     TokenScores { loss: loss / count as f64, token_accuracy: correct / count as f64 }
 }
 
-/// Greedy answers to the last question of each row.
+/// Greedy answers to the last question of each row. Beyond the rows that are shown, an answer ends as soon as it cannot be
+/// the reference any more: a model that has not learnt a task otherwise rambles to `max_new_tokens` in every row.
 fn answers(
     encoder: &Encoder,
     decoder: &Decoder,
@@ -163,7 +165,15 @@ fn answers(
     let mut texts = Vec::with_capacity(rows.len());
     for rows in rows.chunks(ANSWERS_AT_ONCE) {
         let prompts = rows.iter().map(|row| encoder.encode_prompt(row.prompt())).collect::<Result<Vec<_>, _>>()?;
-        for answer in generate(decoder, &prompts, &options, &stop_ids, mode, |_, _| true) {
+        let references: Vec<String> = rows.iter().map(reference).collect();
+        let mut streams: Vec<TextStream> = rows.iter().map(|_| TextStream::new(&encoder.tokenizer)).collect();
+        let mut begun = vec![String::new(); rows.len()];
+        let shown = EXAMPLES.saturating_sub(texts.len());
+        let goes_on = |slot: usize, id: u32| {
+            begun[slot].push_str(&streams[slot].push(id));
+            slot < shown || references[slot].trim().starts_with(begun[slot].trim())
+        };
+        for answer in generate(decoder, &prompts, &options, &stop_ids, mode, goes_on) {
             texts.push(encoder.tokenizer.decode(&answer.ids)?);
         }
         answered(texts.len() as u64);

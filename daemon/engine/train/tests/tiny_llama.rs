@@ -9,7 +9,7 @@ use justtrain_train::run::train;
 use justtrain_train::{EventSink, StopToken};
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{
-    EvaluateOptions, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
+    DataFile, EvaluateOptions, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
 };
 
 /// A folder with the tiny model, a tokenizer for it, data and a place for runs.
@@ -290,6 +290,30 @@ fn a_full_run_leaves_a_whole_model_that_beats_its_base() {
     let same = evaluate(&recipe, &alone, None, &options, &mut Vec::new()).unwrap();
     let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
     assert_eq!(same.base, report.tuned.unwrap());
+}
+
+/// Beyond the rows that are shown, an answer ends where it leaves the reference; what was counted stays as it was.
+#[test]
+fn exact_matches_are_counted_in_rows_that_are_not_shown() {
+    let desk = Desk::new();
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: None };
+    let options = EvaluateOptions { max_samples: 0, max_new_tokens: 6 };
+    let evaluate = |rows: &[(&str, &str)]| {
+        let line = |(prompt, completion): &(&str, &str)| {
+            serde_json::json!({"prompt": prompt, "completion": completion}).to_string()
+        };
+        let path = desk.path("rows.jsonl");
+        fs::write(&path, rows.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        let data = DataFile { path, format: None };
+        evaluate(&desk.recipe(""), &model, Some(&data), &options, &mut Vec::new()).unwrap()
+    };
+    let report = evaluate(&[("2+2", "x")]);
+    let answer = report.examples[0].base.as_str();
+    assert_eq!(answer.trim().chars().count(), 6, "{answer:?}");
+    let (longer, other) = (format!("{answer}!"), format!("{}~", &answer[..5]));
+    let shown = [("1+1", "no such answer"); 5];
+    let hidden = [("2+2", answer), ("2+2", &longer), ("2+2", &other), ("2+2", answer)];
+    assert_eq!(evaluate(&[&shown[..], &hidden].concat()).base.exact_match, 2.0 / 9.0);
 }
 
 #[test]
