@@ -35,7 +35,7 @@ pub struct Pass {
 impl Block {
     pub(crate) fn load(loader: &Loader<'_>, config: &DecoderConfig, layer: usize) -> Result<Self, Problem> {
         let (names, at) = (&config.names.block, config.layers[layer]);
-        let full = |part: &str| format!("{}.{layer}.{part}", config.names.blocks);
+        let full = |part: &str| config.module(layer, part);
         let norm = |part: &'static str| loader.norm(full(part), config.hidden_size, config);
         let projection = |shape: LinearShape| loader.projection(full(shape.name), shape, config.names.transposed);
         let joint = |shapes: Vec<LinearShape>, widths: &[usize]| {

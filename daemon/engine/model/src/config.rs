@@ -115,6 +115,11 @@ impl DecoderConfig {
         }
     }
 
+    /// The full name of a part of a block.
+    pub fn module(&self, layer: usize, part: &str) -> String {
+        format!("{}.{layer}.{part}", self.names.blocks)
+    }
+
     /// The linear layers of one block, in the order of the network.
     pub fn linears(&self) -> Vec<LinearShape> {
         let mut linears = self.qkv();

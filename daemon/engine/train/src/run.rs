@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
-use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
+use justtrain_model::adapters::attach_lora;
 use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
 use crate::evaluate::loss_on;
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use crate::recipe::{FinetuningType, Recipe};
 use crate::trainer::{Settings, Trainer};
 use crate::{EventSink, StopToken, memory};
 
@@ -43,7 +43,7 @@ pub fn train(
     let trained = match recipe.finetuning_type {
         FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
         FinetuningType::Lora => {
-            let config = lora_config(&recipe);
+            let config = recipe.lora_config();
             attach_lora(&mut decoder, &config, recipe.seed)
                 .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
@@ -153,18 +153,6 @@ fn samples(
 ) -> Result<(Vec<Sample>, Vec<Sample>), Failure> {
     let (train, validation) = read_rows(recipe)?;
     Ok((encode_rows(encoder, recipe, &train, events)?, encode_rows(encoder, recipe, &validation, events)?))
-}
-
-fn lora_config(recipe: &Recipe) -> LoraConfig {
-    LoraConfig {
-        rank: recipe.lora_rank,
-        alpha: recipe.lora_alpha() as f32,
-        dropout: recipe.lora_dropout as f32,
-        targets: match recipe.lora_target() {
-            LoraTarget::All => LoraTargets::All,
-            LoraTarget::Named(names) => LoraTargets::Named(names),
-        },
-    }
 }
 
 fn settings(recipe: &Recipe, trained: &TrainedModel, sampler: &Sampler) -> Settings {

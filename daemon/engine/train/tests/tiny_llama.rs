@@ -135,6 +135,7 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "optim: sgd\nmomentum: 0.9\nloraplus_lr_ratio: 16\nlearning_rates: {q_proj: 0.02, 'layers\\.0\\.': 0.04}\n",
         "optim: muon\n",
         "ema_decay: 0.5\neval_steps: 1\n",
+        "use_rslora: true\nrank_pattern: {down_proj: 6}\nalpha_pattern: {'layers\\.0\\..*': 4}\n",
     ];
     for extra in kinds {
         let desk = Desk::new();
@@ -209,6 +210,17 @@ fn a_run_with_a_mean_of_weights_ends_with_it() {
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
     let report = evaluate(&desk.full_recipe(""), &tuned, None, &options, &mut Vec::new()).unwrap();
     assert!((report.base.loss / mean_loss - 1.0).abs() < 1e-6, "{} {mean_loss}", report.base.loss);
+}
+
+#[test]
+fn a_rank_for_no_layer_is_refused() {
+    let desk = Desk::new();
+    for key in ["rank_pattern", "alpha_pattern"] {
+        let recipe = desk.recipe(&format!("lora_target: q_proj\n{key}: {{q_proj: 2, k_proj: 3}}\n"));
+        let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::RecipeInvalid);
+        assert_eq!(failure.problems[0].key, Some(format!("{key}.k_proj")));
+    }
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Adapters: small trainable weights beside frozen ones. One file each.
 
 mod lora;
+mod patterns;
 mod peft;
+mod peft_config;
 
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
+pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};

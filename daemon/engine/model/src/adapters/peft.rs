@@ -8,9 +8,9 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData};
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
-use serde_json::{Value, json};
 
-use super::{LoraConfig, LoraTargets};
+use super::lora::last_part;
+use super::{LoraConfig, peft_config};
 use crate::layers::Lora;
 use crate::{Decoder, WeightFormat, WeightFormats};
 
@@ -25,13 +25,8 @@ const TABLES_FORMAT: &str = "base_tables_format";
 pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folder: &Path) -> Result<u64, Problem> {
     fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
     let mut tensors: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-    let mut targets: Vec<&str> = Vec::new();
     for projection in decoder.projections() {
         let Some(lora) = &projection.lora else { continue };
-        let last = projection.name.rsplit('.').next().unwrap_or_default();
-        if !targets.contains(&last) {
-            targets.push(last);
-        }
         tensors.insert(key(&projection.name, "A"), lora.a.clone());
         tensors.insert(key(&projection.name, "B"), lora.b.clone());
     }
@@ -49,29 +44,24 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
         Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
     })?;
-    // PEFT declares it a whole number, which it nearly always is.
-    let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": config.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": decoder.config().names.transposed,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": false,
-        "use_dora": false,
-    });
+    let config = peft_config::value(config, base_model, &targets(decoder), decoder.config().names.transposed);
     let path = folder.join(CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
+}
+
+/// What PEFT finds the adapted layers by: the last part of a name where all layers have it that end so, else the name.
+fn targets(decoder: &Decoder) -> Vec<&str> {
+    let bare = |last: &str| decoder.projections().any(|layer| layer.lora.is_none() && last_part(&layer.name) == last);
+    let mut targets: Vec<&str> = Vec::new();
+    for projection in decoder.projections().filter(|projection| projection.lora.is_some()) {
+        let last = last_part(&projection.name);
+        let target = if bare(last) { &projection.name } else { last };
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    targets
 }
 
 /// How the base model was held when this adapter was trained, which is how it should be used; `f32` for adapters of
@@ -85,10 +75,9 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
 /// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of
 /// one.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
-    let config = read_config(&folder.join(CONFIG), decoder.config().names.transposed)?;
+    let config = peft_config::read(&folder.join(CONFIG), decoder.config().names.transposed)?;
     let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
     let device = decoder.device();
-    let scale = config.alpha / config.rank as f32;
     let mut used = 0;
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
         let names = [key(&projection.name, "A"), key(&projection.name, "B")];
@@ -103,8 +92,10 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
             }
             Ok(Tensor::from_data(TensorData::new(file.read_f32(name)?, shape), &device))
         };
-        let (a, b) = (read(&names[0], [config.rank, inputs])?, read(&names[1], [outputs, config.rank])?);
-        projection.lora = Some(Lora { a, b, scale, dropout: config.dropout, index });
+        let rank = config.rank_of(&projection.name);
+        let (a, b) = (read(&names[0], [rank, inputs])?, read(&names[1], [outputs, rank])?);
+        let scale = config.scale_of(&projection.name);
+        projection.lora = Some(Lora { a, b, scale, dropout: config.dropout as f32, index });
         used += 2;
     }
     if used != file.names().count() || used == 0 {
@@ -122,57 +113,6 @@ fn key(layer: &str, factor: &str) -> String {
         "" => format!("base_model.model.{layer}.lora_"),
         factor => format!("base_model.model.{layer}.lora_{factor}.weight"),
     }
-}
-
-/// `transposed`: the base model stores its matrices as `[inputs, outputs]`.
-fn read_config(path: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        Problem::error(
-            ProblemCode::FileNotFound,
-            format!("the adapter cannot be read: {error}"),
-            format!("无法读取适配器：{error}"),
-        )
-        .file(path.display())
-        .expected("a folder with adapter_config.json and adapter_model.safetensors")
-    })?;
-    let value: Value = serde_json::from_str(&text).map_err(|error| {
-        Problem::error(ProblemCode::Syntax, "this is not JSON", "这不是合法的 JSON")
-            .file(path.display())
-            .at(error.line() as u64, error.column() as u64)
-    })?;
-    let wrong = |key: &str, expected: &str| {
-        Problem::error(ProblemCode::InvalidValue, "this kind of adapter is not supported", "暂不支持这种适配器")
-            .file(path.display())
-            .key(key)
-            .found(&value[key])
-            .expected(expected)
-    };
-    if value["peft_type"] != "LORA" {
-        return Err(wrong("peft_type", "\"LORA\""));
-    }
-    for key in ["use_dora", "use_rslora", "fan_in_fan_out"] {
-        if value[key] == Value::Bool(true) && !(transposed && key == "fan_in_fan_out") {
-            return Err(wrong(key, "false"));
-        }
-    }
-    for key in ["rank_pattern", "alpha_pattern"] {
-        if value[key].as_object().is_some_and(|pattern| !pattern.is_empty()) {
-            return Err(wrong(key, "{}"));
-        }
-    }
-    let rank = value["r"].as_u64().filter(|&rank| rank > 0).ok_or_else(|| wrong("r", "a positive whole number"))?;
-    let targets = match &value["target_modules"] {
-        Value::Array(names) => {
-            LoraTargets::Named(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
-        }
-        _ => LoraTargets::All,
-    };
-    Ok(LoraConfig {
-        rank: rank as usize,
-        alpha: value["lora_alpha"].as_f64().ok_or_else(|| wrong("lora_alpha", "a number"))? as f32,
-        dropout: value["lora_dropout"].as_f64().unwrap_or(0.0) as f32,
-        targets,
-    })
 }
 
 fn mismatch(file: &SafetensorsFile, key: &str, found: &str, expected: &str) -> Problem {

@@ -35,8 +35,8 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
         trained_weights: trained_weights(recipe, shape),
         optimizer: optim::bytes(
             recipe,
-            &shape.trained_matrices(),
-            if shape.full { shape.norms } else { 0 },
+            &shape.trained_matrices,
+            shape.trained_vectors,
             shape.vocabulary,
         ),
         data: rows.sample_bytes(),
@@ -47,7 +47,7 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 
 /// Norms are always in `f32`, and adapters.
 fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
-    let matrices = shape.trained_parameters - if shape.full { shape.norms } else { 0 };
+    let matrices = shape.trained_parameters - shape.trained_vectors;
     let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
     shape.trained_parameters * FLOAT - saved
 }
@@ -136,6 +136,6 @@ fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> Memor
 /// A checkpoint is written one tensor at a time.
 fn saving(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     let before = throughout(recipe, shape, rows);
-    let largest = shape.trained_matrices().iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
+    let largest = shape.trained_matrices.iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
     MemoryEstimate { moment: Moment::Saving, optimizer: before.optimizer + largest.unwrap_or(0), ..before }
 }

@@ -57,6 +57,8 @@ fn parameters_are_those_that_the_checkpoint_has() {
     assert_eq!(shape.trained_tensors, 30 * 7 * 2);
     let two = Shape::new(&smollm2(), &recipe("lora_rank: 8\nlora_target: q_proj,v_proj\n"));
     assert_eq!(two.trained_parameters, 30 * 8 * ((576 + 576) + (576 + 192)));
+    let pattern = "lora_rank: 8\nlora_target: q_proj\nrank_pattern: {'layers\\.[01]\\..*': 2}\n";
+    assert_eq!(Shape::new(&smollm2(), &recipe(pattern)).trained_parameters, (28 * 8 + 2 * 2) * (576 + 576));
     let untied = DecoderConfig { tied_embeddings: false, ..smollm2() };
     assert_eq!(Shape::new(&untied, &recipe("")).parameters, 134_515_008 + 49_152 * 576);
 }

@@ -11,10 +11,12 @@
 //! | `check.rs` | names, types and ranges, from the schema |
 //! | `peers.rs` | keys and values that other tools know and this version does not |
 //! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
+//! | `adapter_rules.rs` | the same for LoRA's keys |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
+mod adapter_rules;
 mod check;
 mod optimizer_rules;
 mod peers;
@@ -33,8 +35,6 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-pub use resolve::LoraTarget;
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -61,7 +61,7 @@ pub struct Recipe {
     #[schemars(range(min = 1, max = 1024), extend("x-aliases" = ["lora_r"]))]
     pub lora_rank: usize,
 
-    /// LoRA's update is scaled by `lora_alpha / lora_rank`. Default: twice `lora_rank`.
+    /// LoRA's update is scaled by `lora_alpha / lora_rank`, or by rsLoRA's `lora_alpha / √lora_rank`. Default: twice `lora_rank`.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     lora_alpha: Option<f64>,
@@ -75,6 +75,21 @@ pub struct Recipe {
     #[serde(default = "default::all")]
     #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
     lora_target: OneOrMany,
+
+    /// rsLoRA: scale by `lora_alpha / √lora_rank`, so that a high rank learns as much as a low one. Default: false.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["peft_use_rslora"]))]
+    pub(crate) use_rslora: bool,
+
+    /// Ranks of single layers, by PEFT's patterns: a regular expression that a layer's name ends with, from a dot on: `{"layers\.0\..*": 4, "down_proj": 32}`. The first that matches holds.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 1024}))]
+    rank_pattern: Map<String, Value>,
+
+    /// `lora_alpha` of single layers, in the same way.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0}))]
+    alpha_pattern: Map<String, Value>,
 
     /// Keep the frozen weights of the linear layers in so many bits (QLoRA): 4 or 8. Default: not quantised.
     #[serde(default)]

@@ -21,13 +21,11 @@ const LATER_KEYS: &[&str] = &[
     "modules_to_save",
     "neftune_noise_alpha",
     "peft_use_dora",
-    "peft_use_rslora",
     "pissa_init",
     "report_to",
     "tf32",
     "use_badam",
     "use_dora",
-    "use_rslora",
 ];
 
 /// What JustTrain decides itself, so that there is nothing to write.

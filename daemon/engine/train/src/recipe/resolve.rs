@@ -3,23 +3,17 @@
 use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
+use justtrain_model::adapters::{LoraConfig, LoraTargets, Patterns};
 use justtrain_model::kernels::Format;
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
+use serde_json::{Map, Value};
 
 use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
 
 use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
-
-/// Linear layers that get a LoRA pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LoraTarget {
-    All,
-    /// Last parts of module names, such as `q_proj`.
-    Named(Vec<String>),
-}
 
 impl Recipe {
     /// Where to train.
@@ -27,14 +21,26 @@ impl Recipe {
         self.device.parse().unwrap_or_default()
     }
 
-    /// LoRA's update is scaled by `lora_alpha / lora_rank`.
     pub fn lora_alpha(&self) -> f64 {
         self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64)
     }
 
-    pub fn lora_target(&self) -> LoraTarget {
+    pub fn lora_target(&self) -> LoraTargets {
         let names = self.lora_target.names();
-        if names == ["all"] { LoraTarget::All } else { LoraTarget::Named(names) }
+        if names == ["all"] { LoraTargets::All } else { LoraTargets::Named(names) }
+    }
+
+    pub fn lora_config(&self) -> LoraConfig {
+        let rank = |value: &Value| value.as_u64().map(|rank| rank as usize);
+        LoraConfig {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha(),
+            dropout: self.lora_dropout,
+            targets: self.lora_target(),
+            rslora: self.use_rslora,
+            rank_pattern: patterns(&self.rank_pattern, rank).unwrap_or_default(),
+            alpha_pattern: patterns(&self.alpha_pattern, Value::as_f64).unwrap_or_default(),
+        }
     }
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
@@ -144,6 +150,8 @@ impl Recipe {
             num_train_epochs: other.num_train_epochs,
             max_steps: other.max_steps,
             lora_alpha: other.lora_alpha,
+            use_rslora: other.use_rslora,
+            alpha_pattern: other.alpha_pattern.clone(),
             adam_beta1: other.adam_beta1,
             adam_beta2: other.adam_beta2,
             galore_scale: other.galore_scale,
@@ -162,6 +170,14 @@ impl Recipe {
         };
         aligned == *other
     }
+}
+
+/// A mapping whose keys are patterns of module names. Fails with one that is no regular expression.
+pub(super) fn patterns<T: Copy>(
+    written: &Map<String, Value>,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Patterns<T>, (String, regex::Error)> {
+    Patterns::new(written.iter().filter_map(|(pattern, value)| Some((pattern.clone(), read(value)?))))
 }
 
 impl OneOrMany {

@@ -1,0 +1,179 @@
+//! LoRA and its kin beside PEFT, on tiny models (`scripts/golden/adapters.py`). A method joins with a line below.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
+use justtrain_kernels::linear_cross_entropy;
+use justtrain_model::adapters::{LoraConfig, load_peft, save_peft};
+use justtrain_model::export::export_merged;
+use justtrain_model::parameters::Trained;
+use justtrain_model::{Decoder, Input, Mode, WeightFormats};
+use justtrain_train::optim::schedule::Schedule;
+use justtrain_weights::Checkpoint;
+use justtrain_weights::safetensors::SafetensorsFile;
+use serde_json::{Value, json};
+
+macro_rules! cases {
+    ($($case:ident: $base:literal),* $(,)?) => {
+        $(mod $case {
+            use super::Case;
+
+            #[test]
+            fn logits_gradients_and_ten_steps_equal_peft() {
+                Case::open(stringify!($case), $base).check_training();
+            }
+
+            #[test]
+            fn what_is_saved_is_what_peft_wrote() {
+                Case::open(stringify!($case), $base).check_files();
+            }
+        })*
+
+        const ALL: &[(&str, &str)] = &[$((stringify!($case), $base)),*];
+    };
+}
+
+cases! {
+    rslora: "tiny-llama",
+}
+
+struct Case {
+    base: PathBuf,
+    adapter: PathBuf,
+    goldens: SafetensorsFile,
+    rows: Vec<Row>,
+}
+
+impl Case {
+    fn open(name: &str, base: &str) -> Self {
+        let fixtures = root("daemon/engine/model/fixtures");
+        let folder = fixtures.join("adapters").join(name);
+        Self {
+            goldens: SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap(),
+            rows: tiny_rows(&fixtures.join(base)),
+            base: fixtures.join(base),
+            adapter: folder.join("adapter"),
+        }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(&self.base).unwrap()
+    }
+
+    fn tuned(&self) -> (Decoder, LoraConfig) {
+        let mut decoder = load(&self.base);
+        let config = load_peft(&mut decoder, &self.adapter).unwrap();
+        (decoder, config)
+    }
+
+    fn check_training(&self) {
+        let (mut decoder, _) = self.tuned();
+        for (index, row) in self.rows.iter().enumerate() {
+            let expected = self.goldens.read_f32(&format!("adapter_logits.{index}")).unwrap();
+            assert_near(&logits(&decoder, &row.0), &expected, 1e-4, "logits");
+        }
+        let (input, targets) = batch(&self.rows);
+        let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
+        let loss = values(linear_cross_entropy(hidden, &decoder.output_layer(), targets.clone()))[0];
+        let expected = self.goldens.read_f32("adapter_loss").unwrap();
+        assert_near(&[loss / targets.len() as f32], &expected, 1e-5, "loss");
+
+        let (_, gradients) = gradients(&mut decoder, Trained::Adapters, &self.rows);
+        assert_eq!(gradients.len(), self.goldens.names().filter(|name| name.starts_with("grad.")).count());
+        for (name, gradient) in &gradients {
+            let expected = self.goldens.read_f32(&format!("grad.{name}")).unwrap();
+            let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            assert_near(gradient, &expected, (1e-3 * largest).max(1e-6), name);
+        }
+        let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 2, total_steps: 10 };
+        let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule);
+        assert_relative(&losses, &doubles(&self.goldens, "train.loss"), 1e-3, "loss of step");
+    }
+
+    fn check_files(&self) {
+        let (decoder, config) = self.tuned();
+        let folder = tempfile::tempdir().unwrap();
+        let base = self.base.file_name().unwrap().to_str().unwrap();
+        save_peft(&decoder, &config, base, folder.path()).unwrap();
+        let open = |folder: &Path| SafetensorsFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+        let (ours, peft) = (open(folder.path()), open(&self.adapter));
+        assert!(ours.names().eq(peft.names()), "the tensors have other names");
+        for name in ours.names() {
+            assert_eq!(ours.shape(name), peft.shape(name), "{name}");
+            assert_eq!(ours.bytes(name), peft.bytes(name), "{name}");
+        }
+        let json = |folder: &Path| -> Value {
+            let mut value: Value =
+                serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap();
+            value["target_modules"].as_array_mut().unwrap().sort_by_key(Value::to_string);
+            value
+        };
+        let (ours, peft) = (json(folder.path()), json(&self.adapter));
+        for (key, value) in ours.as_object().unwrap() {
+            assert_eq!(value, &peft[key], "{key}");
+        }
+        // Merged, it is the same model.
+        export_merged(&self.checkpoint(), &decoder, &folder.path().join("merged"), |_, _| {}).unwrap();
+        let merged = load(&folder.path().join("merged"));
+        for row in &self.rows {
+            assert_near(&logits(&merged, &row.0), &logits(&decoder, &row.0), 2e-4, "merged");
+        }
+    }
+
+    /// Runs `check_export.py` on both exports of the trained adapter.
+    fn check_exports(&self) {
+        let (mut decoder, config) = self.tuned();
+        let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
+        train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule);
+        check_export(&self.base, &decoder, &config, &self.rows);
+    }
+}
+
+/// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: PEFT and transformers
+/// load our exports without a warning and give the logits that we do.
+#[test]
+#[ignore = "needs JUSTTRAIN_PYTHON"]
+fn exports_have_our_logits_in_peft_and_transformers() {
+    for (name, base) in ALL {
+        Case::open(name, base).check_exports();
+    }
+}
+
+fn check_export(base: &Path, decoder: &Decoder, config: &LoraConfig, rows: &[Row]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    save_peft(decoder, config, "tiny", &path("peft")).unwrap();
+    export_merged(&Checkpoint::open(base).unwrap(), decoder, &path("merged"), |_, _| {}).unwrap();
+    let vocabulary = decoder.config().vocab_size;
+    let prompts = rows.iter().map(|(ids, _)| {
+        let logits = logits(decoder, ids);
+        json!({"ids": ids, "logits": logits[logits.len() - vocabulary..]})
+    });
+    std::fs::write(path("expected.json"), json!({"prompts": prompts.collect::<Vec<_>>()}).to_string()).unwrap();
+    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
+    let mut check = std::process::Command::new(python);
+    check.arg(root("scripts/golden/check_export.py")).arg("--base").arg(base);
+    for (option, name) in [("--expected", "expected.json"), ("--adapter", "peft"), ("--merged", "merged")] {
+        check.arg(option).arg(path(name));
+    }
+    let output = check.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+}
+
+fn load(folder: &Path) -> Decoder {
+    Decoder::load(&Checkpoint::open(folder).unwrap(), &Device::flex(), WeightFormats::default()).unwrap()
+}
+
+fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
+    let input = Input::packed(ids.to_vec(), &[0, ids.len()]);
+    values(decoder.logits(decoder.hidden_states(&input, None, Mode::TUNED)))
+}
+
+fn assert_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let worst = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f32::max);
+    assert!(worst <= tolerance, "{what}: off by {worst}");
+}

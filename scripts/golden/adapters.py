@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Make `daemon/engine/model/fixtures/adapters`: LoRA and its kin as PEFT computes them, on the tiny models beside it.
+
+One folder a case, with `adapter/` as PEFT writes it and `goldens.safetensors`. README.md lists what is in the folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from llama import save_adapter
+from lora_sft import LINEAR_LAYERS, IGNORE, Schedule, Sequence, adapter_parameters, gradients_of, logits_of, train
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+FIXTURES = Path(__file__).resolve().parents[2] / "daemon/engine/model/fixtures"
+SCHEDULE = Schedule(steps=10, warmup_steps=2, learning_rate=1e-3)
+CASES = {
+    "rslora": (
+        "tiny-llama",
+        {
+            "use_rslora": True,
+            "rank_pattern": {r"layers\.0\.self_attn\..*": 2, "down_proj": 6},
+            "alpha_pattern": {r"layers\.2\.mlp\..*": 3, "q_proj": 16},
+        },
+    ),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for name, (base, options) in CASES.items():
+        record(name, FIXTURES / base, options)
+
+
+def record(name: str, base: Path, options: dict) -> None:
+    torch.manual_seed(11)
+    folder = FIXTURES / "adapters" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    goldens = load_file(base / "goldens.safetensors")
+    batch = [Sequence(goldens[f"ids.{i}"].tolist(), goldens[f"labels.{i}"].tolist()) for i in range(2)]
+    assert all(IGNORE in sequence.labels for sequence in batch)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR_LAYERS, "task_type": "CAUSAL_LM"} | options
+    tuned = get_peft_model(model, LoraConfig(**settings)).train()
+    randomise(tuned)
+    save_adapter(tuned, folder / "adapter", base.name)
+    tensors = {f"adapter_logits.{i}": logits_of(tuned, sequence.ids) for i, sequence in enumerate(batch)}
+    loss, gradients = gradients_of(tuned, batch)
+    tensors["adapter_loss"] = torch.tensor(loss)
+    tensors |= {f"grad.{key}": gradient for key, gradient in gradients.items()}
+    curve = train(tuned, batch, SCHEDULE)
+    tensors["train.loss"] = torch.tensor(curve["loss"], dtype=torch.float64)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "goldens.safetensors")
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
+    print(f"{name}: loss {loss:.6f}, curve {curve['loss']}")
+
+
+def randomise(model) -> None:
+    """Away from where PEFT starts, which hides a wrong scale, a wrong norm and a copy that is not used."""
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model).items():
+            noise = torch.randn_like(parameter)
+            if ".lora_A" in name or ".lora_B" in name:
+                parameter.copy_(noise * (0.1 if ".lora_B" in name else 0.2))
+            else:
+                parameter.add_(0.1 * noise * parameter.abs().mean())
+
+
+if __name__ == "__main__":
+    main()
