@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
-use justtrain_model::adapters::attach_lora;
+use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
@@ -43,9 +43,7 @@ pub fn train(
     let trained = match recipe.finetuning_type {
         FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
         FinetuningType::Lora => {
-            let config = recipe.lora_config();
-            attach_lora(&mut decoder, &config, recipe.seed)
-                .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+            let config = adapt(&recipe, &model.name, &mut decoder, events)?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
@@ -138,6 +136,31 @@ pub fn train(
     events.phase(Phase::Saving);
     let folder = finish(&mut trainer)?;
     Ok(outcome(&trainer.state, folder, validation_loss, false))
+}
+
+/// Puts the recipe's adapter on the decoder: a fresh one, or the one to go on with.
+fn adapt(
+    recipe: &Recipe,
+    model: &str,
+    decoder: &mut Decoder,
+    events: &mut dyn EventSink,
+) -> Result<LoraConfig, Failure> {
+    let invalid = |problem: Problem| problem.because(FailureReason::RecipeInvalid);
+    let Some(folder) = recipe.adapter_path() else {
+        let config = recipe.lora_config();
+        attach_lora(decoder, &config, recipe.seed).map_err(invalid)?;
+        return Ok(config);
+    };
+    let last = |name: &str| name.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase();
+    if let Some(base) = base_model(&folder).filter(|base| last(base) != last(model)) {
+        let problem = Problem::warning(
+            ProblemCode::InvalidValue,
+            "the adapter says that it was trained on another model",
+            "该适配器注明它是在另一个模型上训练的",
+        );
+        events.warn(&problem.key("adapter_name_or_path").found(base).expected(model));
+    }
+    load_peft(decoder, &folder).map_err(invalid)
 }
 
 /// The order and grouping of the samples.

@@ -212,6 +212,44 @@ fn a_run_with_a_mean_of_weights_ends_with_it() {
     assert!((report.base.loss / mean_loss - 1.0).abs() < 1e-6, "{} {mean_loss}", report.base.loss);
 }
 
+/// PEFT's own adapter: what the run starts from, and its settings are what the run ends with.
+#[test]
+fn a_run_goes_on_with_an_adapter_that_is_there() {
+    let desk = Desk::new();
+    let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama/adapter");
+    let text = desk.recipe("").text.replace("lora_dropout: 0.1\n", "");
+    let recipe = |folder: &Path| RecipeSource {
+        text: format!("{text}adapter_name_or_path: {}\n", folder.display()),
+        ..desk.recipe("")
+    };
+    let whole = desk.losses(&recipe(&adapter), "whole");
+    let fresh = desk.losses(&RecipeSource { text: text.clone(), ..desk.recipe("") }, "fresh");
+    assert_ne!(whole[0], fresh[0], "B of this adapter is not zero");
+    let config = |folder: &Path| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    let (ours, peft) = (config(&desk.path("whole/adapter")), config(&adapter));
+    assert_eq!((&ours["r"], &ours["lora_alpha"]), (&peft["r"], &peft["lora_alpha"]));
+
+    // Where one run ended, another begins: the first loss is what an evaluation finds.
+    let end = desk.path("whole/adapter");
+    let next = RecipeSource { text: format!("{}val_size: 0\nmax_steps: 1\ngradient_accumulation_steps: 24\n", recipe(&end).text.replace("val_size: 4\n", "").replace("gradient_accumulation_steps: 2\n", "")), ..desk.recipe("") };
+    let first = desk.losses(&next, "next")[0];
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(end) };
+    let data = justtrain_worker_api::DataFile { path: desk.path("data.jsonl"), format: None };
+    let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+    let report = evaluate(&next, &model, Some(&data), &options, &mut Vec::new()).unwrap();
+    assert!((first / report.tuned.unwrap().loss - 1.0).abs() < 1e-5);
+
+    // Cut and resumed it is the same run.
+    let stop = StopToken::default();
+    let mut cut = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
+    desk.run(&recipe(&adapter), "cut", false, &mut cut, &stop).unwrap();
+    let mut rest = Vec::new();
+    desk.run(&recipe(&adapter), "cut", true, &mut rest, &StopToken::default()).unwrap();
+    assert_eq!([losses(&cut.events), losses(&rest)].concat(), whole);
+}
+
 #[test]
 fn a_rank_for_no_layer_is_refused() {
     let desk = Desk::new();

@@ -5,12 +5,13 @@ use burn::tensor::{Tensor, TensorData};
 use justtrain_worker_api::{Problem, ProblemCode};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use regex::Regex;
 
 use super::Patterns;
 use crate::Decoder;
 use crate::layers::Lora;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     pub rank: usize,
     pub alpha: f64,
@@ -43,8 +44,10 @@ impl Default for LoraConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {
     All,
-    /// Last parts of module names, such as `q_proj`.
+    /// Module names, or their last parts, such as `q_proj`.
     Named(Vec<String>),
+    /// A regular expression of whole module names.
+    Matching(String),
 }
 
 impl LoraConfig {
@@ -52,7 +55,11 @@ impl LoraConfig {
     pub fn targets(&self, layer: &str) -> bool {
         match &self.targets {
             LoraTargets::All => true,
-            LoraTargets::Named(names) => names.iter().any(|name| name == last_part(layer)),
+            LoraTargets::Named(names) => {
+                let ends = |name: &String| layer.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+                names.iter().any(ends)
+            }
+            LoraTargets::Matching(pattern) => Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer)),
         }
     }
 

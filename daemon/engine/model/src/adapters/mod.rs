@@ -8,3 +8,4 @@ mod peft_config;
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
 pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};
+pub use peft_config::{base_model, read_peft_config};

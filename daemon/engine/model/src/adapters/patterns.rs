@@ -19,6 +19,13 @@ impl<T> Default for Patterns<T> {
     }
 }
 
+impl<T: PartialEq> PartialEq for Patterns<T> {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Pattern<T>, &Pattern<T>)| a.written == b.written && a.value == b.value;
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(same)
+    }
+}
+
 impl<T: Copy> Patterns<T> {
     /// Fails with the first pattern that is no regular expression, and why.
     pub fn new(values: impl IntoIterator<Item = (String, T)>) -> Result<Self, (String, regex::Error)> {

@@ -14,8 +14,9 @@ use super::{LoraConfig, peft_config};
 use crate::layers::Lora;
 use crate::{Decoder, WeightFormat, WeightFormats};
 
-const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT wrote before.
+const PICKLED: &str = "adapter_model.bin";
 /// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
 /// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
@@ -45,7 +46,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
     })?;
     let config = peft_config::value(config, base_model, &targets(decoder), decoder.config().names.transposed);
-    let path = folder.join(CONFIG);
+    let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
 }
@@ -73,10 +74,10 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
 }
 
 /// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of
-/// one.
+/// one. Which layers have one is told by the tensors.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
-    let config = peft_config::read(&folder.join(CONFIG), decoder.config().names.transposed)?;
-    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let config = peft_config::read(folder, decoder.config().names.transposed)?;
+    let file = open(folder)?;
     let device = decoder.device();
     let mut used = 0;
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
@@ -105,6 +106,21 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
         return Err(mismatch(&file, "lora_A/lora_B", found, "LoRA factors of this model's linear layers"));
     }
     Ok(config)
+}
+
+fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
+    let path = folder.join(WEIGHTS);
+    if !path.exists() && folder.join(PICKLED).exists() {
+        return Err(Problem::error(
+            ProblemCode::FileFormat,
+            "the adapter is a pickle, which can run code when it is read",
+            "该适配器是 pickle 文件，读取时可能执行代码",
+        )
+        .file(folder.join(PICKLED).display())
+        .expected(WEIGHTS)
+        .fix("load it in PEFT and save it with safe_serialization", "用 PEFT 载入，再以 safe_serialization 保存"));
+    }
+    SafetensorsFile::open(&path)
 }
 
 /// `base_model.model.<layer>.lora_A.weight`; with no factor, what both names start with.

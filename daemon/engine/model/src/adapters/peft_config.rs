@@ -1,12 +1,15 @@
 //! PEFT's `adapter_config.json`, written and read.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use justtrain_worker_api::{Problem, ProblemCode};
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::{LoraConfig, LoraTargets, Patterns};
+
+pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// `targets` are the ends of the names of all adapted layers.
 pub(super) fn value(config: &LoraConfig, base_model: &str, targets: &[&str], transposed: bool) -> Value {
@@ -35,9 +38,27 @@ fn whole(alpha: f64) -> Value {
     if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) }
 }
 
+/// Reads the configuration alone.
+pub fn read_peft_config(folder: &Path) -> Result<LoraConfig, Problem> {
+    let (path, value) = parse(folder)?;
+    // Which matrices are transposed is the model's business.
+    Reader { path: &path, value: &value }.config(true)
+}
+
+/// The name of the model that the adapter was trained on.
+pub fn base_model(folder: &Path) -> Option<String> {
+    parse(folder).ok()?.1["base_model_name_or_path"].as_str().map(str::to_owned)
+}
+
 /// `transposed`: the base model stores its matrices as `[inputs, outputs]`.
-pub(super) fn read(path: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
-    let text = fs::read_to_string(path).map_err(|error| {
+pub(super) fn read(folder: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
+    let (path, value) = parse(folder)?;
+    Reader { path: &path, value: &value }.config(transposed)
+}
+
+fn parse(folder: &Path) -> Result<(PathBuf, Value), Problem> {
+    let path = folder.join(CONFIG);
+    let text = fs::read_to_string(&path).map_err(|error| {
         Problem::error(
             ProblemCode::FileNotFound,
             format!("the adapter cannot be read: {error}"),
@@ -51,8 +72,29 @@ pub(super) fn read(path: &Path, transposed: bool) -> Result<LoraConfig, Problem>
             .file(path.display())
             .at(error.line() as u64, error.column() as u64)
     })?;
-    Reader { path, value: &value }.config(transposed)
+    Ok((path, value))
 }
+
+/// Kinds of LoRA that the decoder does not compute, and what their keys must be where they are there.
+const ABSENT: [&str; 13] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Initialisations that change the base model. An adapter that PEFT has not converted when it was saved goes with that
+/// other base.
+const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 
 struct Reader<'a> {
     path: &'a Path,
@@ -65,10 +107,24 @@ impl Reader<'_> {
         if value["peft_type"] != "LORA" {
             return Err(self.wrong("peft_type", "\"LORA\""));
         }
-        for key in ["use_dora", "fan_in_fan_out"] {
-            if value[key] == Value::Bool(true) && !(transposed && key == "fan_in_fan_out") {
-                return Err(self.wrong(key, "false"));
-            }
+        let absent = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(items) => items.is_empty(),
+            _ => false,
+        };
+        if let Some(key) = ABSENT.into_iter().find(|key| !absent(&value[*key])) {
+            return Err(self.wrong(key, "null"));
+        }
+        if value["fan_in_fan_out"] == Value::Bool(true) && !transposed {
+            return Err(self.wrong("fan_in_fan_out", "false"));
+        }
+        let init = value["init_lora_weights"].as_str().unwrap_or_default();
+        if CHANGES_BASE.iter().any(|name| init.starts_with(name)) {
+            return Err(self.wrong("init_lora_weights", "true").fix(
+                "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter",
+                "保存时使用 path_initial_model_for_weight_conversion，将其转换为普通 LoRA 适配器",
+            ));
         }
         let rank = |value: &Value| value.as_u64().filter(|&rank| rank > 0).map(|rank| rank as usize);
         Ok(LoraConfig {
@@ -79,6 +135,10 @@ impl Reader<'_> {
                 Value::Array(names) => {
                     LoraTargets::Named(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
                 }
+                Value::String(pattern) if pattern != "all-linear" => match Regex::new(pattern) {
+                    Ok(_) => LoraTargets::Matching(pattern.clone()),
+                    Err(_) => return Err(self.wrong("target_modules", "names, or a regular expression")),
+                },
                 _ => LoraTargets::All,
             },
             rslora: value["use_rslora"] == Value::Bool(true),

@@ -1,6 +1,8 @@
 //! What the keys of LoRA and its kin must satisfy.
 
-use justtrain_model::adapters::LoraTargets;
+use std::collections::BTreeSet;
+
+use justtrain_model::adapters::{LoraConfig, LoraTargets, Patterns};
 use justtrain_model::families;
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
@@ -27,7 +29,69 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
         let (pattern, error) = patterns(written, Value::as_f64).err()?;
         Some(no_pattern(&format!("{key}.{pattern}"), &error))
     });
-    broken.chain(lora_target(recipe)).collect()
+    broken.chain(lora_target(recipe)).chain(other_than_adapter(recipe)).chain(adapter_beside_full(recipe)).collect()
+}
+
+/// What is wrong with an adapter's own files, at the key that names it.
+pub(super) fn unreadable(problem: Problem) -> Problem {
+    let parts = [&problem.file, &problem.key, &problem.found].into_iter().flatten().cloned();
+    let found = parts.collect::<Vec<_>>().join(": ");
+    Problem { file: None, line: None, column: None, ..problem }.key("adapter_name_or_path").found(found)
+}
+
+fn adapter_beside_full(recipe: &Recipe) -> Option<Problem> {
+    (recipe.finetuning_type == FinetuningType::Full).then(|| {
+        invalid(
+            "adapter_name_or_path",
+            "finetuning_type full trains the model's own weights and no adapter",
+            "finetuning_type 为 full 时训练模型本身的权重，没有适配器",
+        )
+        .expected("finetuning_type: lora")
+        .fix(
+            "write finetuning_type: lora; or export the adapter merged, and train that model",
+            "写 finetuning_type: lora；或先合并导出适配器，再训练那个模型",
+        )
+    })
+}
+
+/// Keys that say something else than the adapter to go on with.
+fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
+    let (Some(adapter), written) = (&recipe.adapter, recipe.written_lora_config()) else { return Vec::new() };
+    let show = |config: &LoraConfig| {
+        [
+            ("lora_rank", config.rank.to_string()),
+            ("lora_alpha", config.alpha.to_string()),
+            ("lora_dropout", config.dropout.to_string()),
+            ("lora_target", show_targets(&config.targets)),
+            ("use_rslora", config.rslora.to_string()),
+            ("rank_pattern", show_patterns(&config.rank_pattern)),
+            ("alpha_pattern", show_patterns(&config.alpha_pattern)),
+        ]
+    };
+    let differing = show(&written).into_iter().zip(show(adapter)).filter(|((_, written), (_, has))| written != has);
+    let problem = |((key, written), (_, has)): ((&str, String), (&str, String))| {
+        invalid(
+            key,
+            "the adapter of adapter_name_or_path was made otherwise",
+            "adapter_name_or_path 的适配器并非如此",
+        )
+        .found(written)
+        .expected(has)
+        .fix("remove this line; the adapter brings its own", "删除这一行，以适配器自带的为准")
+    };
+    differing.map(problem).collect()
+}
+
+fn show_targets(targets: &LoraTargets) -> String {
+    match targets {
+        LoraTargets::All => "all".to_owned(),
+        LoraTargets::Named(names) => names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", "),
+        LoraTargets::Matching(pattern) => pattern.clone(),
+    }
+}
+
+fn show_patterns<T: Copy + ToString>(patterns: &Patterns<T>) -> String {
+    patterns.iter().map(|(pattern, value)| format!("{pattern}: {}", value.to_string())).collect::<Vec<_>>().join(", ")
 }
 
 /// The key's last part is no regular expression.

@@ -30,6 +30,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+use justtrain_model::adapters::{LoraConfig, read_peft_config};
 use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -55,6 +56,11 @@ pub struct Recipe {
     #[serde(default)]
     #[schemars(extend("x-aliases" = ["adapter"]))]
     pub finetuning_type: FinetuningType,
+
+    /// Go on with a LoRA adapter that is there already, from JustTrain or PEFT: its folder, starting from the recipe's. Rank, alpha, dropout and layers are the adapter's.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-aliases" = ["lora_model_dir"]))]
+    adapter_name_or_path: Option<String>,
 
     /// Rank of the LoRA matrices.
     #[serde(default = "default::lora_rank")]
@@ -294,6 +300,10 @@ pub struct Recipe {
     #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
     device: String,
 
+    /// That of the adapter to go on with.
+    #[serde(skip)]
+    adapter: Option<LoraConfig>,
+
     /// Where relative paths start.
     #[serde(skip)]
     base_dir: PathBuf,
@@ -320,6 +330,13 @@ impl Recipe {
             vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
         })?;
         recipe.base_dir.clone_from(&source.base_dir);
+        match recipe.adapter_path().map(|folder| read_peft_config(&folder)).transpose() {
+            Ok(adapter) => recipe.adapter = adapter,
+            Err(problem) => {
+                let mark = written.mark("adapter_name_or_path").unwrap_or(yaml::Mark { line: 1, column: 1 });
+                problems.push(adapter_rules::unreadable(problem).at(mark.line, mark.column));
+            }
+        }
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
         if !problems.is_empty() {

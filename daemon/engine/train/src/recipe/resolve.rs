@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
+use crate::prepare::adapter_template;
 
 use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
 
@@ -30,7 +31,17 @@ impl Recipe {
         if names == ["all"] { LoraTargets::All } else { LoraTargets::Named(names) }
     }
 
+    /// The folder of the adapter to go on with.
+    pub fn adapter_path(&self) -> Option<PathBuf> {
+        self.adapter_name_or_path.as_ref().map(|folder| self.base_dir.join(folder))
+    }
+
+    /// That of the adapter to go on with, or what the recipe says.
     pub fn lora_config(&self) -> LoraConfig {
+        self.adapter.clone().unwrap_or_else(|| self.written_lora_config())
+    }
+
+    pub(super) fn written_lora_config(&self) -> LoraConfig {
         let rank = |value: &Value| value.as_u64().map(|rank| rank as usize);
         LoraConfig {
             rank: self.lora_rank,
@@ -74,10 +85,10 @@ impl Recipe {
         files.iter().map(|file| self.base_dir.join(file)).collect()
     }
 
-    /// The chat template's text; None for the one that the model brings.
+    /// The chat template's text; None for the one that the model brings. An adapter to go on with may bring another.
     pub fn chat_template(&self) -> Result<Option<String>, Problem> {
         match self.template.as_str() {
-            "auto" => Ok(None),
+            "auto" => Ok(adapter_template(self.adapter_path().as_deref())),
             template => choose(template, &self.base_dir).map(Some),
         }
     }

@@ -259,6 +259,33 @@ fn scales_and_ranks_of_single_layers() {
     assert!(problem.found.unwrap().contains("unclosed group"));
 }
 
+const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/fixtures/tiny-llama/adapter");
+
+#[test]
+fn an_adapter_to_go_on_with_brings_its_own_settings() {
+    let recipe = read_with(&format!("adapter_name_or_path: {ADAPTER}\n"));
+    let lora = recipe.lora_config();
+    assert_eq!((lora.rank, lora.alpha), (4, 8.0));
+    assert!(lora.targets("model.layers.0.mlp.up_proj") && !lora.targets("lm_head"));
+    read_with(&format!("adapter_name_or_path: {ADAPTER}\nlora_rank: 4\n"));
+    for (written, found, expected) in [
+        ("lora_rank: 8", "8", "4"),
+        ("lora_alpha: 16", "16", "8"),
+        ("lora_dropout: 0.1", "0.1", "0"),
+        ("use_rslora: true", "true", "false"),
+        ("rank_pattern: {up_proj: 2}", "up_proj: 2", ""),
+    ] {
+        let problem = only_problem_with(&format!("adapter_name_or_path: {ADAPTER}\n{written}\n"));
+        assert_eq!(problem.key.as_deref(), written.split_once(':').map(|(key, _)| key));
+        assert_eq!((problem.found.as_deref(), problem.expected.as_deref()), (Some(found), Some(expected)));
+    }
+    let problem = only_problem_with(&format!("finetuning_type: full\nadapter_name_or_path: {ADAPTER}\n"));
+    assert_eq!((problem.key.as_deref(), problem.line), (Some("adapter_name_or_path"), Some(4)));
+    let problem = only_problem_with("adapter_name_or_path: no/such\n");
+    assert_eq!((problem.code, problem.line), (ProblemCode::FileNotFound, Some(3)));
+    assert!(problem.found.unwrap().starts_with("/data/no/such/adapter_config.json"));
+}
+
 #[test]
 fn what_comes_later_is_said_so() {
     for written in ["stage: dpo", "finetuning_type: freeze", "precision: fp16"] {
