@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Make `daemon/engine/model/fixtures/adapters`: LoRA and its kin as PEFT computes them, on the tiny models beside it.
 
+    python adapters.py [NAME ...]
+
 One folder a case, with `adapter/` as PEFT writes it and `goldens.safetensors`. README.md lists what is in the folder.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 FIXTURES = Path(__file__).resolve().parents[2] / "daemon/engine/model/fixtures"
 SCHEDULE = Schedule(steps=10, warmup_steps=2, learning_rate=1e-3)
+CONV1D = ["c_attn", "c_proj", "c_fc"]
 CASES = {
     "rslora": (
         "tiny-llama",
@@ -27,12 +31,16 @@ CASES = {
             "alpha_pattern": {r"layers\.2\.mlp\..*": 3, "q_proj": 16},
         },
     ),
+    "dora": ("tiny-llama", {"use_dora": True}),
+    "dora_gpt2": ("families/gpt2", {"use_dora": True, "use_rslora": True, "target_modules": CONV1D}),
 }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     for name, (base, options) in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         record(name, FIXTURES / base, options)
 
 
@@ -45,6 +53,9 @@ def record(name: str, base: Path, options: dict) -> None:
     assert all(IGNORE in sequence.labels for sequence in batch)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
     settings = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR_LAYERS, "task_type": "CAUSAL_LM"} | options
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     tuned = get_peft_model(model, LoraConfig(**settings)).train()
     randomise(tuned)
     save_adapter(tuned, folder / "adapter", base.name)

@@ -7,7 +7,7 @@ use justtrain_kernels::{Packed, Weight};
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained {
-    /// The factors of the adapters.
+    /// The factors of the adapters, and what goes with them.
     Adapters,
     /// The model's own weights.
     Weights,
@@ -15,7 +15,7 @@ pub enum Trained {
 
 impl Trained {
     pub fn includes(self, name: &str) -> bool {
-        let adapter = name.ends_with(".lora_A") || name.ends_with(".lora_B");
+        let adapter = [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
         adapter == (self == Self::Adapters)
     }
 }

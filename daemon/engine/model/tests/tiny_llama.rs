@@ -262,7 +262,10 @@ fn layers_that_have_no_adapter_stay_without_one() {
     save_peft(&some, &config, "tiny", folder.path()).unwrap();
     let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
     let targets = &serde_json::from_str::<serde_json::Value>(&text).unwrap()["target_modules"];
-    assert_eq!(*targets, json!(["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.layers.1.self_attn.q_proj"]));
+    assert_eq!(
+        *targets,
+        json!(["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.layers.1.self_attn.q_proj"])
+    );
     let mut again = decoder(&Device::flex());
     load_peft(&mut again, folder.path()).unwrap();
     assert_eq!(again.projections().filter(|projection| projection.lora.is_some()).count(), 19);

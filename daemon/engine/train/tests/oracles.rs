@@ -88,13 +88,8 @@ impl SmolLm2 {
                 let values: Vec<f32> = (0..shape[0] * shape[1]).map(value).collect();
                 Tensor::from_data(TensorData::new(values, shape), &device)
             };
-            projection.lora = Some(Lora {
-                a: factor(2 * index, [8, inputs], 0.04),
-                b: factor(2 * index + 1, [outputs, 8], 0.03),
-                scale: 2.0,
-                dropout: 0.0,
-                index: index as u64,
-            });
+            let (a, b) = (factor(2 * index, [8, inputs], 0.04), factor(2 * index + 1, [outputs, 8], 0.03));
+            projection.lora = Some(Lora::new(a, b, 2.0, 0.0, index as u64));
         }
     }
 

@@ -136,6 +136,8 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "optim: muon\n",
         "ema_decay: 0.5\neval_steps: 1\n",
         "use_rslora: true\nrank_pattern: {down_proj: 6}\nalpha_pattern: {'layers\\.0\\..*': 4}\n",
+        "use_dora: true\n",
+        "use_dora: true\nquantization_bit: 4\ngradient_checkpointing: true\npacking: true\n",
     ];
     for extra in kinds {
         let desk = Desk::new();
@@ -233,7 +235,13 @@ fn a_run_goes_on_with_an_adapter_that_is_there() {
 
     // Where one run ended, another begins: the first loss is what an evaluation finds.
     let end = desk.path("whole/adapter");
-    let next = RecipeSource { text: format!("{}val_size: 0\nmax_steps: 1\ngradient_accumulation_steps: 24\n", recipe(&end).text.replace("val_size: 4\n", "").replace("gradient_accumulation_steps: 2\n", "")), ..desk.recipe("") };
+    let next = RecipeSource {
+        text: format!(
+            "{}val_size: 0\nmax_steps: 1\ngradient_accumulation_steps: 24\n",
+            recipe(&end).text.replace("val_size: 4\n", "").replace("gradient_accumulation_steps: 2\n", "")
+        ),
+        ..desk.recipe("")
+    };
     let first = desk.losses(&next, "next")[0];
     let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(end) };
     let data = justtrain_worker_api::DataFile { path: desk.path("data.jsonl"), format: None };
@@ -294,7 +302,8 @@ fn modules_learn_at_their_own_rates() {
 #[test]
 fn gradient_checkpointing_changes_no_loss() {
     let desk = Desk::new();
-    for (method, recipe) in [("lora", desk.recipe("")), ("full", desk.full_recipe("max_grad_norm: 0\n"))] {
+    let lora = [("lora", desk.recipe("")), ("dora", desk.recipe("use_dora: true\n"))];
+    for (method, recipe) in lora.into_iter().chain([("full", desk.full_recipe("max_grad_norm: 0\n"))]) {
         let with = RecipeSource { text: format!("{}gradient_checkpointing: true\n", recipe.text), ..recipe.clone() };
         let losses = [(recipe, "without"), (with, "with")].map(|(recipe, run)| desk.losses(&recipe, run));
         assert_eq!(losses[0], losses[1], "{method}");

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use regex::Regex;
 
 use super::Patterns;
+use super::dora::attach_magnitudes;
 use crate::Decoder;
 use crate::layers::Lora;
 
@@ -20,6 +21,8 @@ pub struct LoraConfig {
     pub targets: LoraTargets,
     /// Scale by `alpha / √rank` in place of `alpha / rank`.
     pub rslora: bool,
+    /// DoRA: magnitudes are trained apart.
+    pub dora: bool,
     /// Ranks and alphas of single layers.
     pub rank_pattern: Patterns<usize>,
     pub alpha_pattern: Patterns<f64>,
@@ -34,6 +37,7 @@ impl Default for LoraConfig {
             dropout: 0.0,
             targets: LoraTargets::All,
             rslora: false,
+            dora: false,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
         }
@@ -56,10 +60,14 @@ impl LoraConfig {
         match &self.targets {
             LoraTargets::All => true,
             LoraTargets::Named(names) => {
-                let ends = |name: &String| layer.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+                let ends = |name: &String| {
+                    layer.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                };
                 names.iter().any(ends)
             }
-            LoraTargets::Matching(pattern) => Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer)),
+            LoraTargets::Matching(pattern) => {
+                Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer))
+            }
         }
     }
 
@@ -92,13 +100,12 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Res
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index);
         let a: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
-        projection.lora = Some(Lora {
-            a: Tensor::from_data(TensorData::new(a, [rank, inputs]), &device),
-            b: Tensor::zeros([outputs, rank], &device),
-            scale: config.scale_of(&projection.name),
-            dropout: config.dropout as f32,
-            index,
-        });
+        let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), &device);
+        let (b, scale) = (Tensor::zeros([outputs, rank], &device), config.scale_of(&projection.name));
+        projection.lora = Some(Lora::new(a, b, scale, config.dropout as f32, index));
+    }
+    if config.dora {
+        attach_magnitudes(decoder);
     }
     Ok(())
 }
@@ -134,7 +141,10 @@ fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
 fn check_patterns(decoder: &Decoder, config: &LoraConfig) -> Result<(), Problem> {
     let layers: Vec<&str> =
         decoder.projections().map(|projection| projection.name.as_str()).filter(|name| config.targets(name)).collect();
-    let unused = [("rank_pattern", config.rank_pattern.unused(&layers)), ("alpha_pattern", config.alpha_pattern.unused(&layers))];
+    let unused = [
+        ("rank_pattern", config.rank_pattern.unused(&layers)),
+        ("alpha_pattern", config.alpha_pattern.unused(&layers)),
+    ];
     let Some((key, pattern)) = unused.into_iter().find_map(|(key, pattern)| Some((key, pattern?))) else {
         return Ok(());
     };

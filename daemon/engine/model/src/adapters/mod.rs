@@ -1,10 +1,12 @@
 //! Adapters: small trainable weights beside frozen ones. One file each.
 
+mod dora;
 mod lora;
 mod patterns;
 mod peft;
 mod peft_config;
 
+pub use dora::Dora;
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
 pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};

@@ -59,7 +59,8 @@ mod tests {
     /// The results of `get_pattern_key`.
     #[test]
     fn a_pattern_matches_whole_parts_at_the_end() {
-        let written = [("q_proj", 1), (r"layers\.0\.mlp\..*", 2), ("model.layers.1.self_attn.k_proj", 3), ("proj|o_proj", 4)];
+        let written =
+            [("q_proj", 1), (r"layers\.0\.mlp\..*", 2), ("model.layers.1.self_attn.k_proj", 3), ("proj|o_proj", 4)];
         let patterns = Patterns::new(written.map(|(pattern, value)| (pattern.to_owned(), value))).unwrap();
         for (module, value) in [
             ("model.layers.0.self_attn.q_proj", Some(1)),

@@ -1,17 +1,18 @@
 //! Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`
 //! (`docs/source/developer_guides/checkpoint.md` in PEFT).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
-use super::{LoraConfig, peft_config};
+use super::{Dora, LoraConfig, peft_config};
 use crate::layers::Lora;
+use crate::parameters::{Parameter, Parameters, Trained};
 use crate::{Decoder, WeightFormat, WeightFormats};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -25,16 +26,16 @@ const TABLES_FORMAT: &str = "base_tables_format";
 /// Writes the decoder's adapter into `folder`, which is made where it is missing. Returns the bytes written.
 pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folder: &Path) -> Result<u64, Problem> {
     fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
-    let mut tensors: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-    for projection in decoder.projections() {
-        let Some(lora) = &projection.lora else { continue };
-        tensors.insert(key(&projection.name, "A"), lora.a.clone());
-        tensors.insert(key(&projection.name, "B"), lora.b.clone());
-    }
-    let entries: Vec<Entry> = tensors
-        .iter()
-        .map(|(name, tensor)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 })
-        .collect();
+    // Clones share the memory.
+    let mut tuned = decoder.clone();
+    let tensors: BTreeMap<String, Parameter<'_>> =
+        tuned.trained_mut(Trained::Adapters).into_iter().map(|tensor| (key(&tensor.name), tensor)).collect();
+    let entry = |(name, tensor): (&String, &Parameter<'_>)| Entry {
+        name: name.clone(),
+        shape: tensor.stored_shape(),
+        dtype: Dtype::F32,
+    };
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
     let formats = decoder.formats();
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     for (key, format) in [(LINEAR_FORMAT, formats.linear), (TABLES_FORMAT, formats.tables)] {
@@ -42,9 +43,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
             metadata.insert(key.to_owned(), format.name().to_owned());
         }
     }
-    let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
-        Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
-    })?;
+    let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| Ok(tensors[&entry.name].stored_values()))?;
     let config = peft_config::value(config, base_model, &targets(decoder), decoder.config().names.transposed);
     let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
@@ -73,39 +72,43 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
     Ok(WeightFormats { linear: format(LINEAR_FORMAT), tables: format(TABLES_FORMAT) })
 }
 
-/// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of
-/// one. Which layers have one is told by the tensors.
+/// Puts a PEFT LoRA adapter on the decoder. Which layers have one is told by the tensors: each must fit a layer, and none
+/// may be missing.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
     let config = peft_config::read(folder, decoder.config().names.transposed)?;
     let file = open(folder)?;
     let device = decoder.device();
-    let mut used = 0;
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
-        let names = [key(&projection.name, "A"), key(&projection.name, "B")];
-        if names.iter().all(|name| file.shape(name).is_none()) {
+        let (name, [outputs, inputs]) = (&projection.name, projection.shape());
+        let start = key(&format!("{name}.lora_"));
+        if !file.names().any(|tensor| tensor.starts_with(&start)) {
             continue;
         }
-        let [outputs, inputs] = projection.shape();
-        let read = |name: &str, shape: [usize; 2]| {
-            let found = file.shape(name).unwrap_or_default();
-            if found != shape {
-                return Err(mismatch(&file, name, &format!("{found:?}"), &format!("{shape:?}")));
-            }
-            Ok(Tensor::from_data(TensorData::new(file.read_f32(name)?, shape), &device))
-        };
-        let rank = config.rank_of(&projection.name);
-        let (a, b) = (read(&names[0], [rank, inputs])?, read(&names[1], [outputs, rank])?);
-        let scale = config.scale_of(&projection.name);
-        projection.lora = Some(Lora { a, b, scale, dropout: config.dropout as f32, index });
-        used += 2;
+        let rank = config.rank_of(name);
+        let (a, b) = (Tensor::zeros([rank, inputs], &device), Tensor::zeros([outputs, rank], &device));
+        let mut lora = Lora::new(a, b, config.scale_of(name), config.dropout as f32, index);
+        lora.dora = config.dora.then(|| Dora::new(&projection.weight, Tensor::zeros([outputs], &device)));
+        projection.lora = Some(lora);
     }
-    if used != file.names().count() || used == 0 {
-        let layers: Vec<String> = decoder.projections().map(|p| key(&p.name, "")).collect();
-        let stranger = file.names().find(|name| !layers.iter().any(|layer| name.starts_with(layer.as_str())));
-        let found = stranger.unwrap_or("no LoRA tensors");
-        return Err(mismatch(&file, "lora_A/lora_B", found, "LoRA factors of this model's linear layers"));
+    let mut used = BTreeSet::new();
+    for mut tensor in decoder.trained_mut(Trained::Adapters) {
+        let (name, shape) = (key(&tensor.name), tensor.stored_shape());
+        let found = file.shape(&name).unwrap_or_default();
+        if found != shape {
+            return Err(mismatch(&file, &name, &format!("{found:?}"), &format!("{shape:?}")));
+        }
+        tensor.set_stored(file.read_f32(&name)?);
+        used.insert(name);
     }
-    Ok(config)
+    match file.names().find(|name| !used.contains(*name)) {
+        None if !used.is_empty() => Ok(config),
+        stranger => Err(mismatch(
+            &file,
+            "lora_A/lora_B",
+            stranger.unwrap_or("no LoRA tensors"),
+            "LoRA factors of this model's linear layers",
+        )),
+    }
 }
 
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
@@ -123,12 +126,10 @@ fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
     SafetensorsFile::open(&path)
 }
 
-/// `base_model.model.<layer>.lora_A.weight`; with no factor, what both names start with.
-fn key(layer: &str, factor: &str) -> String {
-    match factor {
-        "" => format!("base_model.model.{layer}.lora_"),
-        factor => format!("base_model.model.{layer}.lora_{factor}.weight"),
-    }
+/// PEFT's name of a parameter.
+fn key(parameter: &str) -> String {
+    let end = if parameter.ends_with(".lora_A") || parameter.ends_with(".lora_B") { ".weight" } else { "" };
+    format!("base_model.model.{parameter}{end}")
 }
 
 fn mismatch(file: &SafetensorsFile, key: &str, found: &str, expected: &str) -> Problem {

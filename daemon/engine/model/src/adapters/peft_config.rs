@@ -29,7 +29,7 @@ pub(super) fn value(config: &LoraConfig, base_model: &str, targets: &[&str], tra
         "rank_pattern": config.rank_pattern.iter().map(|(pattern, rank)| (pattern.to_owned(), json!(rank))).collect::<Map<_, _>>(),
         "alpha_pattern": config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.to_owned(), whole(alpha))).collect::<Map<_, _>>(),
         "use_rslora": config.rslora,
-        "use_dora": false,
+        "use_dora": config.dora,
     })
 }
 
@@ -76,7 +76,7 @@ fn parse(folder: &Path) -> Result<(PathBuf, Value), Problem> {
 }
 
 /// Kinds of LoRA that the decoder does not compute, and what their keys must be where they are there.
-const ABSENT: [&str; 13] = [
+const ABSENT: [&str; 12] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -87,7 +87,6 @@ const ABSENT: [&str; 13] = [
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 ];
@@ -142,6 +141,7 @@ impl Reader<'_> {
                 _ => LoraTargets::All,
             },
             rslora: value["use_rslora"] == Value::Bool(true),
+            dora: value["use_dora"] == Value::Bool(true),
             rank_pattern: self.patterns("rank_pattern", rank)?,
             alpha_pattern: self.patterns("alpha_pattern", Value::as_f64)?,
         })

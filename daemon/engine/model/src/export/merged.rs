@@ -1,4 +1,5 @@
-//! A Hugging Face folder whose weights have the adapter folded in: `W + s·B·A`, in `f32`.
+//! A Hugging Face folder whose weights have the adapter folded in: `W + s·B·A`, and where it has magnitudes each row of that
+//! brought to its own; in `f32`.
 
 use std::fs;
 use std::path::Path;
@@ -10,6 +11,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::{SHARD_BYTES, in_float32};
 use crate::Decoder;
+use crate::layers::Projection;
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -38,10 +40,8 @@ pub fn export_merged(
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
         let mut weight = checkpoint.read_f32(&entry.name, &entry.shape)?;
-        if let Some(update) = adapter_update(decoder, &entry.name) {
-            for (weight, update) in weight.iter_mut().zip(update) {
-                *weight += update;
-            }
+        if let Some(projection) = adapted(decoder, &entry.name) {
+            merge(projection, &mut weight);
         }
         done += 1;
         progress(done, entries.len() as u64);
@@ -52,14 +52,37 @@ pub fn export_merged(
     Ok(size + text.len() as u64)
 }
 
-/// `s·B·A` of the layer with this weight, where it has an adapter, in the order that the weight is stored in.
-fn adapter_update(decoder: &Decoder, weight_name: &str) -> Option<Vec<f32>> {
+/// The layer with this weight, where it has an adapter.
+fn adapted<'a>(decoder: &'a Decoder, weight_name: &str) -> Option<&'a Projection> {
     let layer = weight_name.strip_suffix(".weight")?;
     // A file of the bare model lacks the first part of each name.
     let is_layer = |name: &str| name == layer || name.split_once('.').is_some_and(|(_, bare)| bare == layer);
-    let projection = decoder.projections().find(|projection| is_layer(&projection.name))?;
-    let lora = projection.lora.as_ref()?;
+    decoder.projections().find(|projection| projection.lora.is_some() && is_layer(&projection.name))
+}
+
+/// Folds the layer's adapter into its weight, which lies in the order that it is stored in.
+fn merge(projection: &Projection, weight: &mut [f32]) {
+    let Some(lora) = &projection.lora else { return };
+    let [outputs, inputs] = projection.shape();
     let update: Tensor<2> = lora.b.clone().matmul(lora.a.clone()) * lora.scale;
-    let update = if projection.transposed { update.transpose() } else { update };
-    Some(update.into_data().try_into_vec().expect("adapters are f32"))
+    let update: Vec<f32> = update.into_data().try_into_vec().expect("adapters are f32");
+    let place = |row: usize, column: usize| match projection.transposed {
+        false => row * inputs + column,
+        true => column * outputs + row,
+    };
+    let magnitudes: Option<Vec<f32>> =
+        lora.dora.as_ref().map(|dora| dora.magnitude.clone().into_data().try_into_vec().expect("adapters are f32"));
+    for row in 0..outputs {
+        let mut square = 0.0;
+        for column in 0..inputs {
+            let weight = &mut weight[place(row, column)];
+            *weight += update[row * inputs + column];
+            square += f64::from(*weight) * f64::from(*weight);
+        }
+        let Some(magnitudes) = &magnitudes else { continue };
+        let factor = (f64::from(magnitudes[row]) / square.sqrt().max(f64::MIN_POSITIVE)) as f32;
+        for column in 0..inputs {
+            weight[place(row, column)] *= factor;
+        }
+    }
 }

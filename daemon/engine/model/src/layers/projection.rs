@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
 use crate::Mode;
+use crate::adapters::Dora;
 use crate::parameters::Parameter;
 
 /// A weight by its Hugging Face name, and the adapter on it.
@@ -32,12 +33,33 @@ pub struct Lora {
     pub dropout: f32,
     /// Makes this layer's dropout differ from every other's.
     pub index: u64,
+    /// Magnitudes beside the pair.
+    pub dora: Option<Dora>,
+}
+
+impl Lora {
+    /// A pair alone.
+    pub fn new(a: Tensor<2>, b: Tensor<2>, scale: f32, dropout: f32, index: u64) -> Self {
+        Self { a, b, scale, dropout, index, dora: None }
+    }
+
+    fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
+        let Self { a, b, dora, .. } = self;
+        let mut parameters =
+            vec![Parameter::matrix(format!("{layer}.lora_A"), a), Parameter::matrix(format!("{layer}.lora_B"), b)];
+        if let Some(dora) = dora {
+            dora.forget_norms();
+            parameters.push(Parameter::vector(format!("{layer}.lora_magnitude_vector"), &mut dora.magnitude));
+        }
+        parameters
+    }
 }
 
 impl Projection {
     /// `x` is `[tokens, inputs]`; the result `[tokens, outputs]`.
     pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
-        let adapter = self.lora.as_ref().filter(|_| mode.adapter).map(|lora| Factors {
+        let lora = self.lora.as_ref().filter(|_| mode.adapter);
+        let adapter = lora.map(|lora| Factors {
             a: lora.a.clone(),
             b: lora.b.clone(),
             scale: lora.scale,
@@ -48,6 +70,10 @@ impl Projection {
             }),
         });
         let output = linear(x, &self.weight, adapter);
+        let output = match lora.and_then(|lora| Some((lora, lora.dora.as_ref()?))) {
+            None => output,
+            Some((lora, dora)) => output * dora.factors(&self.weight, &lora.a, &lora.b, lora.scale).unsqueeze(),
+        };
         match &self.bias {
             None => output,
             Some(bias) => output + bias.clone().unsqueeze(),
@@ -57,14 +83,9 @@ impl Projection {
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
         let Self { name, weight, bias, transposed, lora } = self;
         let bias = bias.as_mut().map(|bias| Parameter::vector(format!("{name}.bias"), bias));
-        let factors = lora.as_mut().map(|lora| {
-            [
-                Parameter::matrix(format!("{name}.lora_A"), &mut lora.a),
-                Parameter::matrix(format!("{name}.lora_B"), &mut lora.b),
-            ]
-        });
+        let adapter = lora.as_mut().map(|lora| lora.parameters_mut(name));
         let weight = Parameter::weight(format!("{name}.weight"), weight).stored_transposed(*transposed);
-        std::iter::once(weight).chain(bias).chain(factors.into_iter().flatten())
+        std::iter::once(weight).chain(bias).chain(adapter.into_iter().flatten())
     }
 
     /// `[outputs, inputs]`.

@@ -27,7 +27,13 @@ pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
 
 fn kept_by_block(shape: &Shape) -> usize {
     let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks
+    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks + dora(shape)
+}
+
+/// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
+fn dora(shape: &Shape) -> usize {
+    let adapted = shape.linears.iter().filter(|linear| shape.dora && linear.rank > 0);
+    adapted.map(|linear| linear.outputs).sum()
 }
 
 /// Its input and one number a token. Its output, the input of the linear layers, is made again in the backward.

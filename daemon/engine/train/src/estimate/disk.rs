@@ -28,5 +28,6 @@ fn result(shape: &Shape) -> u64 {
 
 /// What the optimiser remembers, in two tensors for each trained one.
 fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
-    optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary) + 2 * shape.trained_tensors * HEADER
+    optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary)
+        + 2 * shape.trained_tensors * HEADER
 }

@@ -33,20 +33,19 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows),
         trained_weights: trained_weights(recipe, shape),
-        optimizer: optim::bytes(
-            recipe,
-            &shape.trained_matrices,
-            shape.trained_vectors,
-            shape.vocabulary,
-        ),
+        optimizer: optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
     }
 }
 
-/// Norms are always in `f32`, and adapters.
+/// Norms are always in `f32`, and adapters. Of magnitudes two more numbers each are kept: what rows of the frozen weight
+/// and of the changed one sum up to.
 fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
+    if shape.dora {
+        return (shape.trained_parameters + 2 * shape.trained_vectors) * FLOAT;
+    }
     let matrices = shape.trained_parameters - shape.trained_vectors;
     let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
     shape.trained_parameters * FLOAT - saved

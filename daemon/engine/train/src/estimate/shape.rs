@@ -38,6 +38,8 @@ pub(super) struct Shape {
     /// Of these the numbers in vectors, and rows and columns of the matrices with how many there are.
     pub(super) trained_vectors: u64,
     pub(super) trained_matrices: Vec<([usize; 2], u64)>,
+    /// Adapted layers have magnitudes (DoRA).
+    pub(super) dora: bool,
 }
 
 /// A weight matrix of a block, and the largest rank of its adapters; 0 where it has none.
@@ -80,24 +82,29 @@ impl Shape {
         let tables = 2 - u64::from(config.tied_embeddings);
         let norms = layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64;
         let mut trained_matrices = Vec::new();
-        let mut trained_vectors = 0;
+        let (mut trained_vectors, mut vector_tensors) = (0, 0);
         if full {
             trained_matrices.extend(linears.iter().map(|linear| ([linear.outputs, linear.inputs], layers)));
             trained_matrices.push(([config.vocab_size, hidden], tables));
             trained_matrices.push(([positions, hidden], u64::from(positions > 0)));
             trained_vectors = norms;
+            vector_tensors = layers * vectors.len() as u64 + last_norm as u64;
         } else {
             for layer in 0..config.layers.len() {
                 for shape in config.linears() {
                     let rank = rank(layer, &shape);
                     trained_matrices.push(([rank, shape.inputs], u64::from(rank > 0)));
                     trained_matrices.push(([shape.outputs, rank], u64::from(rank > 0)));
+                    if lora.dora && rank > 0 {
+                        trained_vectors += shape.outputs as u64;
+                        vector_tensors += 1;
+                    }
                 }
             }
         }
         trained_matrices.retain(|(_, count)| *count > 0);
-        let in_matrices = trained_matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>();
-        let vector_tensors = if full { layers * vectors.len() as u64 + last_norm as u64 } else { 0 };
+        let in_matrices =
+            trained_matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>();
         Self {
             hidden,
             intermediate,
@@ -118,6 +125,7 @@ impl Shape {
             trained_tensors: trained_matrices.iter().map(|(_, count)| count).sum::<u64>() + vector_tensors,
             trained_vectors,
             trained_matrices,
+            dora: lora.dora && !full,
         }
     }
 

@@ -79,6 +79,15 @@ fn activations_are_counted_op_by_op() {
 }
 
 #[test]
+fn magnitudes_are_counted_with_the_outputs_that_they_keep() {
+    let (plain, dora) = (Shape::new(&smollm2(), &recipe("")), Shape::new(&smollm2(), &recipe("use_dora: true\n")));
+    let outputs = 576 + 192 + 192 + 576 + 1536 + 1536 + 576;
+    assert_eq!(dora.trained_parameters - plain.trained_parameters, 30 * outputs);
+    assert_eq!(dora.trained_tensors - plain.trained_tensors, 30 * 7);
+    assert_eq!(kept(&dora, 100, false) - kept(&plain, 100, false), 30 * outputs * 100 * 4);
+}
+
+#[test]
 fn the_largest_batch_of_the_run_decides() {
     let work = |extra: &str| Work::plan(&recipe(extra), &rows(&[10, 20, 30, 40]));
     let two = work("per_device_train_batch_size: 2\ngradient_accumulation_steps: 1\nnum_train_epochs: 50\n");

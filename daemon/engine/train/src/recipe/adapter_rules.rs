@@ -12,12 +12,13 @@ use super::rules::invalid;
 use super::{FinetuningType, Recipe};
 
 /// Keys that mean nothing where every weight is trained.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
     "lora_target",
     "use_rslora",
+    "use_dora",
     "rank_pattern",
     "alpha_pattern",
     "loraplus_lr_ratio",
@@ -64,20 +65,17 @@ fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
             ("lora_dropout", config.dropout.to_string()),
             ("lora_target", show_targets(&config.targets)),
             ("use_rslora", config.rslora.to_string()),
+            ("use_dora", config.dora.to_string()),
             ("rank_pattern", show_patterns(&config.rank_pattern)),
             ("alpha_pattern", show_patterns(&config.alpha_pattern)),
         ]
     };
     let differing = show(&written).into_iter().zip(show(adapter)).filter(|((_, written), (_, has))| written != has);
     let problem = |((key, written), (_, has)): ((&str, String), (&str, String))| {
-        invalid(
-            key,
-            "the adapter of adapter_name_or_path was made otherwise",
-            "adapter_name_or_path 的适配器并非如此",
-        )
-        .found(written)
-        .expected(has)
-        .fix("remove this line; the adapter brings its own", "删除这一行，以适配器自带的为准")
+        invalid(key, "the adapter of adapter_name_or_path was made otherwise", "adapter_name_or_path 的适配器并非如此")
+            .found(written)
+            .expected(has)
+            .fix("remove this line; the adapter brings its own", "删除这一行，以适配器自带的为准")
     };
     differing.map(problem).collect()
 }
@@ -85,7 +83,9 @@ fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
 fn show_targets(targets: &LoraTargets) -> String {
     match targets {
         LoraTargets::All => "all".to_owned(),
-        LoraTargets::Named(names) => names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", "),
+        LoraTargets::Named(names) => {
+            names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+        }
         LoraTargets::Matching(pattern) => pattern.clone(),
     }
 }

@@ -87,6 +87,11 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["peft_use_rslora"]))]
     pub(crate) use_rslora: bool,
 
+    /// DoRA: the magnitude of each output's weights is trained apart from their direction, which LoRA turns. Costs time, and memory for the outputs of the adapted layers. Default: false.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["peft_use_dora"]))]
+    pub(crate) use_dora: bool,
+
     /// Ranks of single layers, by PEFT's patterns: a regular expression that a layer's name ends with, from a dot on: `{"layers\.0\..*": 4, "down_proj": 32}`. The first that matches holds.
     #[serde(default)]
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 1024}))]

@@ -20,12 +20,10 @@ const LATER_KEYS: &[&str] = &[
     "mix_strategy",
     "modules_to_save",
     "neftune_noise_alpha",
-    "peft_use_dora",
     "pissa_init",
     "report_to",
     "tf32",
     "use_badam",
-    "use_dora",
 ];
 
 /// What JustTrain decides itself, so that there is nothing to write.

@@ -49,6 +49,7 @@ impl Recipe {
             dropout: self.lora_dropout,
             targets: self.lora_target(),
             rslora: self.use_rslora,
+            dora: self.use_dora,
             rank_pattern: patterns(&self.rank_pattern, rank).unwrap_or_default(),
             alpha_pattern: patterns(&self.alpha_pattern, Value::as_f64).unwrap_or_default(),
         }
