@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from llama import save_adapter
 from lora_sft import LINEAR_LAYERS, IGNORE, Schedule, Sequence, adapter_parameters, gradients_of, logits_of, train
 from peft import LoraConfig, get_peft_model
+from peft.utils.loftq_utils import _low_rank_decomposition
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +44,9 @@ def main() -> None:
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         record(name, FIXTURES / base, options)
+    for name, (options, prepare) in STARTS.items():
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            record_start(name, options, prepare)
 
 
 def record(name: str, base: Path, options: dict) -> None:
@@ -71,6 +76,54 @@ def record(name: str, base: Path, options: dict) -> None:
     print(f"{name}: loss {loss:.6f}, curve {curve['loss']}")
 
 
+def record_start(name: str, options: dict, prepare) -> None:
+    """A pair that starts as a part of its layer: `product.L` is what layer L's makes of it, `frozen.L` the rest, `values.L` their
+    singular values."""
+    torch.manual_seed(11)
+    folder, base = FIXTURES / "adapters" / name, FIXTURES / "tiny-llama"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    goldens = load_file(base / "goldens.safetensors")
+    batch = [Sequence(goldens[f"ids.{i}"].tolist(), goldens[f"labels.{i}"].tolist()) for i in range(2)]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    config = LoraConfig(r=4, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM", **options)
+    tuned = get_peft_model(model, config).train()
+    tensors = {}
+    for key, module in tuned.base_model.model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        prepare(module, config)
+        if key.startswith("model.layers.1.") and key.endswith(("q_proj", "up_proj", "down_proj")):
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            product = (module.scaling["default"] * b @ a).detach()
+            tensors[f"product.{key}"] = product
+            tensors[f"frozen.{key}"] = module.base_layer.weight.detach().clone()
+            tensors[f"values.{key}"] = torch.linalg.svdvals(product)[:4]
+    curve = train(tuned, batch, SCHEDULE)
+    tensors["train.loss"] = torch.tensor(curve["loss"], dtype=torch.float64)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "goldens.safetensors")
+    (folder / "goldens.safetensors").chmod(0o644)
+    print(f"{name}: curve {curve['loss']}")
+
+
+def loftq(iterations: int):
+    """PEFT's `loftq_init`, which wants a GPU, on the processor; with PEFT's decomposition and bitsandbytes' 4 bits."""
+
+    def start(module, config) -> None:
+        weight = module.base_layer.weight.detach()
+        rest = weight.clone()
+        for _ in range(iterations):
+            quantised, state = quantize_4bit(rest, compress_statistics=False, quant_type="nf4")
+            dequantised = dequantize_4bit(quantised, state).float()
+            pair = _low_rank_decomposition(weight - dequantised, reduced_rank=config.r)
+            rest = weight - pair["L"] @ pair["R"]
+        module.base_layer.weight.data = dequantised
+        module.lora_A["default"].weight.data = pair["R"].contiguous()
+        module.lora_B["default"].weight.data = pair["L"].contiguous()
+
+    return start
+
+
 def randomise(model) -> None:
     """Away from where PEFT starts, which hides a wrong scale, a wrong norm and a copy that is not used."""
     with torch.no_grad():
@@ -80,6 +133,13 @@ def randomise(model) -> None:
                 parameter.copy_(noise * (0.1 if ".lora_B" in name else 0.2))
             else:
                 parameter.add_(0.1 * noise * parameter.abs().mean())
+
+
+STARTS = {
+    "pissa": ({"lora_alpha": 8, "init_lora_weights": "pissa"}, lambda module, config: None),
+    "loftq": ({"lora_alpha": 4}, loftq(1)),
+    "loftq_3": ({"lora_alpha": 4}, loftq(3)),
+}
 
 
 if __name__ == "__main__":

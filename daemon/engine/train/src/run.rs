@@ -43,11 +43,10 @@ pub fn train(
     let trained = match recipe.finetuning_type {
         FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
         FinetuningType::Lora => {
-            let config = adapt(&recipe, &model.name, &mut decoder, events)?;
+            let config = adapt(&recipe, &model.name, &checkpoint, &mut decoder, events)?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
-    drop(checkpoint);
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
@@ -58,10 +57,11 @@ pub fn train(
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {
         true => checkpoints
-            .restore_newest(&mut decoder, &trained, &fingerprint, |problem| events.warn(problem))
+            .restore_newest(&mut decoder, &checkpoint, &trained, &fingerprint, |problem| events.warn(problem))
             .map_err(disk_or_model)?,
         false => None,
     };
+    drop(checkpoint);
     let mut sampler = sampler(&recipe, &train);
     let settings = settings(&recipe, &trained, &sampler);
     every_pattern_is_found(&settings, &decoder)?;
@@ -142,6 +142,7 @@ pub fn train(
 fn adapt(
     recipe: &Recipe,
     model: &str,
+    checkpoint: &Checkpoint,
     decoder: &mut Decoder,
     events: &mut dyn EventSink,
 ) -> Result<LoraConfig, Failure> {
@@ -149,6 +150,7 @@ fn adapt(
     let Some(folder) = recipe.adapter_path() else {
         let config = recipe.lora_config();
         attach_lora(decoder, &config, recipe.seed).map_err(invalid)?;
+        recipe.lora_start().map_or(Ok(()), |start| start.apply(decoder, checkpoint)).map_err(invalid)?;
         return Ok(config);
     };
     let last = |name: &str| name.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase();

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
-use justtrain_kernels::linear_cross_entropy;
-use justtrain_model::adapters::{LoraConfig, load_peft, save_peft};
+use justtrain_kernels::singular::Effort;
+use justtrain_kernels::{Format, linear_cross_entropy};
+use justtrain_model::adapters::{LoraConfig, LoraStart, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::parameters::Trained;
-use justtrain_model::{Decoder, Input, Mode, WeightFormats};
+use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, apply_tuned};
 use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
@@ -137,6 +138,110 @@ impl Case {
     }
 }
 
+const PISSA: LoraStart = LoraStart::Pissa(Effort::Exact);
+
+fn loftq(iterations: usize) -> LoraStart {
+    LoraStart::Loftq { iterations }
+}
+
+fn nf4() -> WeightFormats {
+    let format = Format::Nf4 { double_quantization: false };
+    WeightFormats { linear: WeightFormat::Packed(format), tables: WeightFormat::F32 }
+}
+
+/// A fresh adapter of rank 4 on the tiny llama. Of rank and alpha alike, as LoftQ's own.
+fn started(start: LoraStart, formats: WeightFormats) -> (Decoder, LoraConfig) {
+    let folder = root("daemon/engine/model/fixtures/tiny-llama");
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let mut decoder = Decoder::load(&checkpoint, &Device::flex(), formats).unwrap();
+    let config = LoraConfig { rank: 4, alpha: if start == PISSA { 8.0 } else { 4.0 }, ..LoraConfig::default() };
+    attach_lora(&mut decoder, &config, 0).unwrap();
+    start.apply(&mut decoder, &checkpoint).unwrap();
+    (decoder, config)
+}
+
+/// Signs of singular vectors are free, and AdamW does not see them: the losses of all steps are PEFT's.
+#[test]
+fn pissa_and_loftq_start_and_train_as_in_peft() {
+    let fixtures = root("daemon/engine/model/fixtures");
+    let rows = tiny_rows(&fixtures.join("tiny-llama"));
+    for (name, start, formats) in [
+        ("pissa", PISSA, WeightFormats::default()),
+        ("loftq", loftq(1), nf4()),
+        ("loftq_3", loftq(3), nf4()),
+    ] {
+        let goldens = SafetensorsFile::open(&fixtures.join(format!("adapters/{name}/goldens.safetensors"))).unwrap();
+        let (mut decoder, _) = started(start, formats);
+        let mut compared = 0;
+        for projection in decoder.projections() {
+            let Ok(product) = goldens.read_f32(&format!("product.{}", projection.name)) else { continue };
+            let lora = projection.lora.as_ref().unwrap();
+            let ours = lora.b.clone().matmul(lora.a.clone()) * lora.scale;
+            assert_near(&values(ours), &product, 1e-3, &projection.name);
+            let frozen = goldens.read_f32(&format!("frozen.{}", projection.name)).unwrap();
+            let ours = values(projection.weight.to_tensor(&Device::flex()));
+            // What is rounded to 4 bits may fall on the other side where the product differs in its last bits.
+            let off = ours.iter().zip(&frozen).filter(|(ours, theirs)| (*ours - *theirs).abs() > 1e-3).count();
+            assert!(off <= frozen.len() / 500, "{name}: {off} numbers of {} are others", projection.name);
+            let lengths = |matrix: &[f32], rank: usize| -> Vec<f32> {
+                let mut squares = vec![0.0; rank];
+                matrix.iter().enumerate().for_each(|(at, value)| squares[at % rank] += value * value);
+                squares
+            };
+            // √(S/s) on either side.
+            let expected = goldens.read_f32(&format!("values.{}", projection.name)).unwrap();
+            let ours: Vec<f32> = lengths(&values(lora.b.clone()), 4).iter().map(|square| square * lora.scale).collect();
+            assert_near(&ours, &expected, 1e-3 * expected[0], &projection.name);
+            compared += 1;
+        }
+        assert_eq!(compared, 3);
+        let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 2, total_steps: 10 };
+        let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
+        assert_relative(&losses, &doubles(&goldens, "train.loss"), 1e-3, name);
+    }
+}
+
+#[test]
+fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
+    let fixture = root("daemon/engine/model/fixtures/tiny-llama");
+    let (checkpoint, rows) = (Checkpoint::open(&fixture).unwrap(), tiny_rows(&fixture));
+    let base = logits_in(&load(&fixture), &rows[0].0, Mode::BASE);
+    for (start, formats) in [
+        (PISSA, WeightFormats::default()),
+        (PISSA, nf4()),
+        (loftq(1), nf4()),
+        (loftq(3), nf4()),
+    ] {
+        let what = format!("{start:?} {:?}", formats.linear);
+        let (mut decoder, config) = started(start, formats);
+        let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
+        train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
+        let tuned = logits(&decoder, &rows[0].0);
+        let folder = tempfile::tempdir().unwrap();
+        save_peft(&decoder, &config, "tiny", folder.path()).unwrap();
+        // Taken apart again it is the same model to the last bit, and without the adapter nearly the base.
+        let mut again = Decoder::load(&checkpoint, &Device::flex(), formats).unwrap();
+        apply_tuned(&mut again, &checkpoint, folder.path()).unwrap();
+        assert_eq!(logits(&again, &rows[0].0), tuned, "{what}");
+        let quantised = formats != WeightFormats::default();
+        let without = logits_in(&again, &rows[0].0, Mode::BASE);
+        let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        let rounded = logits_in(&Decoder::load(&checkpoint, &Device::flex(), formats).unwrap(), &rows[0].0, Mode::BASE);
+        assert!(distance(&without, &base) < if quantised { distance(&rounded, &base) } else { 1e-2 }, "{what}");
+        // As a plain adapter it goes onto the original weights.
+        let mut plain = load(&fixture);
+        let loaded = load_peft(&mut plain, folder.path()).unwrap();
+        assert_eq!((loaded.rank, loaded.alpha), (8, 2.0 * config.alpha));
+        if !quantised {
+            assert_near(&logits(&plain, &rows[0].0), &tuned, 1e-3, &what);
+        }
+        for (name, decoder) in [("plain", &plain), ("apart", &again)] {
+            export_merged(&checkpoint, decoder, &folder.path().join(name), |_, _| {}).unwrap();
+            assert_near(&logits(&load(&folder.path().join(name)), &rows[0].0), &logits(&plain, &rows[0].0), 1e-3, &what);
+        }
+    }
+}
+
 /// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: PEFT and transformers
 /// load our exports without a warning and give the logits that we do.
 #[test]
@@ -145,6 +250,12 @@ fn exports_have_our_logits_in_peft_and_transformers() {
     for (name, base) in ALL {
         Case::open(name, base).check_exports();
     }
+    let fixture = root("daemon/engine/model/fixtures/tiny-llama");
+    let rows = tiny_rows(&fixture);
+    let (mut decoder, config) = started(PISSA, WeightFormats::default());
+    let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
+    train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
+    check_export(&fixture, &decoder, &config, &rows);
 }
 
 fn check_export(base: &Path, decoder: &Decoder, config: &LoraConfig, rows: &[Row]) {
@@ -173,8 +284,12 @@ fn load(folder: &Path) -> Decoder {
 }
 
 fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
+    logits_in(decoder, ids, Mode::TUNED)
+}
+
+fn logits_in(decoder: &Decoder, ids: &[u32], mode: Mode) -> Vec<f32> {
     let input = Input::packed(ids.to_vec(), &[0, ids.len()]);
-    values(decoder.logits(decoder.hidden_states(&input, None, Mode::TUNED)))
+    values(decoder.logits(decoder.hidden_states(&input, None, mode)))
 }
 
 fn assert_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {

@@ -138,6 +138,10 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "use_rslora: true\nrank_pattern: {down_proj: 6}\nalpha_pattern: {'layers\\.0\\..*': 4}\n",
         "use_dora: true\n",
         "use_dora: true\nquantization_bit: 4\ngradient_checkpointing: true\npacking: true\n",
+        "pissa_init: true\n",
+        "pissa_init: true\npissa_iter: -1\nquantization_bit: 4\nuse_rslora: true\nrank_pattern: {down_proj: 6}\n",
+        "loftq_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nloftq_iter: 3\nquantization_bit: 8\n",
     ];
     for extra in kinds {
         let desk = Desk::new();
@@ -212,6 +216,32 @@ fn a_run_with_a_mean_of_weights_ends_with_it() {
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
     let report = evaluate(&desk.full_recipe(""), &tuned, None, &options, &mut Vec::new()).unwrap();
     assert!((report.base.loss / mean_loss - 1.0).abs() < 1e-6, "{} {mean_loss}", report.base.loss);
+}
+
+/// Whatever the frozen weights became for the adapter's sake.
+#[test]
+fn what_a_run_leaves_is_what_it_validated_last() {
+    for extra in [
+        "",
+        "use_dora: true\nuse_rslora: true\n",
+        "pissa_init: true\n",
+        "pissa_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nloftq_iter: 3\nquantization_bit: 4\n",
+    ] {
+        let desk = Desk::new();
+        let recipe = desk.recipe(extra);
+        let mut events = Vec::new();
+        let outcome = desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
+        let Outcome::Trained { result, .. } = outcome else { panic!("not trained") };
+        let adapter = Some(desk.path("run/adapter"));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (validated, evaluated) = (result.validation_loss.unwrap(), report.tuned.unwrap().loss);
+        assert!((validated / evaluated - 1.0).abs() < 1e-9, "{extra}: {validated} {evaluated}");
+        assert!(evaluated < report.base.loss * 0.95, "{extra}");
+    }
 }
 
 /// PEFT's own adapter: what the run starts from, and its settings are what the run ends with.

@@ -77,8 +77,11 @@ impl LoraConfig {
 
     /// What the layer's `B·A` is multiplied by.
     pub fn scale_of(&self, layer: &str) -> f32 {
-        let rank = self.rank_of(layer) as f64;
-        let alpha = self.alpha_pattern.of(layer).unwrap_or(self.alpha);
+        self.scale(self.alpha_pattern.of(layer).unwrap_or(self.alpha), self.rank_of(layer))
+    }
+
+    pub(super) fn scale(&self, alpha: f64, rank: usize) -> f32 {
+        let rank = rank as f64;
         (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 }

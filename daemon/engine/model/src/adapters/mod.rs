@@ -1,13 +1,19 @@
 //! Adapters: small trainable weights beside frozen ones. One file each.
 
 mod dora;
+mod loftq;
 mod lora;
 mod patterns;
 mod peft;
 mod peft_config;
+mod pissa;
+mod start;
 
 pub use dora::Dora;
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
 pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};
 pub use peft_config::{base_model, read_peft_config};
+pub use start::{LoraStart, Start};
+pub(crate) use peft::kind_of_start;
+pub(crate) use start::take_apart;

@@ -10,7 +10,7 @@ use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
-use super::{Dora, LoraConfig, peft_config};
+use super::{Dora, LoraConfig, Start, peft_config, start};
 use crate::layers::Lora;
 use crate::parameters::{Parameter, Parameters, Trained};
 use crate::{Decoder, WeightFormat, WeightFormats};
@@ -23,11 +23,17 @@ const PICKLED: &str = "adapter_model.bin";
 const LINEAR_FORMAT: &str = "base_linear_format";
 const TABLES_FORMAT: &str = "base_tables_format";
 
+/// And how its pairs started, where they did not at zero.
+const START: &str = "lora_start";
+
 /// Writes the decoder's adapter into `folder`, which is made where it is missing. Returns the bytes written.
 pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folder: &Path) -> Result<u64, Problem> {
     fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
     // Clones share the memory.
     let mut tuned = decoder.clone();
+    let start = tuned.projections().find_map(|projection| projection.lora.as_ref()?.start.as_ref().map(Start::kind));
+    start::save_taken(decoder, folder)?;
+    let config = &start::join(&mut tuned, config);
     let tensors: BTreeMap<String, Parameter<'_>> =
         tuned.trained_mut(Trained::Adapters).into_iter().map(|tensor| (key(&tensor.name), tensor)).collect();
     let entry = |(name, tensor): (&String, &Parameter<'_>)| Entry {
@@ -42,6 +48,9 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         if format != WeightFormat::default() {
             metadata.insert(key.to_owned(), format.name().to_owned());
         }
+    }
+    if let Some(kind) = start {
+        metadata.insert(START.to_owned(), kind.to_owned());
     }
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| Ok(tensors[&entry.name].stored_values()))?;
     let config = peft_config::value(config, base_model, &targets(decoder), decoder.config().names.transposed);
@@ -67,7 +76,7 @@ fn targets(decoder: &Decoder) -> Vec<&str> {
 /// How the base model was held when this adapter was trained, which is how it should be used; `f32` for adapters of
 /// other tools.
 pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
-    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let file = open(folder)?;
     let format = |key| file.metadata().get(key).and_then(|name| WeightFormat::from_name(name)).unwrap_or_default();
     Ok(WeightFormats { linear: format(LINEAR_FORMAT), tables: format(TABLES_FORMAT) })
 }
@@ -109,6 +118,11 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
             "LoRA factors of this model's linear layers",
         )),
     }
+}
+
+/// How the pairs started that this adapter was made of, where they did not at zero.
+pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
+    Ok(open(folder)?.metadata().get(START).cloned())
 }
 
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {

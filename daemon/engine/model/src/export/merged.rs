@@ -60,11 +60,16 @@ fn adapted<'a>(decoder: &'a Decoder, weight_name: &str) -> Option<&'a Projection
     decoder.projections().find(|projection| projection.lora.is_some() && is_layer(&projection.name))
 }
 
-/// Folds the layer's adapter into its weight, which lies in the order that it is stored in.
+/// Folds what the layer's adapter has learnt into its weight, which lies in the order that it is stored in.
 fn merge(projection: &Projection, weight: &mut [f32]) {
     let Some(lora) = &projection.lora else { return };
     let [outputs, inputs] = projection.shape();
-    let update: Tensor<2> = lora.b.clone().matmul(lora.a.clone()) * lora.scale;
+    let made = |a: &Tensor<2>, b: &Tensor<2>| b.clone().matmul(a.clone());
+    let change = match &lora.start {
+        None => made(&lora.a, &lora.b),
+        Some(start) => made(&lora.a, &lora.b) - made(&start.a, &start.b),
+    };
+    let update = change * lora.scale;
     let update: Vec<f32> = update.into_data().try_into_vec().expect("adapters are f32");
     let place = |row: usize, column: usize| match projection.transposed {
         false => row * inputs + column,

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
 use crate::Mode;
-use crate::adapters::Dora;
+use crate::adapters::{Dora, Start};
 use crate::parameters::Parameter;
 
 /// A weight by its Hugging Face name, and the adapter on it.
@@ -35,12 +35,27 @@ pub struct Lora {
     pub index: u64,
     /// Magnitudes beside the pair.
     pub dora: Option<Dora>,
+    /// What the pair was before the first step, where it did not start at zero: with it the layer is the base model's.
+    pub start: Option<Start>,
 }
 
 impl Lora {
     /// A pair alone.
     pub fn new(a: Tensor<2>, b: Tensor<2>, scale: f32, dropout: f32, index: u64) -> Self {
-        Self { a, b, scale, dropout, index, dora: None }
+        Self { a, b, scale, dropout, index, dora: None, start: None }
+    }
+
+    fn factors(&self, dropout_seed: Option<u64>) -> Factors {
+        Factors {
+            a: self.a.clone(),
+            b: self.b.clone(),
+            scale: self.scale,
+            dropout: dropout_seed.filter(|_| self.dropout > 0.0).map(|seed| Dropout {
+                probability: self.dropout,
+                // An odd constant keeps seeds of neighbouring layers far apart.
+                seed: seed.wrapping_add((self.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
+            }),
+        }
     }
 
     fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
@@ -59,16 +74,13 @@ impl Projection {
     /// `x` is `[tokens, inputs]`; the result `[tokens, outputs]`.
     pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
         let lora = self.lora.as_ref().filter(|_| mode.adapter);
-        let adapter = lora.map(|lora| Factors {
-            a: lora.a.clone(),
-            b: lora.b.clone(),
-            scale: lora.scale,
-            dropout: mode.dropout_seed.filter(|_| lora.dropout > 0.0).map(|seed| Dropout {
-                probability: lora.dropout,
-                // An odd constant keeps seeds of neighbouring layers far apart.
-                seed: seed.wrapping_add((lora.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
-            }),
-        });
+        let adapter = match (&self.lora, mode.adapter) {
+            (None, _) | (Some(Lora { start: None, .. }), false) => None,
+            (Some(Lora { start: Some(start), scale, .. }), false) => {
+                Some(Factors { a: start.a.clone(), b: start.b.clone(), scale: *scale, dropout: None })
+            }
+            (Some(lora), true) => Some(lora.factors(mode.dropout_seed)),
+        };
         let output = linear(x, &self.weight, adapter);
         let output = match lora.and_then(|lora| Some((lora, lora.dora.as_ref()?))) {
             None => output,

@@ -21,9 +21,9 @@ pub(super) fn needed(recipe: &Recipe, shape: &Shape, steps: u64) -> DiskEstimate
     }
 }
 
-/// The trained weights.
+/// The trained weights, and what they started with.
 fn result(shape: &Shape) -> u64 {
-    shape.trained_parameters * FLOAT + shape.trained_tensors * HEADER
+    (shape.trained_parameters + shape.start) * FLOAT + shape.trained_tensors * HEADER
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.

@@ -19,6 +19,7 @@ const PARSED_JSON: u64 = 4;
 
 pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     let moments = [
+        starting(recipe, shape, rows),
         reading_data(recipe, shape, rows),
         forward_is_done(recipe, shape, work, rows),
         backward_is_done(recipe, shape, work, rows),
@@ -31,7 +32,7 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// What is there from the first step to the last.
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        weights: frozen_weights(recipe, shape, rows),
+        weights: frozen_weights(recipe, shape, rows) + shape.start * FLOAT,
         trained_weights: trained_weights(recipe, shape),
         optimizer: optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary),
         data: rows.sample_bytes(),
@@ -82,6 +83,19 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
     recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0
+}
+
+/// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
+/// while it is rounded.
+fn starting(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
+    let largest = shape.linears.iter().map(|linear| linear.weights()).max().unwrap_or(0);
+    MemoryEstimate {
+        moment: Moment::Loading,
+        optimizer: 0,
+        data: 0,
+        activations: if shape.start > 0 { 4 * largest * FLOAT } else { 0 },
+        ..throughout(recipe, shape, rows)
+    }
 }
 
 /// The model is loaded; the rows are parsed and not yet tokenised.

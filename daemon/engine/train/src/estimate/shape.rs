@@ -1,5 +1,6 @@
 //! Sizes and counts of a decoder and of what is trained in it.
 
+use justtrain_model::adapters::LoraStart;
 use justtrain_model::{DecoderConfig, LinearShape};
 
 use crate::recipe::{FinetuningType, Recipe};
@@ -40,6 +41,8 @@ pub(super) struct Shape {
     pub(super) trained_matrices: Vec<([usize; 2], u64)>,
     /// Adapted layers have magnitudes (DoRA).
     pub(super) dora: bool,
+    /// Numbers in frozen pairs: what trained ones started with (PiSSA, LoftQ), and what was taken out of the weights.
+    pub(super) start: u64,
 }
 
 /// A weight matrix of a block, and the largest rank of its adapters; 0 where it has none.
@@ -105,6 +108,12 @@ impl Shape {
         trained_matrices.retain(|(_, count)| *count > 0);
         let in_matrices =
             trained_matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>();
+        let frozen_pairs = match recipe.lora_start() {
+            Some(LoraStart::Loftq { iterations: 2.. }) => 2,
+            Some(_) => 1,
+            None => 0,
+        };
+        let start = if full { 0 } else { frozen_pairs * in_matrices };
         Self {
             hidden,
             intermediate,
@@ -126,6 +135,7 @@ impl Shape {
             trained_vectors,
             trained_matrices,
             dora: lora.dora && !full,
+            start,
         }
     }
 

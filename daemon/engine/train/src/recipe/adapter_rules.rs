@@ -9,16 +9,20 @@ use serde_json::Value;
 
 use super::resolve::patterns;
 use super::rules::invalid;
-use super::{FinetuningType, Recipe};
+use super::{FinetuningType, QuantizationType, Recipe};
 
 /// Keys that mean nothing where every weight is trained.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 13] = [
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
     "lora_target",
     "use_rslora",
     "use_dora",
+    "pissa_init",
+    "pissa_iter",
+    "loftq_init",
+    "loftq_iter",
     "rank_pattern",
     "alpha_pattern",
     "loraplus_lr_ratio",
@@ -30,7 +34,7 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
         let (pattern, error) = patterns(written, Value::as_f64).err()?;
         Some(no_pattern(&format!("{key}.{pattern}"), &error))
     });
-    broken.chain(lora_target(recipe)).chain(other_than_adapter(recipe)).chain(adapter_beside_full(recipe)).collect()
+    broken.chain(lora_target(recipe)).chain(other_than_adapter(recipe)).chain(adapter_beside_full(recipe)).chain(start(recipe)).collect()
 }
 
 /// What is wrong with an adapter's own files, at the key that names it.
@@ -53,6 +57,56 @@ fn adapter_beside_full(recipe: &Recipe) -> Option<Problem> {
             "写 finetuning_type: lora；或先合并导出适配器，再训练那个模型",
         )
     })
+}
+
+/// A pair that does not start at zero is taken out of the weight as it is, and makes up for what its form loses.
+fn start(recipe: &Recipe) -> Vec<Problem> {
+    let gguf = recipe.quantization() == Some(QuantizationType::Gguf);
+    let refuse = |key: &str, other: &str, en: &str, zh: &str| {
+        invalid(key, en, zh)
+            .found(format!("{key} with {other}"))
+            .fix(format!("remove this line, or {other}"), format!("删除这一行，或删除 {other}"))
+    };
+    let mut problems = Vec::new();
+    for (key, written) in [("pissa_init", recipe.pissa_init), ("loftq_init", recipe.loftq_init)] {
+        if !written {
+            continue;
+        }
+        if gguf {
+            let en = "the blocks of a GGUF stay as they are, and nothing can be taken out of them";
+            problems.push(refuse(key, "quantization_type: gguf", en, "GGUF 的量化块原样保留，无法从中取出任何部分"));
+        }
+        if recipe.use_dora {
+            let en = "magnitudes of a changed weight cannot be exported for the original one";
+            problems.push(refuse(key, "use_dora", en, "改变后的权重的大小无法导出给原来的权重使用"));
+        }
+        if recipe.adapter_name_or_path.is_some() {
+            let en = "an adapter that is there already has its start behind it";
+            problems.push(refuse(key, "adapter_name_or_path", en, "已有的适配器不再需要初始化"));
+        }
+    }
+    if recipe.loftq_init && recipe.pissa_init {
+        problems.push(refuse("loftq_init", "pissa_init", "a pair has one start", "一对矩阵只能有一种初始化"));
+    }
+    if recipe.loftq_init && recipe.quantization().is_none() {
+        problems.push(
+            invalid("loftq_init", "without quantisation nothing is lost that LoftQ could make up for", "没有量化就没有损失，LoftQ 无从弥补")
+                .expected("quantization_bit: 4 | 8")
+                .fix("write quantization_bit: 4, or remove this line", "写 quantization_bit: 4，或删除这一行"),
+        );
+    }
+    for (key, init, written) in
+        [("pissa_iter", "pissa_init", recipe.pissa_init), ("loftq_iter", "loftq_init", recipe.loftq_init)]
+    {
+        if !written && recipe.finetuning_type == FinetuningType::Lora {
+            problems.push(
+                invalid(key, &format!("this is a setting of {init}"), &format!("这是 {init} 的设置"))
+                    .expected(format!("{init}: true"))
+                    .fix(format!("write {init}: true, or remove this line"), format!("写 {init}: true，或删除这一行")),
+            );
+        }
+    }
+    problems
 }
 
 /// Keys that say something else than the adapter to go on with.

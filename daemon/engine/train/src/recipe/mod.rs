@@ -92,6 +92,24 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["peft_use_dora"]))]
     pub(crate) use_dora: bool,
 
+    /// PiSSA: the pairs start as the largest singular values and vectors of their layer, and the rest of it is frozen. Default: false.
+    #[serde(default)]
+    pub(crate) pissa_init: bool,
+
+    /// `pissa_init`: iterations of the search for singular vectors. -1: until they stand still, as exact as `float32` is.
+    #[serde(default = "default::pissa_iter")]
+    #[schemars(range(min = -1, max = 1000))]
+    pissa_iter: i64,
+
+    /// LoftQ: the pairs start as what quantisation loses of their layer. Default: false.
+    #[serde(default)]
+    pub(crate) loftq_init: bool,
+
+    /// `loftq_init`: how often a layer is quantised, each time without what its pair makes up for.
+    #[serde(default = "default::loftq_iter")]
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) loftq_iter: usize,
+
     /// Ranks of single layers, by PEFT's patterns: a regular expression that a layer's name ends with, from a dot on: `{"layers\.0\..*": 4, "down_proj": 32}`. The first that matches holds.
     #[serde(default)]
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 1024}))]
@@ -437,6 +455,12 @@ mod default {
 
     pub(super) fn lora_rank() -> usize {
         16
+    }
+    pub(super) fn pissa_iter() -> i64 {
+        16
+    }
+    pub(super) fn loftq_iter() -> usize {
+        1
     }
     pub(super) fn auto() -> String {
         "auto".to_owned()

@@ -12,7 +12,6 @@ const LATER_KEYS: &[&str] = &[
     "fp16",
     "freeze_trainable_layers",
     "fsdp",
-    "init_lora_weights",
     "interleave_probs",
     "label_smoothing_factor",
     "lora_modules_to_save",
@@ -20,7 +19,6 @@ const LATER_KEYS: &[&str] = &[
     "mix_strategy",
     "modules_to_save",
     "neftune_noise_alpha",
-    "pissa_init",
     "report_to",
     "tf32",
     "use_badam",
@@ -54,8 +52,11 @@ const DECIDED_KEYS: &[&str] = &[
 /// Keys of which ours say the same in another way, and how.
 const SAID_DIFFERENTLY: &[(&str, &str)] = &[
     ("bf16", "precision: bf16"),
+    ("init_lora_weights", "pissa_init: true"),
     ("load_in_4bit", "quantization_bit: 4"),
     ("load_in_8bit", "quantization_bit: 8"),
+    ("loftq_config", "loftq_init: true"),
+    ("peft_init_lora_weights", "pissa_init: true"),
     ("use_galore", "optim: galore_adamw"),
     ("use_muon", "optim: muon"),
 ];

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
-use justtrain_model::adapters::{LoraConfig, LoraTargets, Patterns};
+use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns};
 use justtrain_model::kernels::Format;
+use justtrain_model::kernels::singular::Effort;
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
@@ -39,6 +40,13 @@ impl Recipe {
     /// That of the adapter to go on with, or what the recipe says.
     pub fn lora_config(&self) -> LoraConfig {
         self.adapter.clone().unwrap_or_else(|| self.written_lora_config())
+    }
+
+    /// How the pairs of a fresh adapter start, where they do not at zero.
+    pub fn lora_start(&self) -> Option<LoraStart> {
+        let effort = usize::try_from(self.pissa_iter).map_or(Effort::Exact, Effort::Iterations);
+        let pissa = self.pissa_init.then_some(LoraStart::Pissa(effort));
+        pissa.or(self.loftq_init.then_some(LoraStart::Loftq { iterations: self.loftq_iter }))
     }
 
     pub(super) fn written_lora_config(&self) -> LoraConfig {

@@ -32,7 +32,7 @@ pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result
     let mut decoder = Decoder::load(&checkpoint, &device, formats).map_err(invalid)?;
     let base = whole.map(|_| decoder.clone());
     if let Some(folder) = &model.adapter {
-        apply_tuned(&mut decoder, folder).map_err(invalid)?;
+        apply_tuned(&mut decoder, &checkpoint, folder).map_err(invalid)?;
     }
     events.emit(Event::Ready);
     let mut server = Server { encoder, decoder, base, controls: controls(), events, cancelled: Vec::new() };
