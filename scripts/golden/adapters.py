@@ -34,6 +34,23 @@ CASES = {
         },
     ),
     "dora": ("tiny-llama", {"use_dora": True}),
+    # All norms, a table that is the output layer as well, and a layer of one block.
+    "saved": (
+        "tiny-llama",
+        {
+            "modules_to_save": ["model.embed_tokens", "norm", "model.layers.1.mlp.up_proj"],
+            "ensure_weight_tying": True,
+            "target_modules": ["q_proj", "down_proj"],
+        },
+    ),
+    "saved_head": ("families/qwen2", {"modules_to_save": ["lm_head", "model.norm"], "target_modules": ["v_proj"]}),
+    "saved_positions": (
+        "families/gpt2",
+        {"modules_to_save": ["transformer.wpe", "transformer.ln_f"], "target_modules": ["c_attn"]},
+    ),
+    "bias_norms": ("families/gpt2", {"bias": "all", "target_modules": ["c_fc"]}),
+    "bias_all": ("families/llama_biased", {"bias": "all", "use_dora": True, "target_modules": ["q_proj", "up_proj"]}),
+    "bias_lora_only": ("families/llama_biased", {"bias": "lora_only", "target_modules": ["o_proj", "gate_proj"]}),
     "dora_gpt2": ("families/gpt2", {"use_dora": True, "use_rslora": True, "target_modules": CONV1D}),
 }
 

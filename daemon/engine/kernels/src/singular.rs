@@ -250,7 +250,9 @@ mod tests {
                 let scale = |index: usize| 0.9f64.powi(index as i32);
                 let scaled: Vec<Vec<f64>> =
                     (from..to).map(|index| left[index].iter().map(|number| number * scale(index)).collect()).collect();
-                let made = to_matrix(&scaled, &Device::flex()).transpose().matmul(to_matrix(&right[from..to], &Device::flex()));
+                let made = to_matrix(&scaled, &Device::flex())
+                    .transpose()
+                    .matmul(to_matrix(&right[from..to], &Device::flex()));
                 if transposed { made.transpose() } else { made }
             };
             let (whole, best) = (part(0, 40), part(0, rank));

@@ -93,6 +93,16 @@ impl Block {
         qkv.chain(&mlp.up.projections).chain([&mlp.down]).collect()
     }
 
+    /// Of the hidden state, and of queries and keys.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp_output_norm, .. } = self;
+        let mut norms = vec![attention_norm, mlp_norm];
+        norms.extend(attention_output_norm);
+        norms.extend(mlp_output_norm);
+        norms.extend(attention.qk_norms.iter_mut().flatten());
+        norms
+    }
+
     pub(crate) fn projections_mut(&mut self) -> Vec<&mut Projection> {
         let Self { attention, mlp, .. } = self;
         let qkv = attention.qkv.projections.iter_mut().chain([&mut attention.o]);

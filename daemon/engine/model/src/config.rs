@@ -139,6 +139,15 @@ impl DecoderConfig {
         vectors
     }
 
+    /// Names and widths of one block's norms.
+    pub fn block_norm_parts(&self) -> Vec<(&'static str, usize)> {
+        let names = &self.names.block;
+        let outputs = [names.attention_output_norm, names.mlp_output_norm].into_iter().flatten();
+        let of_hidden = [names.attention_norm, names.mlp_norm].into_iter().chain(outputs);
+        let of_heads = names.qk_norms.into_iter().flatten().map(|name| (name, self.heads.dim));
+        of_hidden.map(|name| (name, self.hidden_size)).chain(of_heads).collect()
+    }
+
     /// Norms of the whole hidden state in one block.
     pub fn block_norms(&self) -> usize {
         let names = &self.names.block;

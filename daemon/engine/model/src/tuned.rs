@@ -6,12 +6,17 @@ use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
 use crate::Decoder;
-use crate::adapters::{kind_of_start, load_peft, take_apart};
+use crate::adapters::{kind_of_start, load_peft, take_apart, trains_in_full};
 use crate::export::load_model;
 
 /// Whether the folder holds a whole model and no adapter.
 pub fn is_whole_model(folder: &Path) -> bool {
     folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file()
+}
+
+/// Whether the base model is another one once [`apply_tuned`] has changed the decoder, even with its adapter switched off.
+pub fn replaces_weights(folder: &Path) -> Result<bool, Problem> {
+    Ok(is_whole_model(folder) || trains_in_full(folder)?)
 }
 
 /// Makes the base model the tuned one: puts the adapter on it, or takes the other's weights. `checkpoint` is the base's.

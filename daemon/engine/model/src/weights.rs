@@ -10,7 +10,7 @@ use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::config::NormKind;
-use crate::layers::{Norm, Projection};
+use crate::layers::{InFull, Norm, Projection};
 use crate::parameters::transpose;
 use crate::{DecoderConfig, LinearShape};
 
@@ -100,6 +100,7 @@ impl<'a> Loader<'a> {
             name,
             kind: config.norm,
             epsilon: config.norm_epsilon,
+            in_full: InFull::default(),
         })
     }
 
@@ -112,7 +113,7 @@ impl<'a> Loader<'a> {
             true => self.transposed(&weight_name, [outputs, inputs])?,
         };
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
-        Ok(Projection { weight, name, bias, transposed, lora: None })
+        Ok(Projection { weight, name, bias, transposed, in_full: InFull::default(), lora: None })
     }
 
     fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
@@ -176,7 +177,11 @@ fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> &'n str {
 }
 
 /// The matrix of a layer as the checkpoint has it, `[outputs, inputs]`.
-pub(crate) fn original(checkpoint: &Checkpoint, projection: &Projection, device: &Device) -> Result<Tensor<2>, Problem> {
+pub(crate) fn original(
+    checkpoint: &Checkpoint,
+    projection: &Projection,
+    device: &Device,
+) -> Result<Tensor<2>, Problem> {
     let ([outputs, inputs], name) = (projection.shape(), format!("{}.weight", projection.name));
     let name = stored_name(checkpoint, &name);
     let numbers = match projection.transposed {
@@ -203,7 +208,10 @@ pub(crate) fn hold(matrix: Tensor<2>, format: WeightFormat) -> Result<Weight, Pr
         .key("quantization_type")
         .found("gguf")
         .expected("nf4 | int8")
-        .fix("write quantization_bit: 4 in place of quantization_type: gguf", "请写 quantization_bit: 4，代替 quantization_type: gguf")),
+        .fix(
+            "write quantization_bit: 4 in place of quantization_type: gguf",
+            "请写 quantization_bit: 4，代替 quantization_type: gguf",
+        )),
     }
 }
 

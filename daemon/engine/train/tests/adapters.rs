@@ -43,6 +43,12 @@ cases! {
     dora: "tiny-llama",
     // Matrices that are stored transposed, with biases, and of a norm of another kind.
     dora_gpt2: "families/gpt2",
+    saved: "tiny-llama",
+    saved_head: "families/qwen2",
+    saved_positions: "families/gpt2",
+    bias_norms: "families/gpt2",
+    bias_all: "families/llama_biased",
+    bias_lora_only: "families/llama_biased",
 }
 
 struct Case {
@@ -89,13 +95,21 @@ impl Case {
         let (_, gradients) = gradients(&mut decoder, Trained::Adapters, &self.rows);
         assert_eq!(gradients.len(), self.goldens.names().filter(|name| name.starts_with("grad.")).count());
         for (name, gradient) in &gradients {
+            // PEFT wraps modules that are saved, and no biases.
+            let name =
+                name.replace(".modules_to_save.bias", if self.wraps(name) { ".modules_to_save.bias" } else { ".bias" });
             let expected = self.goldens.read_f32(&format!("grad.{name}")).unwrap();
             let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-            assert_near(gradient, &expected, (1e-3 * largest).max(1e-6), name);
+            assert_near(gradient, &expected, (1e-3 * largest).max(1e-6), &name);
         }
         let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 2, total_steps: 10 };
         let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule);
         assert_relative(&losses, &doubles(&self.goldens, "train.loss"), 1e-3, "loss of step");
+    }
+
+    /// Whether the module of a bias is saved as a whole.
+    fn wraps(&self, bias: &str) -> bool {
+        self.goldens.shape(&format!("grad.{}.weight", bias.trim_end_matches(".bias"))).is_some()
     }
 
     fn check_files(&self) {
@@ -115,6 +129,8 @@ impl Case {
             let mut value: Value =
                 serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap();
             value["target_modules"].as_array_mut().unwrap().sort_by_key(Value::to_string);
+            // PEFT takes whatever ends so; we write whole names.
+            value["modules_to_save"] = value["modules_to_save"].is_array().into();
             value
         };
         let (ours, peft) = (json(folder.path()), json(&self.adapter));
@@ -165,11 +181,9 @@ fn started(start: LoraStart, formats: WeightFormats) -> (Decoder, LoraConfig) {
 fn pissa_and_loftq_start_and_train_as_in_peft() {
     let fixtures = root("daemon/engine/model/fixtures");
     let rows = tiny_rows(&fixtures.join("tiny-llama"));
-    for (name, start, formats) in [
-        ("pissa", PISSA, WeightFormats::default()),
-        ("loftq", loftq(1), nf4()),
-        ("loftq_3", loftq(3), nf4()),
-    ] {
+    for (name, start, formats) in
+        [("pissa", PISSA, WeightFormats::default()), ("loftq", loftq(1), nf4()), ("loftq_3", loftq(3), nf4())]
+    {
         let goldens = SafetensorsFile::open(&fixtures.join(format!("adapters/{name}/goldens.safetensors"))).unwrap();
         let (mut decoder, _) = started(start, formats);
         let mut compared = 0;
@@ -206,12 +220,7 @@ fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
     let fixture = root("daemon/engine/model/fixtures/tiny-llama");
     let (checkpoint, rows) = (Checkpoint::open(&fixture).unwrap(), tiny_rows(&fixture));
     let base = logits_in(&load(&fixture), &rows[0].0, Mode::BASE);
-    for (start, formats) in [
-        (PISSA, WeightFormats::default()),
-        (PISSA, nf4()),
-        (loftq(1), nf4()),
-        (loftq(3), nf4()),
-    ] {
+    for (start, formats) in [(PISSA, WeightFormats::default()), (PISSA, nf4()), (loftq(1), nf4()), (loftq(3), nf4())] {
         let what = format!("{start:?} {:?}", formats.linear);
         let (mut decoder, config) = started(start, formats);
         let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
@@ -237,7 +246,12 @@ fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
         }
         for (name, decoder) in [("plain", &plain), ("apart", &again)] {
             export_merged(&checkpoint, decoder, &folder.path().join(name), |_, _| {}).unwrap();
-            assert_near(&logits(&load(&folder.path().join(name)), &rows[0].0), &logits(&plain, &rows[0].0), 1e-3, &what);
+            assert_near(
+                &logits(&load(&folder.path().join(name)), &rows[0].0),
+                &logits(&plain, &rows[0].0),
+                1e-3,
+                &what,
+            );
         }
     }
 }

@@ -142,6 +142,8 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "pissa_init: true\npissa_iter: -1\nquantization_bit: 4\nuse_rslora: true\nrank_pattern: {down_proj: 6}\n",
         "loftq_init: true\nquantization_bit: 4\n",
         "loftq_init: true\nloftq_iter: 3\nquantization_bit: 8\n",
+        "modules_to_save: embed_tokens, input_layernorm\nlora_target: q_proj, down_proj\nmax_grad_norm: 0\n",
+        "modules_to_save: [norm, up_proj, lm_head]\nquantization_bit: 4\npissa_init: true\ngradient_checkpointing: true\n",
     ];
     for extra in kinds {
         let desk = Desk::new();
@@ -228,6 +230,7 @@ fn what_a_run_leaves_is_what_it_validated_last() {
         "pissa_init: true\nquantization_bit: 4\n",
         "loftq_init: true\nquantization_bit: 4\n",
         "loftq_init: true\nloftq_iter: 3\nquantization_bit: 4\n",
+        "modules_to_save: embed_tokens, norm\nquantization_bit: 4\nuse_dora: true\n",
     ] {
         let desk = Desk::new();
         let recipe = desk.recipe(extra);
@@ -286,6 +289,19 @@ fn a_run_goes_on_with_an_adapter_that_is_there() {
     let mut rest = Vec::new();
     desk.run(&recipe(&adapter), "cut", true, &mut rest, &StopToken::default()).unwrap();
     assert_eq!([losses(&cut.events), losses(&rest)].concat(), whole);
+}
+
+#[test]
+fn what_the_model_does_not_have_is_not_trained_in_full() {
+    let desk = Desk::new();
+    for (written, key) in [("modules_to_save: wte", "modules_to_save"), ("bias: all", "bias")] {
+        let recipe = desk.recipe(&format!("{written}\n"));
+        let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+        assert_eq!((failure.reason, failure.problems[0].key.as_deref()), (FailureReason::RecipeInvalid, Some(key)));
+    }
+    let recipe = desk.recipe("pissa_init: true\nrank_pattern: {q_proj: 49}\n");
+    let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!(failure.problems[0].expected.as_deref(), Some("at most 48 for model.layers.0.self_attn.q_proj"));
 }
 
 #[test]

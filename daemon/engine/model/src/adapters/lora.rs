@@ -7,8 +7,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use regex::Regex;
 
-use super::Patterns;
 use super::dora::attach_magnitudes;
+use super::in_full::{self, is_end};
+use super::{Patterns, TrainedBias};
 use crate::Decoder;
 use crate::layers::Lora;
 
@@ -23,6 +24,9 @@ pub struct LoraConfig {
     pub rslora: bool,
     /// DoRA: magnitudes are trained apart.
     pub dora: bool,
+    /// Modules that are trained in full beside the pairs: names, or their last parts. They get no pair.
+    pub modules_to_save: Vec<String>,
+    pub bias: TrainedBias,
     /// Ranks and alphas of single layers.
     pub rank_pattern: Patterns<usize>,
     pub alpha_pattern: Patterns<f64>,
@@ -38,6 +42,8 @@ impl Default for LoraConfig {
             targets: LoraTargets::All,
             rslora: false,
             dora: false,
+            modules_to_save: Vec::new(),
+            bias: TrainedBias::None,
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
         }
@@ -57,14 +63,12 @@ pub enum LoraTargets {
 impl LoraConfig {
     /// Whether the layer of this name gets an adapter.
     pub fn targets(&self, layer: &str) -> bool {
+        if self.modules_to_save.iter().any(|name| is_end(name, layer)) {
+            return false;
+        }
         match &self.targets {
             LoraTargets::All => true,
-            LoraTargets::Named(names) => {
-                let ends = |name: &String| {
-                    layer.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-                };
-                names.iter().any(ends)
-            }
+            LoraTargets::Named(names) => names.iter().any(|name| is_end(name, layer)),
             LoraTargets::Matching(pattern) => {
                 Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer))
             }
@@ -110,7 +114,7 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Res
     if config.dora {
         attach_magnitudes(decoder);
     }
-    Ok(())
+    in_full::mark(decoder, config)
 }
 
 /// Of a module's name: `q_proj`.

@@ -1,6 +1,7 @@
 //! Adapters: small trainable weights beside frozen ones. One file each.
 
 mod dora;
+mod in_full;
 mod loftq;
 mod lora;
 mod patterns;
@@ -10,10 +11,11 @@ mod pissa;
 mod start;
 
 pub use dora::Dora;
+pub use in_full::TrainedBias;
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
 pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};
+pub(crate) use peft::{kind_of_start, trains_in_full};
 pub use peft_config::{base_model, read_peft_config};
-pub use start::{LoraStart, Start};
-pub(crate) use peft::kind_of_start;
 pub(crate) use start::take_apart;
+pub use start::{LoraStart, Start};

@@ -11,7 +11,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
 use super::{Dora, LoraConfig, Start, peft_config, start};
-use crate::layers::Lora;
+use crate::layers::{InFull, Lora};
 use crate::parameters::{Parameter, Parameters, Trained};
 use crate::{Decoder, WeightFormat, WeightFormats};
 
@@ -41,7 +41,12 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         shape: tensor.stored_shape(),
         dtype: Dtype::F32,
     };
-    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    let mut entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    // Of a table that is the output layer as well PEFT wants both.
+    let [table, output] = table_and_output(decoder);
+    if let (true, Some(tensor)) = (decoder.config().tied_embeddings, tensors.get(&table)) {
+        entries.push(Entry { name: output.clone(), shape: tensor.stored_shape(), dtype: Dtype::F32 });
+    }
     let formats = decoder.formats();
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     for (key, format) in [(LINEAR_FORMAT, formats.linear), (TABLES_FORMAT, formats.tables)] {
@@ -52,11 +57,27 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     if let Some(kind) = start {
         metadata.insert(START.to_owned(), kind.to_owned());
     }
-    let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| Ok(tensors[&entry.name].stored_values()))?;
-    let config = peft_config::value(config, base_model, &targets(decoder), decoder.config().names.transposed);
+    let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
+        let tensor = tensors.get(&entry.name).unwrap_or_else(|| &tensors[&table]);
+        Ok(tensor.stored_values())
+    })?;
+    let saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
+    let config = peft_config::value(config, base_model, &targets(decoder), &saved, decoder.config());
     let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
+}
+
+/// The files' names of the embedding table and of the output layer, trained in full.
+fn table_and_output(decoder: &Decoder) -> [String; 2] {
+    let names = decoder.config().names;
+    [names.embeddings, names.output].map(|module| key(&format!("{module}.weight")))
+}
+
+/// The whole names of modules that are trained in full, for PEFT takes whatever ends like a name it is given.
+fn saved_modules<'a>(parameters: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let saved = parameters.filter(|name| InFull::marks(name));
+    saved.filter_map(|name| InFull::base_name(name).strip_suffix(".weight").map(str::to_owned)).collect()
 }
 
 /// What PEFT finds the adapted layers by: the last part of a name where all layers have it that end so, else the name.
@@ -84,7 +105,7 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
 /// Puts a PEFT LoRA adapter on the decoder. Which layers have one is told by the tensors: each must fit a layer, and none
 /// may be missing.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
-    let config = peft_config::read(folder, decoder.config().names.transposed)?;
+    let mut config = peft_config::read(folder, decoder.config())?;
     let file = open(folder)?;
     let device = decoder.device();
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
@@ -99,7 +120,18 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
         lora.dora = config.dora.then(|| Dora::new(&projection.weight, Tensor::zeros([outputs], &device)));
         projection.lora = Some(lora);
     }
+    let has = |tensor: &str| file.shape(&key(tensor)).is_some();
+    decoder.train_in_full(|module, adapted| InFull {
+        weight: has(&format!("{module}.weight")),
+        bias: has(&format!("{module}.{}", if adapted { "base_layer.bias" } else { "bias" })),
+    });
+    let sizes = decoder.trained_sizes(Trained::Adapters);
+    config.modules_to_save = saved_modules(sizes.iter().map(|(name, _)| name.as_str()));
     let mut used = BTreeSet::new();
+    if decoder.config().tied_embeddings {
+        // The same numbers once more.
+        used.extend(table_and_output(decoder).into_iter().filter(|name| file.shape(name).is_some()));
+    }
     for mut tensor in decoder.trained_mut(Trained::Adapters) {
         let (name, shape) = (key(&tensor.name), tensor.stored_shape());
         let found = file.shape(&name).unwrap_or_default();
@@ -125,6 +157,11 @@ pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
     Ok(open(folder)?.metadata().get(START).cloned())
 }
 
+/// Whether tensors of the base model are trained beside the pairs.
+pub(crate) fn trains_in_full(folder: &Path) -> Result<bool, Problem> {
+    Ok(open(folder)?.names().any(|name| !name.contains(".lora_")))
+}
+
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
     let path = folder.join(WEIGHTS);
     if !path.exists() && folder.join(PICKLED).exists() {
@@ -142,6 +179,7 @@ fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
 
 /// PEFT's name of a parameter.
 fn key(parameter: &str) -> String {
+    let parameter = InFull::peft_name(parameter);
     let end = if parameter.ends_with(".lora_A") || parameter.ends_with(".lora_B") { ".weight" } else { "" };
     format!("base_model.model.{parameter}{end}")
 }

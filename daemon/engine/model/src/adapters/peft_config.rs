@@ -7,12 +7,24 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{LoraConfig, LoraTargets, Patterns};
+use super::{LoraConfig, LoraTargets, Patterns, TrainedBias};
+use crate::DecoderConfig;
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 
 /// `targets` are the ends of the names of all adapted layers.
-pub(super) fn value(config: &LoraConfig, base_model: &str, targets: &[&str], transposed: bool) -> Value {
+pub(super) fn value(
+    config: &LoraConfig,
+    base_model: &str,
+    targets: &[&str],
+    saved: &[String],
+    decoder: &DecoderConfig,
+) -> Value {
+    let saved = if saved.is_empty() { Value::Null } else { json!(saved) };
+    // A table that is the output layer as well has stayed one.
+    let names = decoder.names;
+    let tied = decoder.tied_embeddings
+        && [names.embeddings, names.output].iter().any(|name| config.in_full(name, false).weight);
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -21,11 +33,12 @@ pub(super) fn value(config: &LoraConfig, base_model: &str, targets: &[&str], tra
         "lora_alpha": whole(config.alpha),
         "lora_dropout": config.dropout,
         "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": transposed,
+        "bias": config.bias.name(),
+        "fan_in_fan_out": names.transposed,
         "inference_mode": true,
         "init_lora_weights": true,
-        "modules_to_save": null,
+        "modules_to_save": saved,
+        "ensure_weight_tying": tied,
         "rank_pattern": config.rank_pattern.iter().map(|(pattern, rank)| (pattern.to_owned(), json!(rank))).collect::<Map<_, _>>(),
         "alpha_pattern": config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.to_owned(), whole(alpha))).collect::<Map<_, _>>(),
         "use_rslora": config.rslora,
@@ -50,10 +63,19 @@ pub fn base_model(folder: &Path) -> Option<String> {
     parse(folder).ok()?.1["base_model_name_or_path"].as_str().map(str::to_owned)
 }
 
-/// `transposed`: the base model stores its matrices as `[inputs, outputs]`.
-pub(super) fn read(folder: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
+/// Reads what is an adapter for this decoder.
+pub(super) fn read(folder: &Path, decoder: &DecoderConfig) -> Result<LoraConfig, Problem> {
     let (path, value) = parse(folder)?;
-    Reader { path: &path, value: &value }.config(transposed)
+    let reader = Reader { path: &path, value: &value };
+    let config = reader.config(decoder.names.transposed)?;
+    let tables = [decoder.names.embeddings, decoder.names.output];
+    if decoder.tied_embeddings
+        && value["ensure_weight_tying"] != Value::Bool(true)
+        && tables.iter().any(|name| config.in_full(name, false).weight)
+    {
+        return Err(reader.wrong("ensure_weight_tying", "true, as this model has one table for both ends"));
+    }
+    Ok(config)
 }
 
 fn parse(folder: &Path) -> Result<(PathBuf, Value), Problem> {
@@ -142,6 +164,16 @@ impl Reader<'_> {
             },
             rslora: value["use_rslora"] == Value::Bool(true),
             dora: value["use_dora"] == Value::Bool(true),
+            modules_to_save: match &value["modules_to_save"] {
+                Value::Array(names) => names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect(),
+                _ => Vec::new(),
+            },
+            bias: match value["bias"].as_str() {
+                None => TrainedBias::None,
+                Some(name) => {
+                    TrainedBias::from_name(name).ok_or_else(|| self.wrong("bias", "none | all | lora_only"))?
+                }
+            },
             rank_pattern: self.patterns("rank_pattern", rank)?,
             alpha_pattern: self.patterns("alpha_pattern", Value::as_f64)?,
         })

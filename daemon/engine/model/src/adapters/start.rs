@@ -32,7 +32,9 @@ const LESS: &str = "beside";
 pub enum LoraStart {
     Pissa(Effort),
     /// Of quantised weights.
-    Loftq { iterations: usize },
+    Loftq {
+        iterations: usize,
+    },
 }
 
 /// What a pair was before the first step.
@@ -79,7 +81,9 @@ impl LoraStart {
 impl Projection {
     /// `weight` is the original one; what is frozen becomes that without what the pair has taken out of it.
     fn take_out(&mut self, weight: Tensor<2>, format: WeightFormat) -> Result<(), Problem> {
-        let Some(Lora { start: Some(Start { taken: Some([a, b]), .. }), scale, .. }) = &self.lora else { return Ok(()) };
+        let Some(Lora { start: Some(Start { taken: Some([a, b]), .. }), scale, .. }) = &self.lora else {
+            return Ok(());
+        };
         self.weight = hold(without(weight, a, b, *scale), format)?;
         Ok(())
     }
@@ -133,8 +137,11 @@ pub(super) fn save_taken(decoder: &Decoder, folder: &Path) -> Result<(), Problem
     if tensors.is_empty() {
         return Ok(());
     }
-    let entry =
-        |(name, tensor): (&String, &Tensor<2>)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 };
+    let entry = |(name, tensor): (&String, &Tensor<2>)| Entry {
+        name: name.clone(),
+        shape: tensor.dims().to_vec(),
+        dtype: Dtype::F32,
+    };
     let entries: Vec<Entry> = tensors.iter().map(entry).collect();
     write(&folder.join(TAKEN), &entries, &BTreeMap::new(), |entry| Ok(values(&tensors[&entry.name]))).map(drop)
 }
@@ -190,5 +197,8 @@ fn too_high(layer: &str, rank: usize, [rows, cols]: [usize; 2]) -> Problem {
     .key("lora_rank")
     .found(rank)
     .expected(format!("at most {} for {layer}", rows.min(cols)))
-    .fix("lower lora_rank, or give this layer a rank of its own in rank_pattern", "降低 lora_rank，或用 rank_pattern 单独设置该层的秩")
+    .fix(
+        "lower lora_rank, or give this layer a rank of its own in rank_pattern",
+        "降低 lora_rank，或用 rank_pattern 单独设置该层的秩",
+    )
 }

@@ -1,6 +1,7 @@
 //! A Hugging Face folder whose weights have the adapter folded in: `W + s·B·A`, and where it has magnitudes each row of that
 //! brought to its own; in `f32`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -11,7 +12,8 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::{SHARD_BYTES, in_float32};
 use crate::Decoder;
-use crate::layers::Projection;
+use crate::layers::{InFull, Projection};
+use crate::parameters::{Parameter, Parameters, Trained};
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -37,9 +39,19 @@ pub fn export_merged(
             Some(Entry { name: name.to_owned(), shape: checkpoint.shape(name)?.to_vec(), dtype: Dtype::F32 })
         })
         .collect();
+    let mut tuned = decoder.clone();
+    let in_full: HashMap<String, Parameter<'_>> = tuned
+        .trained_mut(Trained::Adapters)
+        .into_iter()
+        .filter(|tensor| InFull::marks(&tensor.name))
+        .map(|tensor| (InFull::base_name(&tensor.name), tensor))
+        .collect();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
-        let mut weight = checkpoint.read_f32(&entry.name, &entry.shape)?;
+        let mut weight = match in_full.iter().find(|(name, _)| is_named(name, &entry.name)) {
+            Some((_, tensor)) => tensor.stored_values(),
+            None => checkpoint.read_f32(&entry.name, &entry.shape)?,
+        };
         if let Some(projection) = adapted(decoder, &entry.name) {
             merge(projection, &mut weight);
         }
@@ -55,9 +67,12 @@ pub fn export_merged(
 /// The layer with this weight, where it has an adapter.
 fn adapted<'a>(decoder: &'a Decoder, weight_name: &str) -> Option<&'a Projection> {
     let layer = weight_name.strip_suffix(".weight")?;
-    // A file of the bare model lacks the first part of each name.
-    let is_layer = |name: &str| name == layer || name.split_once('.').is_some_and(|(_, bare)| bare == layer);
-    decoder.projections().find(|projection| projection.lora.is_some() && is_layer(&projection.name))
+    decoder.projections().find(|projection| projection.lora.is_some() && is_named(&projection.name, layer))
+}
+
+/// A file of the bare model lacks the first part of each name.
+fn is_named(name: &str, stored: &str) -> bool {
+    name == stored || name.split_once('.').is_some_and(|(_, bare)| bare == stored)
 }
 
 /// Folds what the layer's adapter has learnt into its weight, which lies in the order that it is stored in.

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
+use super::InFull;
 use crate::Mode;
 use crate::adapters::{Dora, Start};
 use crate::parameters::Parameter;
@@ -17,6 +18,8 @@ pub struct Projection {
     pub bias: Option<Tensor<1>>,
     /// The matrix is stored `[inputs, outputs]`.
     pub transposed: bool,
+    /// What of the layer itself is trained beside the adapters.
+    pub in_full: InFull,
     pub lora: Option<Lora>,
 }
 
@@ -93,10 +96,10 @@ impl Projection {
     }
 
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
-        let Self { name, weight, bias, transposed, lora } = self;
-        let bias = bias.as_mut().map(|bias| Parameter::vector(format!("{name}.bias"), bias));
+        let Self { name, weight, bias, transposed, in_full, lora } = self;
+        let bias = bias.as_mut().map(|bias| Parameter::vector(in_full.bias_name(name, lora.is_some()), bias));
         let adapter = lora.as_mut().map(|lora| lora.parameters_mut(name));
-        let weight = Parameter::weight(format!("{name}.weight"), weight).stored_transposed(*transposed);
+        let weight = Parameter::weight(in_full.weight_name(name), weight).stored_transposed(*transposed);
         std::iter::once(weight).chain(bias).chain(adapter.into_iter().flatten())
     }
 

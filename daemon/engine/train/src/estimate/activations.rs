@@ -32,7 +32,7 @@ fn kept_by_block(shape: &Shape) -> usize {
 
 /// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
 fn dora(shape: &Shape) -> usize {
-    let adapted = shape.linears.iter().filter(|linear| shape.dora && linear.rank > 0);
+    let adapted = shape.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
     adapted.map(|linear| linear.outputs).sum()
 }
 
@@ -71,6 +71,6 @@ pub(super) fn output_layer(shape: &Shape, batch: BatchSize) -> u64 {
     let rows = (CHUNK_BYTES as u64 / row).clamp(1, batch.targets.max(1) as u64);
     let hidden = shape.hidden as u64 * FLOAT;
     // The gradient of a trained output layer is made beside the loss.
-    let table = if shape.full { shape.table_bytes() } else { 0 };
+    let table = if shape.trained.output { shape.table_bytes() } else { 0 };
     rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
 }

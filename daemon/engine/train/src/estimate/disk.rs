@@ -23,11 +23,11 @@ pub(super) fn needed(recipe: &Recipe, shape: &Shape, steps: u64) -> DiskEstimate
 
 /// The trained weights, and what they started with.
 fn result(shape: &Shape) -> u64 {
-    (shape.trained_parameters + shape.start) * FLOAT + shape.trained_tensors * HEADER
+    (shape.trained.numbers() + shape.trained.start) * FLOAT + shape.trained.tensors() * HEADER
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.
 fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
-    optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary)
-        + 2 * shape.trained_tensors * HEADER
+    optim::bytes(recipe, &shape.trained.matrices, shape.trained.vectors, shape.vocabulary)
+        + 2 * shape.trained.tensors() * HEADER
 }

@@ -1,8 +1,8 @@
 //! Sizes and counts of a decoder and of what is trained in it.
 
-use justtrain_model::adapters::LoraStart;
 use justtrain_model::{DecoderConfig, LinearShape};
 
+use super::trained::TrainedShape;
 use crate::recipe::{FinetuningType, Recipe};
 
 /// A decoder as far as memory and time depend on it.
@@ -33,16 +33,8 @@ pub(super) struct Shape {
     pub(super) full: bool,
     /// Numbers in the base model.
     pub(super) parameters: u64,
-    /// Numbers that the optimiser changes, and the tensors that they lie in.
-    pub(super) trained_parameters: u64,
-    pub(super) trained_tensors: u64,
-    /// Of these the numbers in vectors, and rows and columns of the matrices with how many there are.
-    pub(super) trained_vectors: u64,
-    pub(super) trained_matrices: Vec<([usize; 2], u64)>,
-    /// Adapted layers have magnitudes (DoRA).
-    pub(super) dora: bool,
-    /// Numbers in frozen pairs: what trained ones started with (PiSSA, LoftQ), and what was taken out of the weights.
-    pub(super) start: u64,
+    /// What the optimiser changes.
+    pub(super) trained: TrainedShape,
 }
 
 /// A weight matrix of a block, and the largest rank of its adapters; 0 where it has none.
@@ -80,40 +72,6 @@ impl Shape {
         let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
         let vectors = config.block_vectors();
         let layers = config.layers.len() as u64;
-        let last_norm = config.norm.vectors();
-        let positions = config.position_table().map_or(0, |[rows, _]| rows);
-        let tables = 2 - u64::from(config.tied_embeddings);
-        let norms = layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64;
-        let mut trained_matrices = Vec::new();
-        let (mut trained_vectors, mut vector_tensors) = (0, 0);
-        if full {
-            trained_matrices.extend(linears.iter().map(|linear| ([linear.outputs, linear.inputs], layers)));
-            trained_matrices.push(([config.vocab_size, hidden], tables));
-            trained_matrices.push(([positions, hidden], u64::from(positions > 0)));
-            trained_vectors = norms;
-            vector_tensors = layers * vectors.len() as u64 + last_norm as u64;
-        } else {
-            for layer in 0..config.layers.len() {
-                for shape in config.linears() {
-                    let rank = rank(layer, &shape);
-                    trained_matrices.push(([rank, shape.inputs], u64::from(rank > 0)));
-                    trained_matrices.push(([shape.outputs, rank], u64::from(rank > 0)));
-                    if lora.dora && rank > 0 {
-                        trained_vectors += shape.outputs as u64;
-                        vector_tensors += 1;
-                    }
-                }
-            }
-        }
-        trained_matrices.retain(|(_, count)| *count > 0);
-        let in_matrices =
-            trained_matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>();
-        let frozen_pairs = match recipe.lora_start() {
-            Some(LoraStart::Loftq { iterations: 2.. }) => 2,
-            Some(_) => 1,
-            None => 0,
-        };
-        let start = if full { 0 } else { frozen_pairs * in_matrices };
         Self {
             hidden,
             intermediate,
@@ -125,17 +83,12 @@ impl Shape {
             key_value,
             vocabulary: config.vocab_size,
             linears,
-            tables,
-            positions,
-            norms,
+            tables: 2 - u64::from(config.tied_embeddings),
+            positions: config.position_table().map_or(0, |[rows, _]| rows),
+            norms: layers * vectors.iter().sum::<usize>() as u64 + (config.norm.vectors() * hidden) as u64,
             full,
             parameters: config.parameters(),
-            trained_parameters: in_matrices + trained_vectors,
-            trained_tensors: trained_matrices.iter().map(|(_, count)| count).sum::<u64>() + vector_tensors,
-            trained_vectors,
-            trained_matrices,
-            dora: lora.dora && !full,
-            start,
+            trained: TrainedShape::new(config, recipe),
         }
     }
 

@@ -12,7 +12,7 @@ use super::rules::invalid;
 use super::{FinetuningType, QuantizationType, Recipe};
 
 /// Keys that mean nothing where every weight is trained.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
@@ -23,6 +23,8 @@ const KEYS: [&str; 13] = [
     "pissa_iter",
     "loftq_init",
     "loftq_iter",
+    "modules_to_save",
+    "bias",
     "rank_pattern",
     "alpha_pattern",
     "loraplus_lr_ratio",
@@ -34,7 +36,13 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
         let (pattern, error) = patterns(written, Value::as_f64).err()?;
         Some(no_pattern(&format!("{key}.{pattern}"), &error))
     });
-    broken.chain(lora_target(recipe)).chain(other_than_adapter(recipe)).chain(adapter_beside_full(recipe)).chain(start(recipe)).collect()
+    broken
+        .chain(lora_target(recipe))
+        .chain(other_than_adapter(recipe))
+        .chain(adapter_beside_full(recipe))
+        .chain(start(recipe))
+        .chain(pair_and_in_full(recipe))
+        .collect()
 }
 
 /// What is wrong with an adapter's own files, at the key that names it.
@@ -90,9 +98,13 @@ fn start(recipe: &Recipe) -> Vec<Problem> {
     }
     if recipe.loftq_init && recipe.quantization().is_none() {
         problems.push(
-            invalid("loftq_init", "without quantisation nothing is lost that LoftQ could make up for", "没有量化就没有损失，LoftQ 无从弥补")
-                .expected("quantization_bit: 4 | 8")
-                .fix("write quantization_bit: 4, or remove this line", "写 quantization_bit: 4，或删除这一行"),
+            invalid(
+                "loftq_init",
+                "without quantisation nothing is lost that LoftQ could make up for",
+                "没有量化就没有损失，LoftQ 无从弥补",
+            )
+            .expected("quantization_bit: 4 | 8")
+            .fix("write quantization_bit: 4, or remove this line", "写 quantization_bit: 4，或删除这一行"),
         );
     }
     for (key, init, written) in
@@ -109,6 +121,21 @@ fn start(recipe: &Recipe) -> Vec<Problem> {
     problems
 }
 
+fn pair_and_in_full(recipe: &Recipe) -> Option<Problem> {
+    let written = recipe.written_lora_config();
+    let LoraTargets::Named(targets) = &written.targets else { return None };
+    let both = targets.iter().find(|target| written.modules_to_save.contains(target))?;
+    Some(
+        invalid(
+            "modules_to_save",
+            "what is trained in full gets no LoRA pair, and lora_target names it as well",
+            "完整训练的模块不再有 LoRA，而 lora_target 也写了它",
+        )
+        .found(both)
+        .fix("take it out of one of the two", "从其中一项删除它"),
+    )
+}
+
 /// Keys that say something else than the adapter to go on with.
 fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
     let (Some(adapter), written) = (&recipe.adapter, recipe.written_lora_config()) else { return Vec::new() };
@@ -120,6 +147,8 @@ fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
             ("lora_target", show_targets(&config.targets)),
             ("use_rslora", config.rslora.to_string()),
             ("use_dora", config.dora.to_string()),
+            ("modules_to_save", config.modules_to_save.join(", ")),
+            ("bias", config.bias.name().to_owned()),
             ("rank_pattern", show_patterns(&config.rank_pattern)),
             ("alpha_pattern", show_patterns(&config.alpha_pattern)),
         ]

@@ -110,6 +110,15 @@ pub struct Recipe {
     #[schemars(range(min = 1, max = 100))]
     pub(crate) loftq_iter: usize,
 
+    /// Modules that are trained in full beside the LoRA pairs, by name or its last part, as a list or separated by commas: `embed_tokens,lm_head`. They get no pair.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["additional_target", "lora_modules_to_save"]))]
+    modules_to_save: Option<OneOrMany>,
+
+    /// Which biases of the model are trained beside the LoRA pairs.
+    #[serde(default)]
+    bias: Bias,
+
     /// Ranks of single layers, by PEFT's patterns: a regular expression that a layer's name ends with, from a dot on: `{"layers\.0\..*": 4, "down_proj": 32}`. The first that matches holds.
     #[serde(default)]
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 1024}))]
@@ -409,6 +418,16 @@ impl FinetuningType {
             Self::Full => "full",
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Bias {
+    #[default]
+    None,
+    All,
+    /// Of layers with a LoRA pair.
+    LoraOnly,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

@@ -5,7 +5,6 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 /// Methods that a later version brings.
 const LATER_KEYS: &[&str] = &[
-    "additional_target",
     "deepspeed",
     "early_stopping_patience",
     "eval_dataset",
@@ -14,10 +13,8 @@ const LATER_KEYS: &[&str] = &[
     "fsdp",
     "interleave_probs",
     "label_smoothing_factor",
-    "lora_modules_to_save",
     "max_samples",
     "mix_strategy",
-    "modules_to_save",
     "neftune_noise_alpha",
     "report_to",
     "tf32",

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
-use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns};
+use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias};
 use justtrain_model::kernels::Format;
 use justtrain_model::kernels::singular::Effort;
 use justtrain_model::{WeightFormat, WeightFormats};
@@ -15,7 +15,7 @@ use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
 use crate::prepare::adapter_template;
 
-use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{Bias, DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
 
 impl Recipe {
     /// Where to train.
@@ -58,6 +58,12 @@ impl Recipe {
             targets: self.lora_target(),
             rslora: self.use_rslora,
             dora: self.use_dora,
+            modules_to_save: self.modules_to_save.as_ref().map(OneOrMany::names).unwrap_or_default(),
+            bias: match self.bias {
+                Bias::None => TrainedBias::None,
+                Bias::All => TrainedBias::All,
+                Bias::LoraOnly => TrainedBias::LoraOnly,
+            },
             rank_pattern: patterns(&self.rank_pattern, rank).unwrap_or_default(),
             alpha_pattern: patterns(&self.alpha_pattern, Value::as_f64).unwrap_or_default(),
         }

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::Recipe;
 use crate::optim::schedule::{SchedulerType, Shape};
-use justtrain_model::adapters::LoraTargets;
+use justtrain_model::adapters::{LoraStart, LoraTargets};
 use justtrain_model::kernels::Format;
+use justtrain_model::kernels::singular::Effort;
 use justtrain_model::{WeightFormat, WeightFormats};
 
 const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
@@ -284,6 +285,32 @@ fn an_adapter_to_go_on_with_brings_its_own_settings() {
     let problem = only_problem_with("adapter_name_or_path: no/such\n");
     assert_eq!((problem.code, problem.line), (ProblemCode::FileNotFound, Some(3)));
     assert!(problem.found.unwrap().starts_with("/data/no/such/adapter_config.json"));
+}
+
+#[test]
+fn starts_that_make_no_sense_are_refused() {
+    let adapter = format!("pissa_init: true\nadapter_name_or_path: {ADAPTER}");
+    for (written, key) in [
+        ("loftq_init: true", "loftq_init"),
+        ("loftq_init: true\nquantization_type: gguf", "loftq_init"),
+        ("pissa_init: true\nquantization_type: gguf", "pissa_init"),
+        ("pissa_init: true\nuse_dora: true", "pissa_init"),
+        ("pissa_init: true\nloftq_init: true\nquantization_bit: 4", "loftq_init"),
+        ("pissa_iter: 4", "pissa_iter"),
+        ("loftq_iter: 4\nquantization_bit: 4", "loftq_iter"),
+        (adapter.as_str(), "pissa_init"),
+        ("lora_target: [q_proj, v_proj]\nmodules_to_save: v_proj", "modules_to_save"),
+    ] {
+        let problem = only_problem_with(written);
+        assert_eq!(problem.key.as_deref(), Some(key), "{written}");
+        assert!(problem.line.is_some() && !problem.fix.is_empty(), "{problem}");
+    }
+    let start = |more: &str| read_with(more).lora_start();
+    assert_eq!(start(""), None);
+    assert_eq!(start("pissa_init: true"), Some(LoraStart::Pissa(Effort::Iterations(16))));
+    assert_eq!(start("pissa_init: true\npissa_iter: -1"), Some(LoraStart::Pissa(Effort::Exact)));
+    assert_eq!(start("loftq_init: true\nquantization_bit: 8"), Some(LoraStart::Loftq { iterations: 1 }));
+    assert!(only_problem_with("init_lora_weights: pissa").fix.en.contains("pissa_init: true"));
 }
 
 #[test]
