@@ -23,6 +23,7 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod row_store;
 pub mod simd;
+pub mod singular;
 
 mod buffer;
 mod matmul;

@@ -23,6 +23,14 @@ impl Weight {
         }
     }
 
+    /// Σ w² of each row, without gradient tracking. `device` is where those of packed ones go.
+    pub fn row_squares(&self, device: &Device) -> Tensor<1> {
+        match self {
+            Weight::Dense(weight) => weight.clone().inner().square().sum_dim(1).squeeze_dim(1),
+            Weight::Packed(packed) => packed.row_squares(device),
+        }
+    }
+
     /// The same numbers without gradient tracking, sharing their memory.
     pub fn inner(self) -> Self {
         match self {

@@ -35,7 +35,7 @@ pub struct Pass {
 impl Block {
     pub(crate) fn load(loader: &Loader<'_>, config: &DecoderConfig, layer: usize) -> Result<Self, Problem> {
         let (names, at) = (&config.names.block, config.layers[layer]);
-        let full = |part: &str| format!("{}.{layer}.{part}", config.names.blocks);
+        let full = |part: &str| config.module(layer, part);
         let norm = |part: &'static str| loader.norm(full(part), config.hidden_size, config);
         let projection = |shape: LinearShape| loader.projection(full(shape.name), shape, config.names.transposed);
         let joint = |shapes: Vec<LinearShape>, widths: &[usize]| {
@@ -91,6 +91,16 @@ impl Block {
         let Self { attention, mlp, .. } = self;
         let qkv = attention.qkv.projections.iter().chain([&attention.o]);
         qkv.chain(&mlp.up.projections).chain([&mlp.down]).collect()
+    }
+
+    /// Of the hidden state, and of queries and keys.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp_output_norm, .. } = self;
+        let mut norms = vec![attention_norm, mlp_norm];
+        norms.extend(attention_output_norm);
+        norms.extend(mlp_output_norm);
+        norms.extend(attention.qk_norms.iter_mut().flatten());
+        norms
     }
 
     pub(crate) fn projections_mut(&mut self) -> Vec<&mut Projection> {

@@ -115,6 +115,11 @@ impl DecoderConfig {
         }
     }
 
+    /// The full name of a part of a block.
+    pub fn module(&self, layer: usize, part: &str) -> String {
+        format!("{}.{layer}.{part}", self.names.blocks)
+    }
+
     /// The linear layers of one block, in the order of the network.
     pub fn linears(&self) -> Vec<LinearShape> {
         let mut linears = self.qkv();
@@ -132,6 +137,15 @@ impl DecoderConfig {
         }
         vectors.extend(self.linears().iter().filter(|linear| linear.bias).map(|linear| linear.outputs));
         vectors
+    }
+
+    /// Names and widths of one block's norms.
+    pub fn block_norm_parts(&self) -> Vec<(&'static str, usize)> {
+        let names = &self.names.block;
+        let outputs = [names.attention_output_norm, names.mlp_output_norm].into_iter().flatten();
+        let of_hidden = [names.attention_norm, names.mlp_norm].into_iter().chain(outputs);
+        let of_heads = names.qk_norms.into_iter().flatten().map(|name| (name, self.heads.dim));
+        of_hidden.map(|name| (name, self.hidden_size)).chain(of_heads).collect()
     }
 
     /// Norms of the whole hidden state in one block.

@@ -10,7 +10,7 @@ use justtrain_worker_api::Problem;
 use crate::block::{Block, Pass};
 use crate::config::Positions;
 use crate::generate::KvCache;
-use crate::layers::{Norm, Projection};
+use crate::layers::{InFull, Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
@@ -59,6 +59,7 @@ pub struct Decoder {
     norm: Norm,
     /// None where the embedding table is the output layer.
     output: Option<Weight>,
+    output_name: String,
 }
 
 #[derive(Debug, Clone)]
@@ -106,7 +107,7 @@ impl Parameters for Decoder {
         parameters.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
         parameters.extend(self.norm.parameters_mut());
         if let Some(output) = &mut self.output {
-            parameters.push(Parameter::weight(self.config.names.output_weight(), output));
+            parameters.push(Parameter::weight(self.output_name.clone(), output));
         }
         parameters
     }
@@ -140,6 +141,7 @@ impl Decoder {
                 true => None,
                 false => Some(loader.table(&config.names.output_weight(), table)?),
             },
+            output_name: config.names.output_weight(),
             formats,
             config,
         };
@@ -169,6 +171,41 @@ impl Decoder {
         self.blocks.iter_mut().flat_map(Block::projections_mut)
     }
 
+    /// Has tensors of the model trained in full beside the adapters: those that `which` tells of a module's name and whether it
+    /// has an adapter. They become `f32`. A table that is the output layer as well stays one table.
+    pub(crate) fn train_in_full(&mut self, which: impl Fn(&str, bool) -> InFull) {
+        let device = self.device();
+        let dense = |weight: &mut Weight| *weight = weight.to_tensor(&device).into();
+        for block in &mut self.blocks {
+            for norm in block.norms_mut() {
+                norm.in_full = which(&norm.name, false);
+            }
+            for projection in block.projections_mut() {
+                projection.in_full = which(&projection.name, projection.lora.is_some());
+                if projection.in_full.weight {
+                    dense(&mut projection.weight);
+                }
+            }
+        }
+        self.norm.in_full = which(&self.norm.name, false);
+        let names = self.config.names;
+        let mark = |module: &str, name: &mut String, table: &mut Weight, weight: bool| {
+            *name = InFull { weight, bias: false }.weight_name(module);
+            if weight {
+                dense(table);
+            }
+        };
+        let [embeddings, output] = [names.embeddings, names.output].map(|module| which(module, false).weight);
+        let shared = self.output.is_none() && output;
+        mark(names.embeddings, &mut self.embeddings_name, &mut self.embeddings, embeddings || shared);
+        if let (Some(module), Some(PositionTable { name, table, .. })) = (names.positions, &mut self.positions) {
+            mark(module, name, table, which(module, false).weight);
+        }
+        if let Some(table) = &mut self.output {
+            mark(names.output, &mut self.output_name, table, output);
+        }
+    }
+
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
     }
@@ -183,7 +220,7 @@ impl Decoder {
             norm: self.norm.clone(),
             output: self.output_layer(),
             output_name: match self.output {
-                Some(_) => self.config.names.output_weight(),
+                Some(_) => self.output_name.clone(),
                 None => self.embeddings_name.clone(),
             },
         }

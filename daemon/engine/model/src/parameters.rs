@@ -4,10 +4,12 @@
 use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
 use justtrain_kernels::{Packed, Weight};
 
+use crate::layers::InFull;
+
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained {
-    /// The factors of the adapters.
+    /// The factors of the adapters, and what is trained in full beside them.
     Adapters,
     /// The model's own weights.
     Weights,
@@ -15,8 +17,8 @@ pub enum Trained {
 
 impl Trained {
     pub fn includes(self, name: &str) -> bool {
-        let adapter = name.ends_with(".lora_A") || name.ends_with(".lora_B");
-        adapter == (self == Self::Adapters)
+        let of_pair = [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
+        (of_pair || InFull::marks(name)) == (self == Self::Adapters)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
 use crate::Decoder;
-use crate::adapters::load_peft;
+use crate::adapters::{kind_of_start, load_peft, take_apart, trains_in_full};
 use crate::export::load_model;
 
 /// Whether the folder holds a whole model and no adapter.
@@ -13,7 +14,19 @@ pub fn is_whole_model(folder: &Path) -> bool {
     folder.join("config.json").is_file() && !folder.join("adapter_config.json").is_file()
 }
 
-/// Makes the base model the tuned one: puts the adapter on it, or takes the other's weights.
-pub fn apply_tuned(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
-    if is_whole_model(folder) { load_model(decoder, folder) } else { load_peft(decoder, folder).map(drop) }
+/// Whether the base model is another one once [`apply_tuned`] has changed the decoder, even with its adapter switched off.
+pub fn replaces_weights(folder: &Path) -> Result<bool, Problem> {
+    Ok(is_whole_model(folder) || trains_in_full(folder)?)
+}
+
+/// Makes the base model the tuned one: puts the adapter on it, or takes the other's weights. `checkpoint` is the base's.
+pub fn apply_tuned(decoder: &mut Decoder, checkpoint: &Checkpoint, folder: &Path) -> Result<(), Problem> {
+    if is_whole_model(folder) {
+        return load_model(decoder, folder);
+    }
+    load_peft(decoder, folder)?;
+    match kind_of_start(folder)? {
+        None => Ok(()),
+        Some(kind) => take_apart(decoder, checkpoint, &kind, folder),
+    }
 }

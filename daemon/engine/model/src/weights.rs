@@ -10,7 +10,7 @@ use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::config::NormKind;
-use crate::layers::{Norm, Projection};
+use crate::layers::{InFull, Norm, Projection};
 use crate::parameters::transpose;
 use crate::{DecoderConfig, LinearShape};
 
@@ -68,12 +68,9 @@ impl<'a> Loader<'a> {
         Self { checkpoint, device, formats, taken: RefCell::default() }
     }
 
-    /// Notes that a part takes a tensor, and returns its name in the file: that of transformers' bare model, without
-    /// the head's prefix, where the file has only that.
+    /// Notes that a part takes a tensor, and returns its name in the file.
     fn take<'n>(&self, name: &'n str) -> &'n str {
-        let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
-        let has = |name| self.checkpoint.shape(name).is_some();
-        let stored = if !has(name) && has(bare) { bare } else { name };
+        let stored = stored_name(self.checkpoint, name);
         self.taken.borrow_mut().insert(stored.to_owned());
         stored
     }
@@ -103,6 +100,7 @@ impl<'a> Loader<'a> {
             name,
             kind: config.norm,
             epsilon: config.norm_epsilon,
+            in_full: InFull::default(),
         })
     }
 
@@ -115,7 +113,7 @@ impl<'a> Loader<'a> {
             true => self.transposed(&weight_name, [outputs, inputs])?,
         };
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
-        Ok(Projection { weight, name, bias, transposed, lora: None })
+        Ok(Projection { weight, name, bias, transposed, in_full: InFull::default(), lora: None })
     }
 
     fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
@@ -168,6 +166,52 @@ impl<'a> Loader<'a> {
         .found(format!("{} such tensors", 1 + strangers.count()))
         .expected("none")
         .fix("choose a model of a supported architecture", "请选择受支持架构的模型"))
+    }
+}
+
+/// A tensor's name in the file: that of transformers' bare model, without the head's prefix, where the file has only that.
+fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> &'n str {
+    let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
+    let has = |name| checkpoint.shape(name).is_some();
+    if !has(name) && has(bare) { bare } else { name }
+}
+
+/// The matrix of a layer as the checkpoint has it, `[outputs, inputs]`.
+pub(crate) fn original(
+    checkpoint: &Checkpoint,
+    projection: &Projection,
+    device: &Device,
+) -> Result<Tensor<2>, Problem> {
+    let ([outputs, inputs], name) = (projection.shape(), format!("{}.weight", projection.name));
+    let name = stored_name(checkpoint, &name);
+    let numbers = match projection.transposed {
+        false => checkpoint.read_f32(name, &[outputs, inputs])?,
+        true => transpose(&checkpoint.read_f32(name, &[inputs, outputs])?, [inputs, outputs]),
+    };
+    Ok(Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device))
+}
+
+/// A matrix in the form in which a decoder holds its weights. A GGUF's blocks are only ever kept as they are.
+pub(crate) fn hold(matrix: Tensor<2>, format: WeightFormat) -> Result<Weight, Problem> {
+    let shape = matrix.dims();
+    match format {
+        WeightFormat::F32 => Ok(matrix.into()),
+        WeightFormat::Packed(format) => {
+            let numbers: Vec<f32> = matrix.into_data().try_into_vec().expect("it is f32");
+            Ok(Packed::from_f32(format, &numbers, shape).into())
+        }
+        WeightFormat::Gguf => Err(Problem::error(
+            ProblemCode::InvalidValue,
+            "the blocks of a GGUF cannot be made anew from other numbers",
+            "无法用其他数值重新生成 GGUF 的量化块",
+        )
+        .key("quantization_type")
+        .found("gguf")
+        .expected("nf4 | int8")
+        .fix(
+            "write quantization_bit: 4 in place of quantization_type: gguf",
+            "请写 quantization_bit: 4，代替 quantization_type: gguf",
+        )),
     }
 }
 

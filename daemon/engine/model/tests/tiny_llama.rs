@@ -219,6 +219,58 @@ fn an_adapter_of_another_model_is_refused() {
     assert_eq!(problem.found.as_deref(), Some("[4, 48]"));
 }
 
+#[test]
+fn adapters_of_other_kinds_are_refused_by_key() {
+    let text = std::fs::read_to_string(fixture("adapter/adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in [
+        ("peft_type", json!("LOHA")),
+        ("lora_bias", json!(true)),
+        ("layer_replication", json!([[0, 2]])),
+        ("trainable_token_indices", json!([1, 2])),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("fan_in_fan_out", json!(true)),
+        ("target_modules", json!("(")),
+        ("rank_pattern", json!({"q_proj": -1})),
+        ("r", json!(0)),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config.clone();
+        config[key] = value;
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let problem = load_peft(&mut decoder(&Device::flex()), folder.path()).unwrap_err();
+        assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), text).unwrap();
+    std::fs::write(folder.path().join("adapter_model.bin"), "").unwrap();
+    let problem = load_peft(&mut decoder(&Device::flex()), folder.path()).unwrap_err();
+    assert!(problem.message.en.contains("pickle"), "{problem}");
+}
+
+/// An adapter on some layers of a kind alone goes by their whole names, or PEFT would put fresh ones on the others.
+#[test]
+fn layers_that_have_no_adapter_stay_without_one() {
+    let mut some = decoder(&Device::flex());
+    let config = load_peft(&mut some, &fixture("adapter")).unwrap();
+    for projection in some.projections_mut() {
+        if projection.name.ends_with("q_proj") && !projection.name.contains(".1.") {
+            projection.lora = None;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    save_peft(&some, &config, "tiny", folder.path()).unwrap();
+    let text = std::fs::read_to_string(folder.path().join("adapter_config.json")).unwrap();
+    let targets = &serde_json::from_str::<serde_json::Value>(&text).unwrap()["target_modules"];
+    assert_eq!(
+        *targets,
+        json!(["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "model.layers.1.self_attn.q_proj"])
+    );
+    let mut again = decoder(&Device::flex());
+    load_peft(&mut again, folder.path()).unwrap();
+    assert_eq!(again.projections().filter(|projection| projection.lora.is_some()).count(), 19);
+}
+
 /// The tiny llama in a folder of its own, its `config.json` changed.
 fn changed(change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

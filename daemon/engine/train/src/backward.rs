@@ -31,7 +31,7 @@ impl Backward {
     /// Returns the sum of the losses of all targets. When that is no finite number, no gradients are made.
     pub fn run(&self, decoder: &mut Decoder, input: &Input, targets: Arc<Targets>, sink: Sink<'_>) -> f64 {
         let pass = decoder.pass(input, self.mode);
-        let embeddings_trained = self.trained.includes(decoder.embeddings_name());
+        let embeddings_trained = self.tables_trained(decoder, input);
         let lowest = self.lowest_trained(decoder, embeddings_trained);
         let mut x = decoder.embed(input);
         let mut kept = Vec::new();
@@ -71,10 +71,43 @@ impl Backward {
         }
         if embeddings_trained {
             let table = tables.into_iter().next().map(|(_, gradient)| gradient);
-            let gradients = embeddings_gradients(decoder, input, upstream, table);
+            let gradients = self.embeddings_gradients(decoder, input, upstream, table);
             give(decoder, gradients, sink);
         }
         loss
+    }
+
+    /// Whether a table is trained that makes the first block's input.
+    fn tables_trained(&self, decoder: &Decoder, input: &Input) -> bool {
+        let positions = decoder.position_rows(input).is_some_and(|(name, _)| self.trained.includes(name));
+        positions || self.trained.includes(decoder.embeddings_name())
+    }
+
+    /// The gradients of the embedding table and of learned positions, those that are trained. `table` is what the output layer
+    /// gave the former.
+    fn embeddings_gradients(
+        &self,
+        decoder: &Decoder,
+        input: &Input,
+        upstream: Tensor<2>,
+        table: Option<Vec<f32>>,
+    ) -> Gradients {
+        let config = decoder.config();
+        let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
+        let mut gradients = Vec::new();
+        if self.trained.includes(decoder.embeddings_name()) {
+            let mut gradient = table.unwrap_or_else(|| vec![0.0; config.vocab_size * config.hidden_size]);
+            add_rows(&mut gradient, &input.ids, &upstream, config.embedding_scale);
+            gradients.push((decoder.embeddings_name().to_owned(), gradient));
+        }
+        if let (Some((name, rows)), Some([count, width])) = (decoder.position_rows(input), config.position_table())
+            && self.trained.includes(name)
+        {
+            let mut gradient = vec![0.0; count * width];
+            add_rows(&mut gradient, &rows, &upstream, 1.0);
+            gradients.push((name.to_owned(), gradient));
+        }
+        gradients
     }
 
     /// The first block that a gradient must reach.
@@ -142,21 +175,6 @@ fn give(part: &mut impl Parameters, gradients: Gradients, sink: Sink<'_>) {
         }
     }
     assert!(gradients.next().is_none(), "gradients come in the order of the network");
-}
-
-/// The gradients of the embedding table and of learned positions. `table` is what the output layer gave the former.
-fn embeddings_gradients(decoder: &Decoder, input: &Input, upstream: Tensor<2>, table: Option<Vec<f32>>) -> Gradients {
-    let config = decoder.config();
-    let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
-    let mut gradient = table.unwrap_or_else(|| vec![0.0; config.vocab_size * config.hidden_size]);
-    add_rows(&mut gradient, &input.ids, &upstream, config.embedding_scale);
-    let mut gradients = vec![(decoder.embeddings_name().to_owned(), gradient)];
-    if let (Some((name, rows)), Some([count, width])) = (decoder.position_rows(input), config.position_table()) {
-        let mut gradient = vec![0.0; count * width];
-        add_rows(&mut gradient, &rows, &upstream, 1.0);
-        gradients.push((name.to_owned(), gradient));
-    }
-    gradients
 }
 
 /// Adds `scale` times row `i` of `values` to row `rows[i]` of the table.

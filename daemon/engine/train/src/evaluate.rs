@@ -77,7 +77,7 @@ pub fn evaluate(
     let (base, base_answers) = report(&decoder, false, 0, events)?;
     let tuned = match &model.adapter {
         Some(folder) => {
-            apply_tuned(&mut decoder, folder).map_err(invalid)?;
+            apply_tuned(&mut decoder, &checkpoint, folder).map_err(invalid)?;
             Some(report(&decoder, true, rows.len() as u64, events)?)
         }
         None => None,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
-use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
+use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
@@ -16,7 +16,7 @@ use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
 use crate::evaluate::loss_on;
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use crate::recipe::{FinetuningType, Recipe};
 use crate::trainer::{Settings, Trainer};
 use crate::{EventSink, StopToken, memory};
 
@@ -43,13 +43,10 @@ pub fn train(
     let trained = match recipe.finetuning_type {
         FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
         FinetuningType::Lora => {
-            let config = lora_config(&recipe);
-            attach_lora(&mut decoder, &config, recipe.seed)
-                .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+            let config = adapt(&recipe, &model.name, &checkpoint, &mut decoder, events)?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
-    drop(checkpoint);
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
@@ -60,10 +57,11 @@ pub fn train(
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {
         true => checkpoints
-            .restore_newest(&mut decoder, &trained, &fingerprint, |problem| events.warn(problem))
+            .restore_newest(&mut decoder, &checkpoint, &trained, &fingerprint, |problem| events.warn(problem))
             .map_err(disk_or_model)?,
         false => None,
     };
+    drop(checkpoint);
     let mut sampler = sampler(&recipe, &train);
     let settings = settings(&recipe, &trained, &sampler);
     every_pattern_is_found(&settings, &decoder)?;
@@ -140,6 +138,33 @@ pub fn train(
     Ok(outcome(&trainer.state, folder, validation_loss, false))
 }
 
+/// Puts the recipe's adapter on the decoder: a fresh one, or the one to go on with.
+fn adapt(
+    recipe: &Recipe,
+    model: &str,
+    checkpoint: &Checkpoint,
+    decoder: &mut Decoder,
+    events: &mut dyn EventSink,
+) -> Result<LoraConfig, Failure> {
+    let invalid = |problem: Problem| problem.because(FailureReason::RecipeInvalid);
+    let Some(folder) = recipe.adapter_path() else {
+        let config = recipe.lora_config();
+        attach_lora(decoder, &config, recipe.seed).map_err(invalid)?;
+        recipe.lora_start().map_or(Ok(()), |start| start.apply(decoder, checkpoint)).map_err(invalid)?;
+        return Ok(config);
+    };
+    let last = |name: &str| name.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase();
+    if let Some(base) = base_model(&folder).filter(|base| last(base) != last(model)) {
+        let problem = Problem::warning(
+            ProblemCode::InvalidValue,
+            "the adapter says that it was trained on another model",
+            "该适配器注明它是在另一个模型上训练的",
+        );
+        events.warn(&problem.key("adapter_name_or_path").found(base).expected(model));
+    }
+    load_peft(decoder, &folder).map_err(invalid)
+}
+
 /// The order and grouping of the samples.
 pub(crate) fn sampler(recipe: &Recipe, samples: &[Sample]) -> Sampler {
     let pack_len = recipe.packing.then_some(recipe.cutoff_len);
@@ -153,18 +178,6 @@ fn samples(
 ) -> Result<(Vec<Sample>, Vec<Sample>), Failure> {
     let (train, validation) = read_rows(recipe)?;
     Ok((encode_rows(encoder, recipe, &train, events)?, encode_rows(encoder, recipe, &validation, events)?))
-}
-
-fn lora_config(recipe: &Recipe) -> LoraConfig {
-    LoraConfig {
-        rank: recipe.lora_rank,
-        alpha: recipe.lora_alpha() as f32,
-        dropout: recipe.lora_dropout as f32,
-        targets: match recipe.lora_target() {
-            LoraTarget::All => LoraTargets::All,
-            LoraTarget::Named(names) => LoraTargets::Named(names),
-        },
-    }
 }
 
 fn settings(recipe: &Recipe, trained: &TrainedModel, sampler: &Sampler) -> Settings {

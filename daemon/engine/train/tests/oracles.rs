@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{COSINE, Row, adamw, assert_relative, doubles, gradients, root, tiny_rows, torch_name, train, values};
 use justtrain_data::Tokenizer;
-use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};
+use justtrain_model::adapters::{LoraConfig, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
@@ -88,13 +88,8 @@ impl SmolLm2 {
                 let values: Vec<f32> = (0..shape[0] * shape[1]).map(value).collect();
                 Tensor::from_data(TensorData::new(values, shape), &device)
             };
-            projection.lora = Some(Lora {
-                a: factor(2 * index, [8, inputs], 0.04),
-                b: factor(2 * index + 1, [outputs, 8], 0.03),
-                scale: 2.0,
-                dropout: 0.0,
-                index: index as u64,
-            });
+            let (a, b) = (factor(2 * index, [8, inputs], 0.04), factor(2 * index + 1, [outputs, 8], 0.03));
+            projection.lora = Some(Lora::new(a, b, 2.0, 0.0, index as u64));
         }
     }
 
@@ -185,7 +180,7 @@ fn exports_of_smollm2_have_our_logits_in_peft_and_transformers() {
     let base = std::env::var_os("JUSTTRAIN_TEST_MODEL").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let lora = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.0, targets: LoraTargets::All };
+    let lora = LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() };
     save_peft(&model.decoder, &lora, "SmolLM2", &path("peft")).unwrap();
     let checkpoint = Checkpoint::open(Path::new(&base)).unwrap();
     export_merged(&checkpoint, &model.decoder, &path("merged"), |_, _| {}).unwrap();
@@ -280,7 +275,7 @@ fn six_lora_steps_of_gemma_3_equal_peft() {
     let goldens = gemma_goldens();
     let mut decoder =
         Decoder::load(&Checkpoint::open(&gemma()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
-    let config = LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets: LoraTargets::All };
+    let config = LoraConfig { rank: 4, ..LoraConfig::default() };
     attach_lora(&mut decoder, &config, 0).unwrap();
     let device = decoder.device();
     for projection in decoder.projections_mut() {

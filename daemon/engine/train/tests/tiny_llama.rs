@@ -135,6 +135,15 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "optim: sgd\nmomentum: 0.9\nloraplus_lr_ratio: 16\nlearning_rates: {q_proj: 0.02, 'layers\\.0\\.': 0.04}\n",
         "optim: muon\n",
         "ema_decay: 0.5\neval_steps: 1\n",
+        "use_rslora: true\nrank_pattern: {down_proj: 6}\nalpha_pattern: {'layers\\.0\\..*': 4}\n",
+        "use_dora: true\n",
+        "use_dora: true\nquantization_bit: 4\ngradient_checkpointing: true\npacking: true\n",
+        "pissa_init: true\n",
+        "pissa_init: true\npissa_iter: -1\nquantization_bit: 4\nuse_rslora: true\nrank_pattern: {down_proj: 6}\n",
+        "loftq_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nloftq_iter: 3\nquantization_bit: 8\n",
+        "modules_to_save: embed_tokens, input_layernorm\nlora_target: q_proj, down_proj\nmax_grad_norm: 0\n",
+        "modules_to_save: [norm, up_proj, lm_head]\nquantization_bit: 4\npissa_init: true\ngradient_checkpointing: true\n",
     ];
     for extra in kinds {
         let desk = Desk::new();
@@ -211,6 +220,101 @@ fn a_run_with_a_mean_of_weights_ends_with_it() {
     assert!((report.base.loss / mean_loss - 1.0).abs() < 1e-6, "{} {mean_loss}", report.base.loss);
 }
 
+/// Whatever the frozen weights became for the adapter's sake.
+#[test]
+fn what_a_run_leaves_is_what_it_validated_last() {
+    for extra in [
+        "",
+        "use_dora: true\nuse_rslora: true\n",
+        "pissa_init: true\n",
+        "pissa_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nquantization_bit: 4\n",
+        "loftq_init: true\nloftq_iter: 3\nquantization_bit: 4\n",
+        "modules_to_save: embed_tokens, norm\nquantization_bit: 4\nuse_dora: true\n",
+    ] {
+        let desk = Desk::new();
+        let recipe = desk.recipe(extra);
+        let mut events = Vec::new();
+        let outcome = desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
+        let Outcome::Trained { result, .. } = outcome else { panic!("not trained") };
+        let adapter = Some(desk.path("run/adapter"));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (validated, evaluated) = (result.validation_loss.unwrap(), report.tuned.unwrap().loss);
+        assert!((validated / evaluated - 1.0).abs() < 1e-9, "{extra}: {validated} {evaluated}");
+        assert!(evaluated < report.base.loss * 0.95, "{extra}");
+    }
+}
+
+/// PEFT's own adapter: what the run starts from, and its settings are what the run ends with.
+#[test]
+fn a_run_goes_on_with_an_adapter_that_is_there() {
+    let desk = Desk::new();
+    let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama/adapter");
+    let text = desk.recipe("").text.replace("lora_dropout: 0.1\n", "");
+    let recipe = |folder: &Path| RecipeSource {
+        text: format!("{text}adapter_name_or_path: {}\n", folder.display()),
+        ..desk.recipe("")
+    };
+    let whole = desk.losses(&recipe(&adapter), "whole");
+    let fresh = desk.losses(&RecipeSource { text: text.clone(), ..desk.recipe("") }, "fresh");
+    assert_ne!(whole[0], fresh[0], "B of this adapter is not zero");
+    let config = |folder: &Path| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    let (ours, peft) = (config(&desk.path("whole/adapter")), config(&adapter));
+    assert_eq!((&ours["r"], &ours["lora_alpha"]), (&peft["r"], &peft["lora_alpha"]));
+
+    // Where one run ended, another begins: the first loss is what an evaluation finds.
+    let end = desk.path("whole/adapter");
+    let next = RecipeSource {
+        text: format!(
+            "{}val_size: 0\nmax_steps: 1\ngradient_accumulation_steps: 24\n",
+            recipe(&end).text.replace("val_size: 4\n", "").replace("gradient_accumulation_steps: 2\n", "")
+        ),
+        ..desk.recipe("")
+    };
+    let first = desk.losses(&next, "next")[0];
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(end) };
+    let data = justtrain_worker_api::DataFile { path: desk.path("data.jsonl"), format: None };
+    let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+    let report = evaluate(&next, &model, Some(&data), &options, &mut Vec::new()).unwrap();
+    assert!((first / report.tuned.unwrap().loss - 1.0).abs() < 1e-5);
+
+    // Cut and resumed it is the same run.
+    let stop = StopToken::default();
+    let mut cut = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
+    desk.run(&recipe(&adapter), "cut", false, &mut cut, &stop).unwrap();
+    let mut rest = Vec::new();
+    desk.run(&recipe(&adapter), "cut", true, &mut rest, &StopToken::default()).unwrap();
+    assert_eq!([losses(&cut.events), losses(&rest)].concat(), whole);
+}
+
+#[test]
+fn what_the_model_does_not_have_is_not_trained_in_full() {
+    let desk = Desk::new();
+    for (written, key) in [("modules_to_save: wte", "modules_to_save"), ("bias: all", "bias")] {
+        let recipe = desk.recipe(&format!("{written}\n"));
+        let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+        assert_eq!((failure.reason, failure.problems[0].key.as_deref()), (FailureReason::RecipeInvalid, Some(key)));
+    }
+    let recipe = desk.recipe("pissa_init: true\nrank_pattern: {q_proj: 49}\n");
+    let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!(failure.problems[0].expected.as_deref(), Some("at most 48 for model.layers.0.self_attn.q_proj"));
+}
+
+#[test]
+fn a_rank_for_no_layer_is_refused() {
+    let desk = Desk::new();
+    for key in ["rank_pattern", "alpha_pattern"] {
+        let recipe = desk.recipe(&format!("lora_target: q_proj\n{key}: {{q_proj: 2, k_proj: 3}}\n"));
+        let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::RecipeInvalid);
+        assert_eq!(failure.problems[0].key, Some(format!("{key}.k_proj")));
+    }
+}
+
 #[test]
 fn a_learning_rate_for_no_parameter_is_refused() {
     let desk = Desk::new();
@@ -244,7 +348,8 @@ fn modules_learn_at_their_own_rates() {
 #[test]
 fn gradient_checkpointing_changes_no_loss() {
     let desk = Desk::new();
-    for (method, recipe) in [("lora", desk.recipe("")), ("full", desk.full_recipe("max_grad_norm: 0\n"))] {
+    let lora = [("lora", desk.recipe("")), ("dora", desk.recipe("use_dora: true\n"))];
+    for (method, recipe) in lora.into_iter().chain([("full", desk.full_recipe("max_grad_norm: 0\n"))]) {
         let with = RecipeSource { text: format!("{}gradient_checkpointing: true\n", recipe.text), ..recipe.clone() };
         let losses = [(recipe, "without"), (with, "with")].map(|(recipe, run)| desk.losses(&recipe, run));
         assert_eq!(losses[0], losses[1], "{method}");

@@ -168,6 +168,18 @@ impl Packed {
         output
     }
 
+    /// Σ w² of each row, one row after the other.
+    pub(crate) fn row_squares(&self, device: &Device) -> Tensor<1> {
+        let [rows, cols] = self.dims;
+        let square = |row: usize| {
+            let mut weights = vec![0.0; cols];
+            self.form.decode(row * cols, &mut weights);
+            weights.iter().map(|&weight| f64::from(weight) * f64::from(weight)).sum::<f64>() as f32
+        };
+        let squares: Vec<f32> = (0..rows).into_par_iter().map(square).collect();
+        Tensor::from_data(TensorData::new(squares, [rows]), &device.clone().without_autodiff())
+    }
+
     /// The whole matrix on a device, without gradient tracking: what ops without a kernel of their own go through.
     pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2> {
         let device = device.clone().without_autodiff();
@@ -226,6 +238,8 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::every_form;
     use super::*;
+    use crate::Weight;
+    use crate::testing::assert_close;
 
     #[test]
     fn any_part_is_the_same_part_of_the_whole() {
@@ -245,6 +259,15 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn squares_of_rows_are_those_of_the_decoded_matrix() {
+        let device = Device::flex();
+        for (name, packed) in every_form([5, 256], 3) {
+            let dense = Weight::Dense(packed.to_tensor(&device)).row_squares(&device);
+            assert_close(Weight::from(packed).row_squares(&device), dense, 1e-6, &name);
+        }
     }
 
     #[test]

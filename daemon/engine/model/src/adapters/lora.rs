@@ -1,68 +1,131 @@
-//! LoRA (Hu et al. 2021, arXiv 2106.09685), initialised as PEFT does.
+//! LoRA (Hu et al. 2021, arXiv 2106.09685), initialised as PEFT does; its update scaled by `α/r`, or by `α/√r`: rsLoRA
+//! (Kalajdzievski 2023, arXiv 2312.03732), where a higher rank does not make it smaller.
 
 use burn::tensor::{Tensor, TensorData};
 use justtrain_worker_api::{Problem, ProblemCode};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use regex::Regex;
 
+use super::dora::attach_magnitudes;
+use super::in_full::{self, is_end};
+use super::{Patterns, TrainedBias};
 use crate::Decoder;
 use crate::layers::Lora;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraConfig {
     pub rank: usize,
-    /// The adapter's output is scaled by `alpha / rank`.
-    pub alpha: f32,
+    pub alpha: f64,
     /// Share of the adapter's inputs set to 0 while training.
-    pub dropout: f32,
+    pub dropout: f64,
     pub targets: LoraTargets,
+    /// Scale by `alpha / √rank` in place of `alpha / rank`.
+    pub rslora: bool,
+    /// DoRA: magnitudes are trained apart.
+    pub dora: bool,
+    /// Modules that are trained in full beside the pairs: names, or their last parts. They get no pair.
+    pub modules_to_save: Vec<String>,
+    pub bias: TrainedBias,
+    /// Ranks and alphas of single layers.
+    pub rank_pattern: Patterns<usize>,
+    pub alpha_pattern: Patterns<f64>,
+}
+
+impl Default for LoraConfig {
+    /// PEFT's own.
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 8.0,
+            dropout: 0.0,
+            targets: LoraTargets::All,
+            rslora: false,
+            dora: false,
+            modules_to_save: Vec::new(),
+            bias: TrainedBias::None,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+        }
+    }
 }
 
 /// Which linear layers get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {
     All,
-    /// Last parts of module names, such as `q_proj`.
+    /// Module names, or their last parts, such as `q_proj`.
     Named(Vec<String>),
+    /// A regular expression of whole module names.
+    Matching(String),
+}
+
+impl LoraConfig {
+    /// Whether the layer of this name gets an adapter.
+    pub fn targets(&self, layer: &str) -> bool {
+        if self.modules_to_save.iter().any(|name| is_end(name, layer)) {
+            return false;
+        }
+        match &self.targets {
+            LoraTargets::All => true,
+            LoraTargets::Named(names) => names.iter().any(|name| is_end(name, layer)),
+            LoraTargets::Matching(pattern) => {
+                Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer))
+            }
+        }
+    }
+
+    pub fn rank_of(&self, layer: &str) -> usize {
+        self.rank_pattern.of(layer).unwrap_or(self.rank)
+    }
+
+    /// What the layer's `B·A` is multiplied by.
+    pub fn scale_of(&self, layer: &str) -> f32 {
+        self.scale(self.alpha_pattern.of(layer).unwrap_or(self.alpha), self.rank_of(layer))
+    }
+
+    pub(super) fn scale(&self, alpha: f64, rank: usize) -> f32 {
+        let rank = rank as f64;
+        (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
 }
 
 /// Puts a fresh adapter on every targeted layer: A uniform in ±1/√inputs (`kaiming_uniform_(a=√5)`), B zero, so that
-/// the model's output is unchanged. `InvalidValue` where a target matches no layer.
+/// the model's output is unchanged. `InvalidValue` where a target or a pattern matches no layer.
 pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(), Problem> {
     if let LoraTargets::Named(names) = &config.targets {
         check_targets(decoder, names)?;
     }
+    check_patterns(decoder, config)?;
     let device = decoder.device();
-    let scale = config.alpha / config.rank as f32;
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
-        let last = projection.name.rsplit('.').next().unwrap_or_default();
-        let targeted = match &config.targets {
-            LoraTargets::All => true,
-            LoraTargets::Named(names) => names.iter().any(|name| name == last),
-        };
-        if !targeted {
+        if !config.targets(&projection.name) {
             continue;
         }
         let [outputs, inputs] = projection.shape();
-        let bound = 1.0 / (inputs as f32).sqrt();
+        let (rank, bound) = (config.rank_of(&projection.name), 1.0 / (inputs as f32).sqrt());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index);
-        let a: Vec<f32> = (0..config.rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
-        projection.lora = Some(Lora {
-            a: Tensor::from_data(TensorData::new(a, [config.rank, inputs]), &device),
-            b: Tensor::zeros([outputs, config.rank], &device),
-            scale,
-            dropout: config.dropout,
-            index,
-        });
+        let a: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
+        let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), &device);
+        let (b, scale) = (Tensor::zeros([outputs, rank], &device), config.scale_of(&projection.name));
+        projection.lora = Some(Lora::new(a, b, scale, config.dropout as f32, index));
     }
-    Ok(())
+    if config.dora {
+        attach_magnitudes(decoder);
+    }
+    in_full::mark(decoder, config)
+}
+
+/// Of a module's name: `q_proj`.
+pub(super) fn last_part(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or_default()
 }
 
 fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
     let mut known: Vec<&str> = Vec::new();
     for projection in decoder.projections() {
-        let last = projection.name.rsplit('.').next().unwrap_or_default();
+        let last = last_part(&projection.name);
         if !known.contains(&last) {
             known.push(last);
         }
@@ -79,4 +142,25 @@ fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
         .expected(format!("all, or some of {}", known.join(", ")))
         .fix("correct the name, or write lora_target: all", "请更正名称，或写 lora_target: all")),
     }
+}
+
+/// A rank for no layer at all is a pattern with a mistake in it.
+fn check_patterns(decoder: &Decoder, config: &LoraConfig) -> Result<(), Problem> {
+    let layers: Vec<&str> =
+        decoder.projections().map(|projection| projection.name.as_str()).filter(|name| config.targets(name)).collect();
+    let unused = [
+        ("rank_pattern", config.rank_pattern.unused(&layers)),
+        ("alpha_pattern", config.alpha_pattern.unused(&layers)),
+    ];
+    let Some((key, pattern)) = unused.into_iter().find_map(|(key, pattern)| Some((key, pattern?))) else {
+        return Ok(());
+    };
+    Err(Problem::error(
+        ProblemCode::InvalidValue,
+        "no layer with a LoRA pair has a name that ends so",
+        "没有任何带 LoRA 的层以此名结尾",
+    )
+    .key(format!("{key}.{pattern}"))
+    .expected(format!("the end of a name such as {}", layers.last().copied().unwrap_or_default()))
+    .fix("correct the pattern, or remove it", "请修改这个模式，或将其删除"))
 }

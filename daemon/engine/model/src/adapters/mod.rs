@@ -1,7 +1,21 @@
 //! Adapters: small trainable weights beside frozen ones. One file each.
 
+mod dora;
+mod in_full;
+mod loftq;
 mod lora;
+mod patterns;
 mod peft;
+mod peft_config;
+mod pissa;
+mod start;
 
+pub use dora::Dora;
+pub use in_full::TrainedBias;
 pub use lora::{LoraConfig, LoraTargets, attach_lora};
+pub use patterns::Patterns;
 pub use peft::{base_formats, load_peft, save_peft};
+pub(crate) use peft::{kind_of_start, trains_in_full};
+pub use peft_config::{base_model, read_peft_config};
+pub(crate) use start::take_apart;
+pub use start::{LoraStart, Start};

@@ -1,44 +1,52 @@
 //! Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`
 //! (`docs/source/developer_guides/checkpoint.md` in PEFT).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
-use serde_json::{Value, json};
 
-use super::{LoraConfig, LoraTargets};
-use crate::layers::Lora;
+use super::lora::last_part;
+use super::{Dora, LoraConfig, Start, peft_config, start};
+use crate::layers::{InFull, Lora};
+use crate::parameters::{Parameter, Parameters, Trained};
 use crate::{Decoder, WeightFormat, WeightFormats};
 
-const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT wrote before.
+const PICKLED: &str = "adapter_model.bin";
 /// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
 /// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
 const TABLES_FORMAT: &str = "base_tables_format";
 
+/// And how its pairs started, where they did not at zero.
+const START: &str = "lora_start";
+
 /// Writes the decoder's adapter into `folder`, which is made where it is missing. Returns the bytes written.
 pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folder: &Path) -> Result<u64, Problem> {
     fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
-    let mut tensors: BTreeMap<String, Tensor<2>> = BTreeMap::new();
-    let mut targets: Vec<&str> = Vec::new();
-    for projection in decoder.projections() {
-        let Some(lora) = &projection.lora else { continue };
-        let last = projection.name.rsplit('.').next().unwrap_or_default();
-        if !targets.contains(&last) {
-            targets.push(last);
-        }
-        tensors.insert(key(&projection.name, "A"), lora.a.clone());
-        tensors.insert(key(&projection.name, "B"), lora.b.clone());
+    // Clones share the memory.
+    let mut tuned = decoder.clone();
+    let start = tuned.projections().find_map(|projection| projection.lora.as_ref()?.start.as_ref().map(Start::kind));
+    start::save_taken(decoder, folder)?;
+    let config = &start::join(&mut tuned, config);
+    let tensors: BTreeMap<String, Parameter<'_>> =
+        tuned.trained_mut(Trained::Adapters).into_iter().map(|tensor| (key(&tensor.name), tensor)).collect();
+    let entry = |(name, tensor): (&String, &Parameter<'_>)| Entry {
+        name: name.clone(),
+        shape: tensor.stored_shape(),
+        dtype: Dtype::F32,
+    };
+    let mut entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    // Of a table that is the output layer as well PEFT wants both.
+    let [table, output] = table_and_output(decoder);
+    if let (true, Some(tensor)) = (decoder.config().tied_embeddings, tensors.get(&table)) {
+        entries.push(Entry { name: output.clone(), shape: tensor.stored_shape(), dtype: Dtype::F32 });
     }
-    let entries: Vec<Entry> = tensors
-        .iter()
-        .map(|(name, tensor)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 })
-        .collect();
     let formats = decoder.formats();
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     for (key, format) in [(LINEAR_FORMAT, formats.linear), (TABLES_FORMAT, formats.tables)] {
@@ -46,133 +54,134 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
             metadata.insert(key.to_owned(), format.name().to_owned());
         }
     }
+    if let Some(kind) = start {
+        metadata.insert(START.to_owned(), kind.to_owned());
+    }
     let size = write(&folder.join(WEIGHTS), &entries, &metadata, |entry| {
-        Ok(tensors[&entry.name].clone().into_data().try_into_vec().expect("adapters are f32"))
+        let tensor = tensors.get(&entry.name).unwrap_or_else(|| &tensors[&table]);
+        Ok(tensor.stored_values())
     })?;
-    // PEFT declares it a whole number, which it nearly always is.
-    let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
-    let config = json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": config.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": decoder.config().names.transposed,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": false,
-        "use_dora": false,
-    });
-    let path = folder.join(CONFIG);
+    let saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
+    let config = peft_config::value(config, base_model, &targets(decoder), &saved, decoder.config());
+    let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
+}
+
+/// The files' names of the embedding table and of the output layer, trained in full.
+fn table_and_output(decoder: &Decoder) -> [String; 2] {
+    let names = decoder.config().names;
+    [names.embeddings, names.output].map(|module| key(&format!("{module}.weight")))
+}
+
+/// The whole names of modules that are trained in full, for PEFT takes whatever ends like a name it is given.
+fn saved_modules<'a>(parameters: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let saved = parameters.filter(|name| InFull::marks(name));
+    saved.filter_map(|name| InFull::base_name(name).strip_suffix(".weight").map(str::to_owned)).collect()
+}
+
+/// What PEFT finds the adapted layers by: the last part of a name where all layers have it that end so, else the name.
+fn targets(decoder: &Decoder) -> Vec<&str> {
+    let bare = |last: &str| decoder.projections().any(|layer| layer.lora.is_none() && last_part(&layer.name) == last);
+    let mut targets: Vec<&str> = Vec::new();
+    for projection in decoder.projections().filter(|projection| projection.lora.is_some()) {
+        let last = last_part(&projection.name);
+        let target = if bare(last) { &projection.name } else { last };
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
+    }
+    targets
 }
 
 /// How the base model was held when this adapter was trained, which is how it should be used; `f32` for adapters of
 /// other tools.
 pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
-    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let file = open(folder)?;
     let format = |key| file.metadata().get(key).and_then(|name| WeightFormat::from_name(name)).unwrap_or_default();
     Ok(WeightFormats { linear: format(LINEAR_FORMAT), tables: format(TABLES_FORMAT) })
 }
 
-/// Puts a PEFT LoRA adapter on the decoder. Every tensor of the file must fit a layer, and no layer may have half of
-/// one.
+/// Puts a PEFT LoRA adapter on the decoder. Which layers have one is told by the tensors: each must fit a layer, and none
+/// may be missing.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
-    let config = read_config(&folder.join(CONFIG), decoder.config().names.transposed)?;
-    let file = SafetensorsFile::open(&folder.join(WEIGHTS))?;
+    let mut config = peft_config::read(folder, decoder.config())?;
+    let file = open(folder)?;
     let device = decoder.device();
-    let scale = config.alpha / config.rank as f32;
-    let mut used = 0;
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
-        let names = [key(&projection.name, "A"), key(&projection.name, "B")];
-        if names.iter().all(|name| file.shape(name).is_none()) {
+        let (name, [outputs, inputs]) = (&projection.name, projection.shape());
+        let start = key(&format!("{name}.lora_"));
+        if !file.names().any(|tensor| tensor.starts_with(&start)) {
             continue;
         }
-        let [outputs, inputs] = projection.shape();
-        let read = |name: &str, shape: [usize; 2]| {
-            let found = file.shape(name).unwrap_or_default();
-            if found != shape {
-                return Err(mismatch(&file, name, &format!("{found:?}"), &format!("{shape:?}")));
-            }
-            Ok(Tensor::from_data(TensorData::new(file.read_f32(name)?, shape), &device))
-        };
-        let (a, b) = (read(&names[0], [config.rank, inputs])?, read(&names[1], [outputs, config.rank])?);
-        projection.lora = Some(Lora { a, b, scale, dropout: config.dropout, index });
-        used += 2;
+        let rank = config.rank_of(name);
+        let (a, b) = (Tensor::zeros([rank, inputs], &device), Tensor::zeros([outputs, rank], &device));
+        let mut lora = Lora::new(a, b, config.scale_of(name), config.dropout as f32, index);
+        lora.dora = config.dora.then(|| Dora::new(&projection.weight, Tensor::zeros([outputs], &device)));
+        projection.lora = Some(lora);
     }
-    if used != file.names().count() || used == 0 {
-        let layers: Vec<String> = decoder.projections().map(|p| key(&p.name, "")).collect();
-        let stranger = file.names().find(|name| !layers.iter().any(|layer| name.starts_with(layer.as_str())));
-        let found = stranger.unwrap_or("no LoRA tensors");
-        return Err(mismatch(&file, "lora_A/lora_B", found, "LoRA factors of this model's linear layers"));
+    let has = |tensor: &str| file.shape(&key(tensor)).is_some();
+    decoder.train_in_full(|module, adapted| InFull {
+        weight: has(&format!("{module}.weight")),
+        bias: has(&format!("{module}.{}", if adapted { "base_layer.bias" } else { "bias" })),
+    });
+    let sizes = decoder.trained_sizes(Trained::Adapters);
+    config.modules_to_save = saved_modules(sizes.iter().map(|(name, _)| name.as_str()));
+    let mut used = BTreeSet::new();
+    if decoder.config().tied_embeddings {
+        // The same numbers once more.
+        used.extend(table_and_output(decoder).into_iter().filter(|name| file.shape(name).is_some()));
     }
-    Ok(config)
+    for mut tensor in decoder.trained_mut(Trained::Adapters) {
+        let (name, shape) = (key(&tensor.name), tensor.stored_shape());
+        let found = file.shape(&name).unwrap_or_default();
+        if found != shape {
+            return Err(mismatch(&file, &name, &format!("{found:?}"), &format!("{shape:?}")));
+        }
+        tensor.set_stored(file.read_f32(&name)?);
+        used.insert(name);
+    }
+    match file.names().find(|name| !used.contains(*name)) {
+        None if !used.is_empty() => Ok(config),
+        stranger => Err(mismatch(
+            &file,
+            "lora_A/lora_B",
+            stranger.unwrap_or("no LoRA tensors"),
+            "LoRA factors of this model's linear layers",
+        )),
+    }
 }
 
-/// `base_model.model.<layer>.lora_A.weight`; with no factor, what both names start with.
-fn key(layer: &str, factor: &str) -> String {
-    match factor {
-        "" => format!("base_model.model.{layer}.lora_"),
-        factor => format!("base_model.model.{layer}.lora_{factor}.weight"),
-    }
+/// How the pairs started that this adapter was made of, where they did not at zero.
+pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
+    Ok(open(folder)?.metadata().get(START).cloned())
 }
 
-/// `transposed`: the base model stores its matrices as `[inputs, outputs]`.
-fn read_config(path: &Path, transposed: bool) -> Result<LoraConfig, Problem> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        Problem::error(
-            ProblemCode::FileNotFound,
-            format!("the adapter cannot be read: {error}"),
-            format!("无法读取适配器：{error}"),
+/// Whether tensors of the base model are trained beside the pairs.
+pub(crate) fn trains_in_full(folder: &Path) -> Result<bool, Problem> {
+    Ok(open(folder)?.names().any(|name| !name.contains(".lora_")))
+}
+
+fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
+    let path = folder.join(WEIGHTS);
+    if !path.exists() && folder.join(PICKLED).exists() {
+        return Err(Problem::error(
+            ProblemCode::FileFormat,
+            "the adapter is a pickle, which can run code when it is read",
+            "该适配器是 pickle 文件，读取时可能执行代码",
         )
-        .file(path.display())
-        .expected("a folder with adapter_config.json and adapter_model.safetensors")
-    })?;
-    let value: Value = serde_json::from_str(&text).map_err(|error| {
-        Problem::error(ProblemCode::Syntax, "this is not JSON", "这不是合法的 JSON")
-            .file(path.display())
-            .at(error.line() as u64, error.column() as u64)
-    })?;
-    let wrong = |key: &str, expected: &str| {
-        Problem::error(ProblemCode::InvalidValue, "this kind of adapter is not supported", "暂不支持这种适配器")
-            .file(path.display())
-            .key(key)
-            .found(&value[key])
-            .expected(expected)
-    };
-    if value["peft_type"] != "LORA" {
-        return Err(wrong("peft_type", "\"LORA\""));
+        .file(folder.join(PICKLED).display())
+        .expected(WEIGHTS)
+        .fix("load it in PEFT and save it with safe_serialization", "用 PEFT 载入，再以 safe_serialization 保存"));
     }
-    for key in ["use_dora", "use_rslora", "fan_in_fan_out"] {
-        if value[key] == Value::Bool(true) && !(transposed && key == "fan_in_fan_out") {
-            return Err(wrong(key, "false"));
-        }
-    }
-    for key in ["rank_pattern", "alpha_pattern"] {
-        if value[key].as_object().is_some_and(|pattern| !pattern.is_empty()) {
-            return Err(wrong(key, "{}"));
-        }
-    }
-    let rank = value["r"].as_u64().filter(|&rank| rank > 0).ok_or_else(|| wrong("r", "a positive whole number"))?;
-    let targets = match &value["target_modules"] {
-        Value::Array(names) => {
-            LoraTargets::Named(names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect())
-        }
-        _ => LoraTargets::All,
-    };
-    Ok(LoraConfig {
-        rank: rank as usize,
-        alpha: value["lora_alpha"].as_f64().ok_or_else(|| wrong("lora_alpha", "a number"))? as f32,
-        dropout: value["lora_dropout"].as_f64().unwrap_or(0.0) as f32,
-        targets,
-    })
+    SafetensorsFile::open(&path)
+}
+
+/// PEFT's name of a parameter.
+fn key(parameter: &str) -> String {
+    let parameter = InFull::peft_name(parameter);
+    let end = if parameter.ends_with(".lora_A") || parameter.ends_with(".lora_B") { ".weight" } else { "" };
+    format!("base_model.model.{parameter}{end}")
 }
 
 fn mismatch(file: &SafetensorsFile, key: &str, found: &str, expected: &str) -> Problem {

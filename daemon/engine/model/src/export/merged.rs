@@ -1,5 +1,7 @@
-//! A Hugging Face folder whose weights have the adapter folded in: `W + s·B·A`, in `f32`.
+//! A Hugging Face folder whose weights have the adapter folded in: `W + s·B·A`, and where it has magnitudes each row of that
+//! brought to its own; in `f32`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -10,6 +12,8 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::{SHARD_BYTES, in_float32};
 use crate::Decoder;
+use crate::layers::{InFull, Projection};
+use crate::parameters::{Parameter, Parameters, Trained};
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -35,13 +39,21 @@ pub fn export_merged(
             Some(Entry { name: name.to_owned(), shape: checkpoint.shape(name)?.to_vec(), dtype: Dtype::F32 })
         })
         .collect();
+    let mut tuned = decoder.clone();
+    let in_full: HashMap<String, Parameter<'_>> = tuned
+        .trained_mut(Trained::Adapters)
+        .into_iter()
+        .filter(|tensor| InFull::marks(&tensor.name))
+        .map(|tensor| (InFull::base_name(&tensor.name), tensor))
+        .collect();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
-        let mut weight = checkpoint.read_f32(&entry.name, &entry.shape)?;
-        if let Some(update) = adapter_update(decoder, &entry.name) {
-            for (weight, update) in weight.iter_mut().zip(update) {
-                *weight += update;
-            }
+        let mut weight = match in_full.iter().find(|(name, _)| is_named(name, &entry.name)) {
+            Some((_, tensor)) => tensor.stored_values(),
+            None => checkpoint.read_f32(&entry.name, &entry.shape)?,
+        };
+        if let Some(projection) = adapted(decoder, &entry.name) {
+            merge(projection, &mut weight);
         }
         done += 1;
         progress(done, entries.len() as u64);
@@ -52,14 +64,45 @@ pub fn export_merged(
     Ok(size + text.len() as u64)
 }
 
-/// `s·B·A` of the layer with this weight, where it has an adapter, in the order that the weight is stored in.
-fn adapter_update(decoder: &Decoder, weight_name: &str) -> Option<Vec<f32>> {
+/// The layer with this weight, where it has an adapter.
+fn adapted<'a>(decoder: &'a Decoder, weight_name: &str) -> Option<&'a Projection> {
     let layer = weight_name.strip_suffix(".weight")?;
-    // A file of the bare model lacks the first part of each name.
-    let is_layer = |name: &str| name == layer || name.split_once('.').is_some_and(|(_, bare)| bare == layer);
-    let projection = decoder.projections().find(|projection| is_layer(&projection.name))?;
-    let lora = projection.lora.as_ref()?;
-    let update: Tensor<2> = lora.b.clone().matmul(lora.a.clone()) * lora.scale;
-    let update = if projection.transposed { update.transpose() } else { update };
-    Some(update.into_data().try_into_vec().expect("adapters are f32"))
+    decoder.projections().find(|projection| projection.lora.is_some() && is_named(&projection.name, layer))
+}
+
+/// A file of the bare model lacks the first part of each name.
+fn is_named(name: &str, stored: &str) -> bool {
+    name == stored || name.split_once('.').is_some_and(|(_, bare)| bare == stored)
+}
+
+/// Folds what the layer's adapter has learnt into its weight, which lies in the order that it is stored in.
+fn merge(projection: &Projection, weight: &mut [f32]) {
+    let Some(lora) = &projection.lora else { return };
+    let [outputs, inputs] = projection.shape();
+    let made = |a: &Tensor<2>, b: &Tensor<2>| b.clone().matmul(a.clone());
+    let change = match &lora.start {
+        None => made(&lora.a, &lora.b),
+        Some(start) => made(&lora.a, &lora.b) - made(&start.a, &start.b),
+    };
+    let update = change * lora.scale;
+    let update: Vec<f32> = update.into_data().try_into_vec().expect("adapters are f32");
+    let place = |row: usize, column: usize| match projection.transposed {
+        false => row * inputs + column,
+        true => column * outputs + row,
+    };
+    let magnitudes: Option<Vec<f32>> =
+        lora.dora.as_ref().map(|dora| dora.magnitude.clone().into_data().try_into_vec().expect("adapters are f32"));
+    for row in 0..outputs {
+        let mut square = 0.0;
+        for column in 0..inputs {
+            let weight = &mut weight[place(row, column)];
+            *weight += update[row * inputs + column];
+            square += f64::from(*weight) * f64::from(*weight);
+        }
+        let Some(magnitudes) = &magnitudes else { continue };
+        let factor = (f64::from(magnitudes[row]) / square.sqrt().max(f64::MIN_POSITIVE)) as f32;
+        for column in 0..inputs {
+            weight[place(row, column)] *= factor;
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! The pieces of a decoder block.
 
 mod attention;
+mod in_full;
 mod joint;
 mod mlp;
 mod norm;
 mod projection;
 
+pub use in_full::InFull;
 pub use projection::{Lora, Projection};
 
 pub(crate) use attention::Attention;

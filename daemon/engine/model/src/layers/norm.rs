@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use justtrain_kernels::rms_norm;
 
+use super::InFull;
 use crate::config::NormKind;
 use crate::parameters::Parameter;
 
@@ -15,6 +16,7 @@ pub(crate) struct Norm {
     pub(crate) bias: Option<Tensor<1>>,
     pub(crate) kind: NormKind,
     pub(crate) epsilon: f32,
+    pub(crate) in_full: InFull,
 }
 
 impl Norm {
@@ -39,8 +41,8 @@ impl Norm {
     }
 
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
-        let Self { name, weight, bias, .. } = self;
-        let bias = bias.as_mut().map(|bias| Parameter::vector(format!("{name}.bias"), bias));
-        std::iter::once(Parameter::vector(format!("{name}.weight"), weight)).chain(bias)
+        let Self { name, weight, bias, in_full, .. } = self;
+        let bias = bias.as_mut().map(|bias| Parameter::vector(in_full.bias_name(name, false), bias));
+        std::iter::once(Parameter::vector(in_full.weight_name(name), weight)).chain(bias)
     }
 }

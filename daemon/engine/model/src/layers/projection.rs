@@ -3,7 +3,9 @@
 use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
+use super::InFull;
 use crate::Mode;
+use crate::adapters::{Dora, Start};
 use crate::parameters::Parameter;
 
 /// A weight by its Hugging Face name, and the adapter on it.
@@ -16,6 +18,8 @@ pub struct Projection {
     pub bias: Option<Tensor<1>>,
     /// The matrix is stored `[inputs, outputs]`.
     pub transposed: bool,
+    /// What of the layer itself is trained beside the adapters.
+    pub in_full: InFull,
     pub lora: Option<Lora>,
 }
 
@@ -32,22 +36,59 @@ pub struct Lora {
     pub dropout: f32,
     /// Makes this layer's dropout differ from every other's.
     pub index: u64,
+    /// Magnitudes beside the pair.
+    pub dora: Option<Dora>,
+    /// What the pair was before the first step, where it did not start at zero: with it the layer is the base model's.
+    pub start: Option<Start>,
+}
+
+impl Lora {
+    /// A pair alone.
+    pub fn new(a: Tensor<2>, b: Tensor<2>, scale: f32, dropout: f32, index: u64) -> Self {
+        Self { a, b, scale, dropout, index, dora: None, start: None }
+    }
+
+    fn factors(&self, dropout_seed: Option<u64>) -> Factors {
+        Factors {
+            a: self.a.clone(),
+            b: self.b.clone(),
+            scale: self.scale,
+            dropout: dropout_seed.filter(|_| self.dropout > 0.0).map(|seed| Dropout {
+                probability: self.dropout,
+                // An odd constant keeps seeds of neighbouring layers far apart.
+                seed: seed.wrapping_add((self.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
+            }),
+        }
+    }
+
+    fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
+        let Self { a, b, dora, .. } = self;
+        let mut parameters =
+            vec![Parameter::matrix(format!("{layer}.lora_A"), a), Parameter::matrix(format!("{layer}.lora_B"), b)];
+        if let Some(dora) = dora {
+            dora.forget_norms();
+            parameters.push(Parameter::vector(format!("{layer}.lora_magnitude_vector"), &mut dora.magnitude));
+        }
+        parameters
+    }
 }
 
 impl Projection {
     /// `x` is `[tokens, inputs]`; the result `[tokens, outputs]`.
     pub fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
-        let adapter = self.lora.as_ref().filter(|_| mode.adapter).map(|lora| Factors {
-            a: lora.a.clone(),
-            b: lora.b.clone(),
-            scale: lora.scale,
-            dropout: mode.dropout_seed.filter(|_| lora.dropout > 0.0).map(|seed| Dropout {
-                probability: lora.dropout,
-                // An odd constant keeps seeds of neighbouring layers far apart.
-                seed: seed.wrapping_add((lora.index + 1).wrapping_mul(0xA076_1D64_78BD_642F)),
-            }),
-        });
+        let lora = self.lora.as_ref().filter(|_| mode.adapter);
+        let adapter = match (&self.lora, mode.adapter) {
+            (None, _) | (Some(Lora { start: None, .. }), false) => None,
+            (Some(Lora { start: Some(start), scale, .. }), false) => {
+                Some(Factors { a: start.a.clone(), b: start.b.clone(), scale: *scale, dropout: None })
+            }
+            (Some(lora), true) => Some(lora.factors(mode.dropout_seed)),
+        };
         let output = linear(x, &self.weight, adapter);
+        let output = match lora.and_then(|lora| Some((lora, lora.dora.as_ref()?))) {
+            None => output,
+            Some((lora, dora)) => output * dora.factors(&self.weight, &lora.a, &lora.b, lora.scale).unsqueeze(),
+        };
         match &self.bias {
             None => output,
             Some(bias) => output + bias.clone().unsqueeze(),
@@ -55,16 +96,11 @@ impl Projection {
     }
 
     pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = Parameter<'_>> {
-        let Self { name, weight, bias, transposed, lora } = self;
-        let bias = bias.as_mut().map(|bias| Parameter::vector(format!("{name}.bias"), bias));
-        let factors = lora.as_mut().map(|lora| {
-            [
-                Parameter::matrix(format!("{name}.lora_A"), &mut lora.a),
-                Parameter::matrix(format!("{name}.lora_B"), &mut lora.b),
-            ]
-        });
-        let weight = Parameter::weight(format!("{name}.weight"), weight).stored_transposed(*transposed);
-        std::iter::once(weight).chain(bias).chain(factors.into_iter().flatten())
+        let Self { name, weight, bias, transposed, in_full, lora } = self;
+        let bias = bias.as_mut().map(|bias| Parameter::vector(in_full.bias_name(name, lora.is_some()), bias));
+        let adapter = lora.as_mut().map(|lora| lora.parameters_mut(name));
+        let weight = Parameter::weight(in_full.weight_name(name), weight).stored_transposed(*transposed);
+        std::iter::once(weight).chain(bias).chain(adapter.into_iter().flatten())
     }
 
     /// `[outputs, inputs]`.

@@ -17,6 +17,7 @@ pub use trained::TrainedModel;
 
 use justtrain_data::SamplerState;
 use justtrain_model::{Decoder, apply_tuned};
+use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
@@ -124,10 +125,11 @@ impl Checkpoints {
         all
     }
 
-    /// The newest checkpoint whose files are whole, put onto the decoder. Damaged ones are reported and passed over.
+    /// The newest checkpoint whose files are whole, put onto the decoder of `base`. Damaged ones are reported and passed over.
     pub fn restore_newest(
         &self,
         decoder: &mut Decoder,
+        base: &Checkpoint,
         model: &TrainedModel,
         fingerprint: &str,
         mut warn: impl FnMut(&Problem),
@@ -144,7 +146,7 @@ impl Checkpoints {
                     .fix("start a new job for the changed recipe", "请为修改后的配方新建任务"));
                 }
                 Ok(run) => {
-                    apply_tuned(decoder, &folder.join(model.folder()))?;
+                    apply_tuned(decoder, base, &folder.join(model.folder()))?;
                     return Ok(Some((run, load_memory(&folder.join(OPTIMIZER))?)));
                 }
                 Err(mut problem) => {

@@ -38,9 +38,12 @@ impl TrainedModel {
         }
     }
 
-    /// About how many bytes [`Self::save`] writes.
+    /// About how many bytes [`Self::save`] writes at most.
     pub fn bytes(&self, decoder: &Decoder) -> u64 {
-        decoder.trained_sizes(self.parameters()).iter().map(|(_, len)| *len as u64 * 4).sum()
+        let started = decoder.projections().any(|layer| layer.lora.as_ref().is_some_and(|lora| lora.start.is_some()));
+        // Beside each pair what it started with, and what was taken out of the weight.
+        let pairs = if started { 3 } else { 1 };
+        pairs * decoder.trained_sizes(self.parameters()).iter().map(|(_, len)| *len as u64 * 4).sum::<u64>()
     }
 
     pub fn save(&self, decoder: &Decoder, folder: &Path) -> Result<u64, Problem> {

@@ -27,7 +27,13 @@ pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
 
 fn kept_by_block(shape: &Shape) -> usize {
     let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks
+    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks + dora(shape)
+}
+
+/// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
+fn dora(shape: &Shape) -> usize {
+    let adapted = shape.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
+    adapted.map(|linear| linear.outputs).sum()
 }
 
 /// Its input and one number a token. Its output, the input of the linear layers, is made again in the backward.
@@ -65,6 +71,6 @@ pub(super) fn output_layer(shape: &Shape, batch: BatchSize) -> u64 {
     let rows = (CHUNK_BYTES as u64 / row).clamp(1, batch.targets.max(1) as u64);
     let hidden = shape.hidden as u64 * FLOAT;
     // The gradient of a trained output layer is made beside the loss.
-    let table = if shape.full { shape.table_bytes() } else { 0 };
+    let table = if shape.trained.output { shape.table_bytes() } else { 0 };
     rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
 }

@@ -21,13 +21,13 @@ pub(super) fn needed(recipe: &Recipe, shape: &Shape, steps: u64) -> DiskEstimate
     }
 }
 
-/// The trained weights.
+/// The trained weights, and what they started with.
 fn result(shape: &Shape) -> u64 {
-    shape.trained_parameters * FLOAT + shape.trained_tensors * HEADER
+    (shape.trained.numbers() + shape.trained.start) * FLOAT + shape.trained.tensors() * HEADER
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.
 fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
-    let vectors = if shape.full { shape.norms } else { 0 };
-    optim::bytes(recipe, &shape.trained_matrices(), vectors, shape.vocabulary) + 2 * shape.trained_tensors * HEADER
+    optim::bytes(recipe, &shape.trained.matrices, shape.trained.vectors, shape.vocabulary)
+        + 2 * shape.trained.tensors() * HEADER
 }

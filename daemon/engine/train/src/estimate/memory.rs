@@ -19,6 +19,7 @@ const PARSED_JSON: u64 = 4;
 
 pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     let moments = [
+        starting(recipe, shape, rows),
         reading_data(recipe, shape, rows),
         forward_is_done(recipe, shape, work, rows),
         backward_is_done(recipe, shape, work, rows),
@@ -31,25 +32,21 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// What is there from the first step to the last.
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        weights: frozen_weights(recipe, shape, rows),
+        weights: frozen_weights(recipe, shape, rows) + shape.trained.start * FLOAT,
         trained_weights: trained_weights(recipe, shape),
-        optimizer: optim::bytes(
-            recipe,
-            &shape.trained_matrices(),
-            if shape.full { shape.norms } else { 0 },
-            shape.vocabulary,
-        ),
+        optimizer: optim::bytes(recipe, &shape.trained.matrices, shape.trained.vectors, shape.vocabulary),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
     }
 }
 
-/// Norms are always in `f32`, and adapters.
+/// Norms are always in `f32`, and adapters. Of magnitudes two more numbers each are kept: what rows of the frozen weight
+/// and of the changed one sum up to.
 fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
-    let matrices = shape.trained_parameters - if shape.full { shape.norms } else { 0 };
+    let matrices = shape.trained.numbers() - shape.trained.vectors;
     let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
-    shape.trained_parameters * FLOAT - saved
+    (shape.trained.numbers() + 2 * shape.trained.magnitudes) * FLOAT - saved
 }
 
 /// Whether the weights that are trained are widened block by block.
@@ -57,7 +54,7 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
     shape.full && recipe.weight_formats().linear != WeightFormat::F32
 }
 
-/// In the forms in which the recipe has them held. Weights that are trained are counted as such.
+/// In the forms in which the recipe has them held. Weights and tables that are trained are counted as such.
 fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
     if shape.full {
         return 0;
@@ -73,7 +70,7 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
     match (linears, table) {
         (Some(linears), Some(table)) => {
             let plain = shape.norms + (shape.positions * shape.hidden) as u64;
-            shape.layers as u64 * linears + shape.tables * table + plain * FLOAT
+            shape.layers as u64 * linears + (shape.tables - shape.trained.tables) * table + plain * FLOAT
         }
         // Blocks that are kept as they are take in memory what they take in the file.
         _ => rows.model_bytes,
@@ -83,6 +80,19 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
     recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0
+}
+
+/// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
+/// while it is rounded.
+fn starting(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
+    let largest = shape.linears.iter().map(|linear| linear.weights()).max().unwrap_or(0);
+    MemoryEstimate {
+        moment: Moment::Loading,
+        optimizer: 0,
+        data: 0,
+        activations: if shape.trained.start > 0 { 4 * largest * FLOAT } else { 0 },
+        ..throughout(recipe, shape, rows)
+    }
 }
 
 /// The model is loaded; the rows are parsed and not yet tokenised.
@@ -101,7 +111,7 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
     let kept = kept(shape, tokens, recipe.gradient_checkpointing);
     MemoryEstimate {
         // Those of earlier batches of the same step.
-        gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained_parameters * FLOAT } else { 0 },
+        gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained.numbers() * FLOAT } else { 0 },
         activations: with_gaps(kept + at_work_in_backward(shape, tokens)),
         output_layer: output_layer(shape, work.largest)
             + if in_16_bits(recipe, shape) { shape.table_bytes() } else { 0 },
@@ -112,7 +122,7 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// Every gradient is there; the activations have gone block by block.
 fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        gradients: if keeps_gradients(recipe) { shape.trained_parameters * FLOAT } else { 0 },
+        gradients: if keeps_gradients(recipe) { shape.trained.numbers() * FLOAT } else { 0 },
         activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
         output_layer: match (shape.full, in_16_bits(recipe, shape)) {
@@ -136,6 +146,6 @@ fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> Memor
 /// A checkpoint is written one tensor at a time.
 fn saving(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     let before = throughout(recipe, shape, rows);
-    let largest = shape.trained_matrices().iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
+    let largest = shape.trained.matrices.iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
     MemoryEstimate { moment: Moment::Saving, optimizer: before.optimizer + largest.unwrap_or(0), ..before }
 }

@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `shape.rs` | sizes and counts of a decoder and of what is trained in it |
+//! | `trained.rs` | what the recipe trains, tensor by tensor |
 //! | `work.rs` | the batches of the whole run, from the rows themselves |
 //! | `memory.rs` | the peak, by what lies in memory then |
 //! | `activations.rs` | what the forward pass keeps, op by op |
@@ -19,6 +20,7 @@ mod memory;
 mod remedies;
 mod shape;
 mod speed;
+mod trained;
 mod work;
 
 #[cfg(test)]
@@ -75,7 +77,7 @@ pub fn estimate(
             rows: job.rows.all as u64,
         },
         time: past_runs.and_then(|past_runs| speed::time(&recipe, device, past_runs, &shape, &work)),
-        trainable_parameters: shape.trained_parameters,
+        trainable_parameters: shape.trained.numbers(),
         total_parameters: shape.parameters,
         problems,
         remedies,

@@ -2,7 +2,8 @@
 
 use justtrain_model::{DecoderConfig, LinearShape};
 
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use super::trained::TrainedShape;
+use crate::recipe::{FinetuningType, Recipe};
 
 /// A decoder as far as memory and time depend on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,12 +33,11 @@ pub(super) struct Shape {
     pub(super) full: bool,
     /// Numbers in the base model.
     pub(super) parameters: u64,
-    /// Numbers that the optimiser changes, and the tensors that they lie in.
-    pub(super) trained_parameters: u64,
-    pub(super) trained_tensors: u64,
+    /// What the optimiser changes.
+    pub(super) trained: TrainedShape,
 }
 
-/// A weight matrix of a block, and the rank of its adapter; 0 where it has none.
+/// A weight matrix of a block, and the largest rank of its adapters; 0 where it has none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Linear {
     pub(super) outputs: usize,
@@ -60,30 +60,18 @@ impl Shape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let (query, key_value) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
-        let (target, full) = (recipe.lora_target(), recipe.finetuning_type == FinetuningType::Full);
+        let (lora, full) = (recipe.lora_config(), recipe.finetuning_type == FinetuningType::Full);
+        let rank = |layer: usize, shape: &LinearShape| {
+            let name = config.module(layer, shape.name);
+            if lora.targets(&name) && !full { lora.rank_of(&name) } else { 0 }
+        };
         let linear = |shape: &LinearShape| {
-            let targeted = match &target {
-                LoraTarget::All => true,
-                LoraTarget::Named(names) => names.iter().any(|target| target == shape.target()),
-            };
-            let rank = if targeted && !full { recipe.lora_rank } else { 0 };
+            let rank = (0..config.layers.len()).map(|layer| rank(layer, shape)).max().unwrap_or(0);
             Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
         let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
         let vectors = config.block_vectors();
         let layers = config.layers.len() as u64;
-        let sum = |count: fn(Linear) -> u64| layers * linears.iter().copied().map(count).sum::<u64>();
-        let last_norm = config.norm.vectors();
-        let positions = config.position_table().map_or(0, |[rows, _]| rows);
-        let tables = 2 - u64::from(config.tied_embeddings);
-        let parameters = config.parameters();
-        let (trained_parameters, trained_tensors) = match full {
-            true => {
-                let of_blocks = layers * (linears.len() + vectors.len()) as u64;
-                (parameters, of_blocks + tables + u64::from(positions > 0) + last_norm as u64)
-            }
-            false => (sum(Linear::adapter), sum(|linear| 2 * u64::from(linear.rank > 0))),
-        };
         Self {
             hidden,
             intermediate,
@@ -95,32 +83,13 @@ impl Shape {
             key_value,
             vocabulary: config.vocab_size,
             linears,
-            tables,
-            positions,
-            norms: layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64,
+            tables: 2 - u64::from(config.tied_embeddings),
+            positions: config.position_table().map_or(0, |[rows, _]| rows),
+            norms: layers * vectors.iter().sum::<usize>() as u64 + (config.norm.vectors() * hidden) as u64,
             full,
-            parameters,
-            trained_parameters,
-            trained_tensors,
+            parameters: config.parameters(),
+            trained: TrainedShape::new(config, recipe),
         }
-    }
-
-    /// Rows and columns of every trained matrix, and how many of them there are.
-    pub(super) fn trained_matrices(&self) -> Vec<([usize; 2], u64)> {
-        let layers = self.layers as u64;
-        let of_linear = |&Linear { outputs, inputs, rank }: &Linear| match self.full {
-            true => vec![([outputs, inputs], layers)],
-            false if rank > 0 => vec![([rank, inputs], layers), ([outputs, rank], layers)],
-            false => Vec::new(),
-        };
-        let mut matrices: Vec<_> = self.linears.iter().flat_map(of_linear).collect();
-        if self.full {
-            matrices.push(([self.vocabulary, self.hidden], self.tables));
-            if self.positions > 0 {
-                matrices.push(([self.positions, self.hidden], 1));
-            }
-        }
-        matrices
     }
 
     /// Bytes of one embedding table or output layer in `f32`.

@@ -53,10 +53,12 @@ const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
 fn parameters_are_those_that_the_checkpoint_has() {
     let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
     // As `Decoder::parameters` and PEFT's `print_trainable_parameters` count them.
-    assert_eq!((shape.parameters, shape.trained_parameters), (134_515_008, 4_884_480));
-    assert_eq!(shape.trained_tensors, 30 * 7 * 2);
+    assert_eq!((shape.parameters, shape.trained.numbers()), (134_515_008, 4_884_480));
+    assert_eq!(shape.trained.tensors(), 30 * 7 * 2);
     let two = Shape::new(&smollm2(), &recipe("lora_rank: 8\nlora_target: q_proj,v_proj\n"));
-    assert_eq!(two.trained_parameters, 30 * 8 * ((576 + 576) + (576 + 192)));
+    assert_eq!(two.trained.numbers(), 30 * 8 * ((576 + 576) + (576 + 192)));
+    let pattern = "lora_rank: 8\nlora_target: q_proj\nrank_pattern: {'layers\\.[01]\\..*': 2}\n";
+    assert_eq!(Shape::new(&smollm2(), &recipe(pattern)).trained.numbers(), (28 * 8 + 2 * 2) * (576 + 576));
     let untied = DecoderConfig { tied_embeddings: false, ..smollm2() };
     assert_eq!(Shape::new(&untied, &recipe("")).parameters, 134_515_008 + 49_152 * 576);
 }
@@ -74,6 +76,30 @@ fn activations_are_counted_op_by_op() {
     assert_eq!(output_layer(&shape, batch), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
     let few = BatchSize { tokens: 1000, targets: 3 };
     assert_eq!(output_layer(&shape, few), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+}
+
+#[test]
+fn magnitudes_are_counted_with_the_outputs_that_they_keep() {
+    let (plain, dora) = (Shape::new(&smollm2(), &recipe("")), Shape::new(&smollm2(), &recipe("use_dora: true\n")));
+    let outputs = 576 + 192 + 192 + 576 + 1536 + 1536 + 576;
+    assert_eq!(dora.trained.numbers() - plain.trained.numbers(), 30 * outputs);
+    assert_eq!(dora.trained.tensors() - plain.trained.tensors(), 30 * 7);
+    assert_eq!(kept(&dora, 100, false) - kept(&plain, 100, false), 30 * outputs * 100 * 4);
+}
+
+#[test]
+fn what_is_trained_beside_the_pairs_is_counted() {
+    let trained = |more: &str| Shape::new(&smollm2(), &recipe(more)).trained;
+    let plain = trained("lora_target: q_proj\n");
+    let saved = trained("lora_target: q_proj\nmodules_to_save: [embed_tokens, norm, input_layernorm]\n");
+    assert_eq!(saved.numbers() - plain.numbers(), 49_152 * 576 + 31 * 576);
+    assert_eq!((saved.tensors() - plain.tensors(), saved.tables, saved.output), (32, 1, true));
+    let layers = trained("modules_to_save: up_proj\n").numbers()
+        - trained("lora_target: [q_proj, k_proj, v_proj, o_proj, gate_proj, down_proj]\n").numbers();
+    assert_eq!(layers, 30 * 1536 * 576);
+    let pairs = trained("").numbers();
+    assert_eq!(trained("pissa_init: true\n").start, pairs);
+    assert_eq!(trained("loftq_init: true\nloftq_iter: 2\nquantization_bit: 4\n").start, 2 * pairs);
 }
 
 #[test]

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use justtrain_kernels::singular::leading;
 use rayon::prelude::*;
 
-use super::singular_vectors::leading;
 use super::{AdamW, Optimizer, StateTensor, Update, named, taken};
 
 #[derive(Debug, Clone)]

@@ -12,7 +12,6 @@ mod lion;
 mod muon;
 pub mod schedule;
 mod sgd;
-mod singular_vectors;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

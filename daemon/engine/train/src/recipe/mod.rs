@@ -11,10 +11,12 @@
 //! | `check.rs` | names, types and ranges, from the schema |
 //! | `peers.rs` | keys and values that other tools know and this version does not |
 //! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
+//! | `adapter_rules.rs` | the same for LoRA's keys |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
+mod adapter_rules;
 mod check;
 mod optimizer_rules;
 mod peers;
@@ -28,13 +30,12 @@ mod tests;
 
 use std::path::PathBuf;
 
+use justtrain_model::adapters::{LoraConfig, read_peft_config};
 use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-
-pub use resolve::LoraTarget;
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -56,12 +57,17 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["adapter"]))]
     pub finetuning_type: FinetuningType,
 
+    /// Go on with a LoRA adapter that is there already, from JustTrain or PEFT: its folder, starting from the recipe's. Rank, alpha, dropout and layers are the adapter's.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-aliases" = ["lora_model_dir"]))]
+    adapter_name_or_path: Option<String>,
+
     /// Rank of the LoRA matrices.
     #[serde(default = "default::lora_rank")]
     #[schemars(range(min = 1, max = 1024), extend("x-aliases" = ["lora_r"]))]
     pub lora_rank: usize,
 
-    /// LoRA's update is scaled by `lora_alpha / lora_rank`. Default: twice `lora_rank`.
+    /// LoRA's update is scaled by `lora_alpha / lora_rank`, or by rsLoRA's `lora_alpha / √lora_rank`. Default: twice `lora_rank`.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     lora_alpha: Option<f64>,
@@ -75,6 +81,53 @@ pub struct Recipe {
     #[serde(default = "default::all")]
     #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
     lora_target: OneOrMany,
+
+    /// rsLoRA: scale by `lora_alpha / √lora_rank`, so that a high rank learns as much as a low one. Default: false.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["peft_use_rslora"]))]
+    pub(crate) use_rslora: bool,
+
+    /// DoRA: the magnitude of each output's weights is trained apart from their direction, which LoRA turns. Costs time, and memory for the outputs of the adapted layers. Default: false.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["peft_use_dora"]))]
+    pub(crate) use_dora: bool,
+
+    /// PiSSA: the pairs start as the largest singular values and vectors of their layer, and the rest of it is frozen. Default: false.
+    #[serde(default)]
+    pub(crate) pissa_init: bool,
+
+    /// `pissa_init`: iterations of the search for singular vectors. -1: until they stand still, as exact as `float32` is.
+    #[serde(default = "default::pissa_iter")]
+    #[schemars(range(min = -1, max = 1000))]
+    pissa_iter: i64,
+
+    /// LoftQ: the pairs start as what quantisation loses of their layer. Default: false.
+    #[serde(default)]
+    pub(crate) loftq_init: bool,
+
+    /// `loftq_init`: how often a layer is quantised, each time without what its pair makes up for.
+    #[serde(default = "default::loftq_iter")]
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) loftq_iter: usize,
+
+    /// Modules that are trained in full beside the LoRA pairs, by name or its last part, as a list or separated by commas: `embed_tokens,lm_head`. They get no pair.
+    #[serde(default)]
+    #[schemars(extend("x-aliases" = ["additional_target", "lora_modules_to_save"]))]
+    modules_to_save: Option<OneOrMany>,
+
+    /// Which biases of the model are trained beside the LoRA pairs.
+    #[serde(default)]
+    bias: Bias,
+
+    /// Ranks of single layers, by PEFT's patterns: a regular expression that a layer's name ends with, from a dot on: `{"layers\.0\..*": 4, "down_proj": 32}`. The first that matches holds.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": 1024}))]
+    rank_pattern: Map<String, Value>,
+
+    /// `lora_alpha` of single layers, in the same way.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0}))]
+    alpha_pattern: Map<String, Value>,
 
     /// Keep the frozen weights of the linear layers in so many bits (QLoRA): 4 or 8. Default: not quantised.
     #[serde(default)]
@@ -279,6 +332,10 @@ pub struct Recipe {
     #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
     device: String,
 
+    /// That of the adapter to go on with.
+    #[serde(skip)]
+    adapter: Option<LoraConfig>,
+
     /// Where relative paths start.
     #[serde(skip)]
     base_dir: PathBuf,
@@ -305,6 +362,13 @@ impl Recipe {
             vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
         })?;
         recipe.base_dir.clone_from(&source.base_dir);
+        match recipe.adapter_path().map(|folder| read_peft_config(&folder)).transpose() {
+            Ok(adapter) => recipe.adapter = adapter,
+            Err(problem) => {
+                let mark = written.mark("adapter_name_or_path").unwrap_or(yaml::Mark { line: 1, column: 1 });
+                problems.push(adapter_rules::unreadable(problem).at(mark.line, mark.column));
+            }
+        }
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
         if !problems.is_empty() {
@@ -358,6 +422,16 @@ impl FinetuningType {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+enum Bias {
+    #[default]
+    None,
+    All,
+    /// Of layers with a LoRA pair.
+    LoraOnly,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum DatasetFormat {
     #[default]
     Auto,
@@ -400,6 +474,12 @@ mod default {
 
     pub(super) fn lora_rank() -> usize {
         16
+    }
+    pub(super) fn pissa_iter() -> i64 {
+        16
+    }
+    pub(super) fn loftq_iter() -> usize {
+        1
     }
     pub(super) fn auto() -> String {
         "auto".to_owned()

@@ -3,6 +3,7 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 use regex::Regex;
 
+use super::adapter_rules::no_pattern;
 use super::rules::invalid;
 use super::{FinetuningType, Precision, Recipe};
 use crate::optim::OptimizerType;
@@ -78,15 +79,5 @@ fn mean_in_16_bits(recipe: &Recipe) -> Option<Problem> {
 
 fn patterns(recipe: &Recipe) -> Vec<Problem> {
     let broken = recipe.learning_rates().filter_map(|(pattern, _)| Some((pattern, Regex::new(pattern).err()?)));
-    let problem = |(pattern, error): (&str, regex::Error)| {
-        // The last line says what is wrong; those before draw it.
-        let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-        invalid(&format!("learning_rates.{pattern}"), "this is not a regular expression", "这不是正确的正则表达式")
-            .found(reason)
-            .fix(
-                "write a part of the names, such as q_proj; put a backslash before a dot",
-                "写名字的一部分，例如 q_proj；点号前加反斜杠",
-            )
-    };
-    broken.map(problem).collect()
+    broken.map(|(pattern, error)| no_pattern(&format!("learning_rates.{pattern}"), &error)).collect()
 }

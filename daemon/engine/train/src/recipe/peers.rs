@@ -5,29 +5,20 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 /// Methods that a later version brings.
 const LATER_KEYS: &[&str] = &[
-    "additional_target",
     "deepspeed",
     "early_stopping_patience",
     "eval_dataset",
     "fp16",
     "freeze_trainable_layers",
     "fsdp",
-    "init_lora_weights",
     "interleave_probs",
     "label_smoothing_factor",
-    "lora_modules_to_save",
     "max_samples",
     "mix_strategy",
-    "modules_to_save",
     "neftune_noise_alpha",
-    "peft_use_dora",
-    "peft_use_rslora",
-    "pissa_init",
     "report_to",
     "tf32",
     "use_badam",
-    "use_dora",
-    "use_rslora",
 ];
 
 /// What JustTrain decides itself, so that there is nothing to write.
@@ -58,8 +49,11 @@ const DECIDED_KEYS: &[&str] = &[
 /// Keys of which ours say the same in another way, and how.
 const SAID_DIFFERENTLY: &[(&str, &str)] = &[
     ("bf16", "precision: bf16"),
+    ("init_lora_weights", "pissa_init: true"),
     ("load_in_4bit", "quantization_bit: 4"),
     ("load_in_8bit", "quantization_bit: 8"),
+    ("loftq_config", "loftq_init: true"),
+    ("peft_init_lora_weights", "pissa_init: true"),
     ("use_galore", "optim: galore_adamw"),
     ("use_muon", "optim: muon"),
 ];

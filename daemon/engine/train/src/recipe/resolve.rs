@@ -3,23 +3,19 @@
 use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
+use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias};
 use justtrain_model::kernels::Format;
+use justtrain_model::kernels::singular::Effort;
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
+use serde_json::{Map, Value};
 
 use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
+use crate::prepare::adapter_template;
 
-use super::{DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
-
-/// Linear layers that get a LoRA pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LoraTarget {
-    All,
-    /// Last parts of module names, such as `q_proj`.
-    Named(Vec<String>),
-}
+use super::{Bias, DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
 
 impl Recipe {
     /// Where to train.
@@ -27,14 +23,50 @@ impl Recipe {
         self.device.parse().unwrap_or_default()
     }
 
-    /// LoRA's update is scaled by `lora_alpha / lora_rank`.
     pub fn lora_alpha(&self) -> f64 {
         self.lora_alpha.unwrap_or(2.0 * self.lora_rank as f64)
     }
 
-    pub fn lora_target(&self) -> LoraTarget {
+    pub fn lora_target(&self) -> LoraTargets {
         let names = self.lora_target.names();
-        if names == ["all"] { LoraTarget::All } else { LoraTarget::Named(names) }
+        if names == ["all"] { LoraTargets::All } else { LoraTargets::Named(names) }
+    }
+
+    /// The folder of the adapter to go on with.
+    pub fn adapter_path(&self) -> Option<PathBuf> {
+        self.adapter_name_or_path.as_ref().map(|folder| self.base_dir.join(folder))
+    }
+
+    /// That of the adapter to go on with, or what the recipe says.
+    pub fn lora_config(&self) -> LoraConfig {
+        self.adapter.clone().unwrap_or_else(|| self.written_lora_config())
+    }
+
+    /// How the pairs of a fresh adapter start, where they do not at zero.
+    pub fn lora_start(&self) -> Option<LoraStart> {
+        let effort = usize::try_from(self.pissa_iter).map_or(Effort::Exact, Effort::Iterations);
+        let pissa = self.pissa_init.then_some(LoraStart::Pissa(effort));
+        pissa.or(self.loftq_init.then_some(LoraStart::Loftq { iterations: self.loftq_iter }))
+    }
+
+    pub(super) fn written_lora_config(&self) -> LoraConfig {
+        let rank = |value: &Value| value.as_u64().map(|rank| rank as usize);
+        LoraConfig {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha(),
+            dropout: self.lora_dropout,
+            targets: self.lora_target(),
+            rslora: self.use_rslora,
+            dora: self.use_dora,
+            modules_to_save: self.modules_to_save.as_ref().map(OneOrMany::names).unwrap_or_default(),
+            bias: match self.bias {
+                Bias::None => TrainedBias::None,
+                Bias::All => TrainedBias::All,
+                Bias::LoraOnly => TrainedBias::LoraOnly,
+            },
+            rank_pattern: patterns(&self.rank_pattern, rank).unwrap_or_default(),
+            alpha_pattern: patterns(&self.alpha_pattern, Value::as_f64).unwrap_or_default(),
+        }
     }
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
@@ -68,10 +100,10 @@ impl Recipe {
         files.iter().map(|file| self.base_dir.join(file)).collect()
     }
 
-    /// The chat template's text; None for the one that the model brings.
+    /// The chat template's text; None for the one that the model brings. An adapter to go on with may bring another.
     pub fn chat_template(&self) -> Result<Option<String>, Problem> {
         match self.template.as_str() {
-            "auto" => Ok(None),
+            "auto" => Ok(adapter_template(self.adapter_path().as_deref())),
             template => choose(template, &self.base_dir).map(Some),
         }
     }
@@ -144,6 +176,8 @@ impl Recipe {
             num_train_epochs: other.num_train_epochs,
             max_steps: other.max_steps,
             lora_alpha: other.lora_alpha,
+            use_rslora: other.use_rslora,
+            alpha_pattern: other.alpha_pattern.clone(),
             adam_beta1: other.adam_beta1,
             adam_beta2: other.adam_beta2,
             galore_scale: other.galore_scale,
@@ -162,6 +196,14 @@ impl Recipe {
         };
         aligned == *other
     }
+}
+
+/// A mapping whose keys are patterns of module names. Fails with one that is no regular expression.
+pub(super) fn patterns<T: Copy>(
+    written: &Map<String, Value>,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Patterns<T>, (String, regex::Error)> {
+    Patterns::new(written.iter().filter_map(|(pattern, value)| Some((pattern.clone(), read(value)?))))
 }
 
 impl OneOrMany {

@@ -1,11 +1,10 @@
 //! What the schema cannot say: keys that do not go together, and numbers that mean two things.
 
-use justtrain_model::families;
 use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
 use super::{
-    FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe, optimizer_rules, schedule_rules,
+    FinetuningType, OneOrMany, Precision, QuantizationType, Recipe, adapter_rules, optimizer_rules, schedule_rules,
 };
 
 /// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
@@ -28,10 +27,10 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         full_in_16_bits(recipe),
         device(recipe),
     ];
-    let errors = errors.into_iter().flatten().chain(lora_target(recipe));
+    let errors = errors.into_iter().flatten().chain(adapter_rules::errors(recipe));
     let errors = errors.chain(schedule_rules::errors(recipe, written)).chain(optimizer_rules::errors(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
-    let warnings = warnings.chain(lora_unused(recipe)).chain(schedule_rules::warnings(recipe));
+    let warnings = warnings.chain(adapter_rules::warnings(recipe)).chain(schedule_rules::warnings(recipe));
     let warnings = warnings.chain(optimizer_rules::warnings(recipe));
     (place(errors, written), place(warnings, written))
 }
@@ -185,26 +184,6 @@ fn device(recipe: &Recipe) -> Option<Problem> {
     })
 }
 
-fn lora_target(recipe: &Recipe) -> Vec<Problem> {
-    let LoraTarget::Named(names) = recipe.lora_target() else { return Vec::new() };
-    let unknown = names.iter().filter(|name| !families::LINEAR_LAYERS.contains(&name.as_str()));
-    let mut problems: Vec<_> = unknown
-        .map(|name| {
-            invalid("lora_target", "there is no such linear layer", "没有这样的线性层")
-                .found(format!("\"{name}\""))
-                .expected(format!("all | {}", families::LINEAR_LAYERS.join(" | ")))
-                .fix("write all, or names from this list", "写 all，或写列表中的名字")
-        })
-        .collect();
-    if names.is_empty() {
-        problems.push(
-            invalid("lora_target", "an empty list would train nothing", "空列表表示什么也不训练")
-                .fix("write all, or name linear layers", "写 all，或写出线性层的名字"),
-        );
-    }
-    problems
-}
-
 fn long_warmup(recipe: &Recipe) -> Option<Problem> {
     let limit = recipe.max_steps as f64;
     let warms_up = recipe.lr_scheduler_type.warms_up();
@@ -266,21 +245,4 @@ fn full_in_16_bits(recipe: &Recipe) -> Option<Problem> {
         .expected("gradient_checkpointing: true")
         .fix("add gradient_checkpointing: true, or remove this line", "加上 gradient_checkpointing: true，或删除这一行")
     })
-}
-
-fn lora_unused(recipe: &Recipe) -> Vec<Problem> {
-    let keys = match recipe.finetuning_type {
-        FinetuningType::Lora => [].as_slice(),
-        FinetuningType::Full => &["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "loraplus_lr_ratio"],
-    };
-    let unused = |key: &&str| {
-        Problem::warning(
-            ProblemCode::InvalidValue,
-            "finetuning_type full trains no LoRA pair; this is not used",
-            "finetuning_type 为 full 时没有 LoRA，这一项不起作用",
-        )
-        .key(*key)
-        .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora")
-    };
-    keys.iter().map(unused).collect()
 }

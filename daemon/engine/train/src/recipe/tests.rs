@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use justtrain_worker_api::{DevicePick, FormatName, Problem, ProblemCode, RecipeSource};
 use serde_json::Value;
 
-use super::{LoraTarget, Recipe};
+use super::Recipe;
 use crate::optim::schedule::{SchedulerType, Shape};
+use justtrain_model::adapters::{LoraStart, LoraTargets};
 use justtrain_model::kernels::Format;
+use justtrain_model::kernels::singular::Effort;
 use justtrain_model::{WeightFormat, WeightFormats};
 
 const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
@@ -46,7 +48,7 @@ fn lines(problems: &[Problem]) -> String {
 fn every_default_is_filled_in() {
     let recipe = read(SHORTEST);
     assert_eq!((recipe.lora_rank, recipe.lora_alpha()), (16, 32.0));
-    assert_eq!(recipe.lora_target(), LoraTarget::All);
+    assert_eq!(recipe.lora_target(), LoraTargets::All);
     assert_eq!((recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps), (1, 8));
     assert_eq!(recipe.lr_scheduler_type, SchedulerType::Cosine);
     assert_eq!(recipe.dataset_files(), [Path::new("/data/d.json")]);
@@ -79,7 +81,7 @@ fn written_values_replace_defaults() {
     assert_eq!(recipe.dataset_files(), [Path::new("/data/a.jsonl"), Path::new("/b.json")]);
     assert_eq!(recipe.dataset_format.name(), Some(FormatName::PromptCompletion));
     assert_eq!((recipe.lora_alpha(), recipe.learning_rate), (4.0, 2e-4));
-    assert_eq!(recipe.lora_target(), LoraTarget::Named(vec!["q_proj".to_owned(), "v_proj".to_owned()]));
+    assert_eq!(recipe.lora_target(), LoraTargets::Named(vec!["q_proj".to_owned(), "v_proj".to_owned()]));
     assert_eq!((recipe.validation_rows(1000), recipe.validation_rows(10)), (30, 9));
     assert_eq!((recipe.eval_steps(), recipe.save_steps, recipe.packing), (Some(5), 3, true));
     assert_eq!((recipe.total_steps(1000), recipe.warmup_steps(9)), (9, 5));
@@ -92,7 +94,7 @@ fn names_of_other_tools_are_read() {
          sample_packing: true\ntrain_on_inputs: true\nval_set_size: 0\nlr_scheduler: linear\nnum_epochs: 0.5\nmicro_batch_size: 2\n",
     );
     assert_eq!((recipe.lora_rank, recipe.cutoff_len, recipe.per_device_train_batch_size), (4, 64, 2));
-    assert_eq!(recipe.lora_target(), LoraTarget::Named(vec!["k_proj".to_owned()]));
+    assert_eq!(recipe.lora_target(), LoraTargets::Named(vec!["k_proj".to_owned()]));
     assert!(recipe.packing && recipe.train_on_prompt);
     assert_eq!((recipe.validation_rows(9), recipe.eval_steps(), recipe.total_steps(3)), (0, None, 2));
 }
@@ -101,7 +103,7 @@ fn names_of_other_tools_are_read() {
 fn every_problem_is_reported_at_once_with_its_place() {
     let found = problems(
         "model_name_or_path: m\nlern_rate: 1e-4\nlora_rank: sixteen\nlora_dropout: 1\nlr_scheduler_type: cosin\n\
-         use_dora: true\noutput_dir: out\nlora_r: 8\neval_steps: 10\nval_size: 0\nmax_steps: 0\n",
+         neftune_noise_alpha: 5\noutput_dir: out\nlora_r: 8\neval_steps: 10\nval_size: 0\nmax_steps: 0\n",
     );
     let seen: Vec<_> = found.iter().map(|p| (p.code, p.line, p.column, p.key.as_deref().unwrap_or(""))).collect();
     use ProblemCode::{InvalidValue, MissingKey, UnknownKey, WrongType};
@@ -112,7 +114,7 @@ fn every_problem_is_reported_at_once_with_its_place() {
             (WrongType, Some(3), Some(12), "lora_rank"),
             (InvalidValue, Some(4), Some(15), "lora_dropout"),
             (InvalidValue, Some(5), Some(20), "lr_scheduler_type"),
-            (UnknownKey, Some(6), Some(1), "use_dora"),
+            (UnknownKey, Some(6), Some(1), "neftune_noise_alpha"),
             (UnknownKey, Some(7), Some(1), "output_dir"),
             (InvalidValue, Some(8), Some(1), "lora_r"),
             (InvalidValue, Some(9), Some(13), "eval_steps"),
@@ -245,6 +247,70 @@ fn every_schedule_is_read_by_its_name() {
         let known = super::check::mapping_schema(&schema["properties"]["lr_scheduler_kwargs"]).unwrap();
         assert!(kind.settings().iter().all(|name| known["properties"][name].is_object()), "{kind:?}");
     }
+}
+
+#[test]
+fn scales_and_ranks_of_single_layers() {
+    let lora = read_with("lora_rank: 16\nlora_alpha: 8\npeft_use_rslora: true\nrank_pattern: {'layers\\.0\\..*': 4}\nalpha_pattern: {up_proj: 2}\n").lora_config();
+    let of = |name: &str| (lora.rank_of(name), lora.scale_of(name));
+    assert_eq!(of("model.layers.1.self_attn.q_proj"), (16, 2.0));
+    assert_eq!(of("model.layers.0.mlp.up_proj"), (4, 1.0));
+    let problem = only_problem_with("rank_pattern: {'q_proj(': 4}\n");
+    assert_eq!(problem.key.as_deref(), Some("rank_pattern.q_proj("));
+    assert!(problem.found.unwrap().contains("unclosed group"));
+}
+
+const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/fixtures/tiny-llama/adapter");
+
+#[test]
+fn an_adapter_to_go_on_with_brings_its_own_settings() {
+    let recipe = read_with(&format!("adapter_name_or_path: {ADAPTER}\n"));
+    let lora = recipe.lora_config();
+    assert_eq!((lora.rank, lora.alpha), (4, 8.0));
+    assert!(lora.targets("model.layers.0.mlp.up_proj") && !lora.targets("lm_head"));
+    read_with(&format!("adapter_name_or_path: {ADAPTER}\nlora_rank: 4\n"));
+    for (written, found, expected) in [
+        ("lora_rank: 8", "8", "4"),
+        ("lora_alpha: 16", "16", "8"),
+        ("lora_dropout: 0.1", "0.1", "0"),
+        ("use_rslora: true", "true", "false"),
+        ("rank_pattern: {up_proj: 2}", "up_proj: 2", ""),
+    ] {
+        let problem = only_problem_with(&format!("adapter_name_or_path: {ADAPTER}\n{written}\n"));
+        assert_eq!(problem.key.as_deref(), written.split_once(':').map(|(key, _)| key));
+        assert_eq!((problem.found.as_deref(), problem.expected.as_deref()), (Some(found), Some(expected)));
+    }
+    let problem = only_problem_with(&format!("finetuning_type: full\nadapter_name_or_path: {ADAPTER}\n"));
+    assert_eq!((problem.key.as_deref(), problem.line), (Some("adapter_name_or_path"), Some(4)));
+    let problem = only_problem_with("adapter_name_or_path: no/such\n");
+    assert_eq!((problem.code, problem.line), (ProblemCode::FileNotFound, Some(3)));
+    assert!(problem.found.unwrap().starts_with("/data/no/such/adapter_config.json"));
+}
+
+#[test]
+fn starts_that_make_no_sense_are_refused() {
+    let adapter = format!("pissa_init: true\nadapter_name_or_path: {ADAPTER}");
+    for (written, key) in [
+        ("loftq_init: true", "loftq_init"),
+        ("loftq_init: true\nquantization_type: gguf", "loftq_init"),
+        ("pissa_init: true\nquantization_type: gguf", "pissa_init"),
+        ("pissa_init: true\nuse_dora: true", "pissa_init"),
+        ("pissa_init: true\nloftq_init: true\nquantization_bit: 4", "loftq_init"),
+        ("pissa_iter: 4", "pissa_iter"),
+        ("loftq_iter: 4\nquantization_bit: 4", "loftq_iter"),
+        (adapter.as_str(), "pissa_init"),
+        ("lora_target: [q_proj, v_proj]\nmodules_to_save: v_proj", "modules_to_save"),
+    ] {
+        let problem = only_problem_with(written);
+        assert_eq!(problem.key.as_deref(), Some(key), "{written}");
+        assert!(problem.line.is_some() && !problem.fix.is_empty(), "{problem}");
+    }
+    let start = |more: &str| read_with(more).lora_start();
+    assert_eq!(start(""), None);
+    assert_eq!(start("pissa_init: true"), Some(LoraStart::Pissa(Effort::Iterations(16))));
+    assert_eq!(start("pissa_init: true\npissa_iter: -1"), Some(LoraStart::Pissa(Effort::Exact)));
+    assert_eq!(start("loftq_init: true\nquantization_bit: 8"), Some(LoraStart::Loftq { iterations: 1 }));
+    assert!(only_problem_with("init_lora_weights: pissa").fix.en.contains("pissa_init: true"));
 }
 
 #[test]

@@ -39,7 +39,11 @@ pub(crate) fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
 
 /// A parameter's name in PyTorch: PEFT's where it belongs to an adapter.
 pub(crate) fn torch_name(name: &str) -> String {
-    if name.contains(".lora_") { format!("base_model.model.{name}.weight") } else { name.to_owned() }
+    match name {
+        name if name.contains(".lora_") => format!("base_model.model.{name}.weight"),
+        name if Trained::Adapters.includes(name) => format!("base_model.model.{name}"),
+        name => name.to_owned(),
+    }
 }
 
 /// Loss and gradients by PyTorch's names.

@@ -7,7 +7,7 @@ use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Chat, Encoder, Message};
 use justtrain_model::adapters::base_formats;
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, device, is_whole_model};
+use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, device, is_whole_model, replaces_weights};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
@@ -23,16 +23,16 @@ pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
     let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
-    // Of a model whose own weights were trained, the base is another model; clones share what is the same.
-    let whole = model.adapter.as_deref().filter(|folder| is_whole_model(folder));
-    let formats = match (&model.adapter, whole) {
-        (Some(adapter), None) => base_formats(adapter).map_err(invalid)?,
+    let formats = match &model.adapter {
+        Some(folder) if !is_whole_model(folder) => base_formats(folder).map_err(invalid)?,
         _ => WeightFormats::default(),
     };
     let mut decoder = Decoder::load(&checkpoint, &device, formats).map_err(invalid)?;
-    let base = whole.map(|_| decoder.clone());
+    let mut base = None;
     if let Some(folder) = &model.adapter {
-        apply_tuned(&mut decoder, folder).map_err(invalid)?;
+        // Clones share what is the same.
+        base = replaces_weights(folder).map_err(invalid)?.then(|| decoder.clone());
+        apply_tuned(&mut decoder, &checkpoint, folder).map_err(invalid)?;
     }
     events.emit(Event::Ready);
     let mut server = Server { encoder, decoder, base, controls: controls(), events, cancelled: Vec::new() };
