@@ -5,6 +5,7 @@
 
 pub mod backward;
 pub mod checkpoint;
+mod early_stopping;
 pub mod estimate;
 pub mod evaluate;
 mod events;
@@ -15,6 +16,7 @@ mod prepare;
 pub mod recipe;
 pub mod run;
 pub mod step;
+mod trainable;
 mod trainer;
 
 pub use events::{EventSink, StopToken};

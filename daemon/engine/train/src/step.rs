@@ -14,14 +14,14 @@ use crate::optim::{Groups, Optimizer, Update};
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    pub trained: Trained,
+    pub trained: Trained<'a>,
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
     pub max_grad_norm: f64,
     /// From 1.
     pub number: u64,
     pub learning_rate: f64,
-    /// Modules that learn at a rate of their own.
+    /// Parameters that learn at a rate of their own, or from a later step on.
     pub groups: &'a Groups,
     /// Decides how weights in 16 bits are rounded.
     pub seed: u64,
@@ -42,15 +42,24 @@ pub struct Measured {
     pub loss: f64,
     /// Of all gradients together, before clipping.
     pub grad_norm: f64,
+    /// Some parameters are updated already, though a later gradient was no finite number.
+    pub half_done: bool,
+}
+
+impl Measured {
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
 }
 
 impl Step<'_> {
     /// Updates the decoder, unless loss or norm is no finite number. A single batch without clipping updates each
-    /// parameter as soon as its gradient is there, and keeps none; else the sums are kept in `f32`.
+    /// parameter as soon as its gradient is there, and keeps none, up to the first that is not finite; else the sums are
+    /// kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
         let at_once = batches.len() == 1 && self.max_grad_norm == 0.0;
-        let (mut loss, mut square, mut sums) = (0.0, 0.0, GradientSums::default());
+        let (mut loss, mut square, mut updated, mut sums) = (0.0, 0.0f64, false, GradientSums::default());
         for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
             let backward = Backward {
                 trained: self.trained,
@@ -61,15 +70,19 @@ impl Step<'_> {
             loss += backward.run(decoder, &input, of_batch, &mut |parameter, gradient| {
                 if at_once {
                     square += square_sum(&gradient);
-                    self.update(parameter, &gradient, optimizer);
+                    if square.is_finite() {
+                        self.update(parameter, &gradient, optimizer);
+                        updated = true;
+                    }
                 } else {
                     sums.add(&parameter.name, gradient);
                 }
             });
         }
-        let grad_norm = if at_once { f64::sqrt(square) } else { sums.norm() };
-        let measured = Measured { loss: loss / targets as f64, grad_norm };
-        if !at_once && measured.loss.is_finite() && grad_norm.is_finite() {
+        let grad_norm = if at_once { square.sqrt() } else { sums.norm() };
+        let measured =
+            Measured { loss: loss / targets as f64, grad_norm, half_done: updated && !grad_norm.is_finite() };
+        if !at_once && measured.is_finite() {
             self.update_from(sums, grad_norm, decoder, optimizer);
         }
         measured
@@ -99,7 +112,8 @@ impl Step<'_> {
     fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
         let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
         let learning_rate = self.learning_rate * self.groups.share(&name);
-        let update = Update { name: &name, shape: &shape, decays, step: self.number, learning_rate };
+        let step = self.number - self.groups.first_step(&name);
+        let update = Update { name: &name, shape: &shape, decays, step, learning_rate };
         parameter.update(self.rounding_seed(&name), |weights| optimizer.update(&update, weights, gradient));
     }
 }

@@ -63,7 +63,7 @@ fn batch(sequences: usize) -> (Input, Arc<Targets>) {
 
 type Gradients = BTreeMap<String, Vec<f32>>;
 
-fn block_by_block(decoder: &mut Decoder, trained: Trained, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
+fn block_by_block(decoder: &mut Decoder, trained: Trained<'_>, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
     let mut gradients = Gradients::new();
     let backward = Backward { trained, checkpointing, mode, divisor: targets.len() as f32 };
@@ -73,7 +73,7 @@ fn block_by_block(decoder: &mut Decoder, trained: Trained, checkpointing: bool, 
     (loss, gradients)
 }
 
-fn in_one_graph(decoder: &Decoder, trained: Trained, mode: Mode) -> (f64, Gradients) {
+fn in_one_graph(decoder: &Decoder, trained: Trained<'_>, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
     let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
@@ -141,8 +141,9 @@ fn first_blocks(file: &Path, layers: usize, folder: &Path) {
     write_folder(folder, &entries, u64::MAX, |entry| file.read_f32(&entry.name)).unwrap();
 }
 
-/// The peak of a backward through the first `layers` blocks of the tiny model, in bytes.
-fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize {
+/// The peak of a backward through the first `layers` blocks of the tiny model, in bytes. Without a kind of parameters the
+/// weights of the last block are trained.
+fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bool) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let config = fs::read_to_string(fixture().join("config.json")).unwrap();
     let config = config.replace("\"num_hidden_layers\": 3", &format!("\"num_hidden_layers\": {layers}"));
@@ -154,6 +155,9 @@ fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize
     let targets = LoraTargets::All;
     attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
     let (input, targets) = batch(64);
+    let of_last = decoder.blocks()[layers - 1].trained_sizes(Trained::Weights);
+    let of_last = of_last.into_iter().map(|(name, _)| name).collect();
+    let trained = trained.unwrap_or(Trained::Named(&of_last));
     let backward = Backward { trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
     backward.run(&mut decoder, &input, targets.clone(), &mut |_, _| {});
@@ -170,12 +174,23 @@ fn with_checkpointing_a_further_block_adds_its_input_alone() {
     for trained in [Trained::Adapters, Trained::Weights] {
         let added = |checkpointing| {
             // From two on: the lowest block is a special case, as nothing may be trained below it.
-            let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, trained, checkpointing));
+            let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, Some(trained), checkpointing));
             three - two
         };
         let (with, without) = (added(true), added(false));
         // A quarter of an input is room for what threads happen to hold at the time.
         assert!(with.abs_diff(input) < input / 4, "{trained:?}: {with} bytes a block, its input has {input}");
         assert!(without > 5 * input, "{trained:?}: {without} bytes a block");
+    }
+}
+
+/// The graph ends at the lowest block that is trained: a frozen one below keeps nothing.
+#[test]
+fn a_frozen_block_below_adds_nothing() {
+    let _alone = ALONE.lock().unwrap();
+    let input = 64 * 60 * 48 * 4;
+    for checkpointing in [false, true] {
+        let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, None, checkpointing));
+        assert!(three.abs_diff(two) < input / 4, "{two} and {three} bytes, an input has {input}");
     }
 }

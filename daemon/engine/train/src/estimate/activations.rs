@@ -15,12 +15,12 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
     bytes + bytes / 6
 }
 
-/// Bytes of all blocks' activations at the end of a forward pass. With gradient checkpointing these are the blocks'
-/// inputs, and one block's activations as its turn comes.
+/// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
+/// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
 pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
     let floats = match checkpointing {
-        true => shape.layers * shape.hidden + kept_by_block(shape),
-        false => shape.layers * kept_by_block(shape),
+        true => shape.graph_layers * shape.hidden + kept_by_block(shape),
+        false => shape.graph_layers * kept_by_block(shape),
     };
     (floats * tokens) as u64 * FLOAT
 }
@@ -65,6 +65,6 @@ pub(super) fn output_layer(shape: &Shape, batch: BatchSize) -> u64 {
     let rows = (CHUNK_BYTES as u64 / row).clamp(1, batch.targets.max(1) as u64);
     let hidden = shape.hidden as u64 * FLOAT;
     // The gradient of a trained output layer is made beside the loss.
-    let table = if shape.full { shape.table_bytes() } else { 0 };
+    let table = if shape.table_trained { shape.table_bytes() } else { 0 };
     rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
 }

@@ -16,18 +16,23 @@ pub(super) fn needed(recipe: &Recipe, shape: &Shape, steps: u64) -> DiskEstimate
     let kept = saved.min(recipe.save_total_limit as u64);
     DiskEstimate {
         checkpoints: kept * checkpoint,
-        result: result(shape),
+        // Beside it the weights of the best validation.
+        result: result(shape) * (1 + u64::from(recipe.load_best_model_at_end)),
         temporary: if saved > kept { checkpoint } else { 0 },
     }
 }
 
-/// The trained weights.
+/// The trained weights; with the model's own, those that are frozen as well.
 fn result(shape: &Shape) -> u64 {
-    shape.trained_parameters * FLOAT + shape.trained_tensors * HEADER
+    let (numbers, tensors) = match shape.full {
+        true => (shape.parameters, shape.tensors),
+        false => (shape.trained_parameters, shape.trained_tensors),
+    };
+    numbers * FLOAT + tensors * HEADER
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.
 fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
-    let vectors = if shape.full { shape.norms } else { 0 };
-    optim::bytes(recipe, &shape.trained_matrices(), vectors, shape.vocabulary) + 2 * shape.trained_tensors * HEADER
+    optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary)
+        + 2 * shape.trained_tensors * HEADER
 }

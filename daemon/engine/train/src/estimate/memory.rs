@@ -33,12 +33,7 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows),
         trained_weights: trained_weights(recipe, shape),
-        optimizer: optim::bytes(
-            recipe,
-            &shape.trained_matrices(),
-            if shape.full { shape.norms } else { 0 },
-            shape.vocabulary,
-        ),
+        optimizer: optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
@@ -47,7 +42,7 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 
 /// Norms are always in `f32`, and adapters.
 fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
-    let matrices = shape.trained_parameters - if shape.full { shape.norms } else { 0 };
+    let matrices = shape.trained_parameters - shape.trained_vectors;
     let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
     shape.trained_parameters * FLOAT - saved
 }
@@ -57,26 +52,24 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
     shape.full && recipe.weight_formats().linear != WeightFormat::F32
 }
 
-/// In the forms in which the recipe has them held. Weights that are trained are counted as such.
+/// In the forms in which the recipe has them held.
 fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
-    if shape.full {
-        return 0;
-    }
     let WeightFormats { linear, tables } = recipe.weight_formats();
-    let bytes = |format, dims: [usize; 2]| match format {
-        WeightFormat::F32 => Some((dims[0] * dims[1]) as u64 * FLOAT),
-        WeightFormat::Packed(format) => Some(format.bytes(dims) as u64),
-        WeightFormat::Gguf => None,
+    let bytes = |&(dims, count): &([usize; 2], u64)| {
+        let format = if dims[0] == shape.vocabulary { tables } else { linear };
+        let bytes = match format {
+            // Learned positions are always in `f32`.
+            _ if shape.positions == Some(dims) => (dims[0] * dims[1]) as u64 * FLOAT,
+            WeightFormat::F32 => (dims[0] * dims[1]) as u64 * FLOAT,
+            WeightFormat::Packed(format) => format.bytes(dims) as u64,
+            WeightFormat::Gguf => return None,
+        };
+        Some(count * bytes)
     };
-    let linears = shape.linears.iter().map(|layer| bytes(linear, [layer.outputs, layer.inputs])).sum::<Option<u64>>();
-    let table = bytes(tables, [shape.vocabulary, shape.hidden]);
-    match (linears, table) {
-        (Some(linears), Some(table)) => {
-            let plain = shape.norms + (shape.positions * shape.hidden) as u64;
-            shape.layers as u64 * linears + shape.tables * table + plain * FLOAT
-        }
+    match shape.frozen_matrices.iter().map(bytes).sum::<Option<u64>>() {
+        Some(matrices) => matrices + shape.frozen_vectors * FLOAT,
         // Blocks that are kept as they are take in memory what they take in the file.
-        _ => rows.model_bytes,
+        None => rows.model_bytes,
     }
 }
 
@@ -115,7 +108,7 @@ fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) ->
         gradients: if keeps_gradients(recipe) { shape.trained_parameters * FLOAT } else { 0 },
         activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
-        output_layer: match (shape.full, in_16_bits(recipe, shape)) {
+        output_layer: match (shape.table_trained, in_16_bits(recipe, shape)) {
             (false, _) => 0,
             (true, false) => shape.table_bytes(),
             (true, true) => 2 * shape.table_bytes(),
@@ -136,6 +129,6 @@ fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> Memor
 /// A checkpoint is written one tensor at a time.
 fn saving(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     let before = throughout(recipe, shape, rows);
-    let largest = shape.trained_matrices().iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
+    let largest = shape.trained_matrices.iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
     MemoryEstimate { moment: Moment::Saving, optimizer: before.optimizer + largest.unwrap_or(0), ..before }
 }

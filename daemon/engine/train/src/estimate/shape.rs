@@ -2,7 +2,8 @@
 
 use justtrain_model::{DecoderConfig, LinearShape};
 
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use crate::recipe::{LoraTarget, Recipe};
+use crate::trainable;
 
 /// A decoder as far as memory and time depend on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,18 +21,28 @@ pub(super) struct Shape {
     pub(super) query: usize,
     pub(super) key_value: usize,
     pub(super) vocabulary: usize,
+    /// The table of learned positions, where there is one.
+    pub(super) positions: Option<[usize; 2]>,
     /// The linear layers of one block.
     pub(super) linears: Vec<Linear>,
-    /// Matrices of `[vocabulary, hidden]`: 1 where the embedding table is the output layer, else 2.
-    pub(super) tables: u64,
-    /// Rows of the table of learned positions; 0 where there is none.
-    pub(super) positions: usize,
-    /// Numbers in all norms and biases.
-    pub(super) norms: u64,
-    /// The base model's own weights are trained.
+    /// The base model's own weights are trained, some of them or all.
     pub(super) full: bool,
-    /// Numbers in the base model.
+    /// The embedding table or the output layer is trained.
+    pub(super) table_trained: bool,
+    /// Blocks from the lowest that is trained to the last: those that the backward goes through.
+    pub(super) graph_layers: usize,
+    /// Numbers in the weights of blocks that are trained.
+    pub(super) trained_linears: u64,
+    /// Numbers in trained norms and biases.
+    pub(super) trained_vectors: u64,
+    /// Rows and columns of every trained matrix, and how many of them there are.
+    pub(super) trained_matrices: Vec<([usize; 2], u64)>,
+    /// The same of the base model's frozen matrices, and the numbers in its frozen norms and biases.
+    pub(super) frozen_matrices: Vec<([usize; 2], u64)>,
+    pub(super) frozen_vectors: u64,
+    /// Numbers in the base model, and the tensors that they lie in.
     pub(super) parameters: u64,
+    pub(super) tensors: u64,
     /// Numbers that the optimiser changes, and the tensors that they lie in.
     pub(super) trained_parameters: u64,
     pub(super) trained_tensors: u64,
@@ -56,11 +67,38 @@ impl Linear {
     }
 }
 
+/// Tensors by what they are.
+#[derive(Default)]
+struct Tensors {
+    matrices: Vec<([usize; 2], u64)>,
+    /// Numbers in norms and biases.
+    vectors: u64,
+    count: u64,
+}
+
+impl Tensors {
+    fn add(&mut self, shape: &[usize]) {
+        self.count += 1;
+        let Ok(shape) = <[usize; 2]>::try_from(shape) else {
+            self.vectors += shape.iter().product::<usize>() as u64;
+            return;
+        };
+        match self.matrices.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, count)) => *count += 1,
+            None => self.matrices.push((shape, 1)),
+        }
+    }
+
+    fn numbers(&self) -> u64 {
+        self.matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>() + self.vectors
+    }
+}
+
 impl Shape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let (query, key_value) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
-        let (target, full) = (recipe.lora_target(), recipe.finetuning_type == FinetuningType::Full);
+        let (target, full) = (recipe.lora_target(), recipe.trains_weights());
         let linear = |shape: &LinearShape| {
             let targeted = match &target {
                 LoraTarget::All => true,
@@ -70,57 +108,60 @@ impl Shape {
             Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
         let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
-        let vectors = config.block_vectors();
-        let layers = config.layers.len() as u64;
-        let sum = |count: fn(Linear) -> u64| layers * linears.iter().copied().map(count).sum::<u64>();
-        let last_norm = config.norm.vectors();
-        let positions = config.position_table().map_or(0, |[rows, _]| rows);
-        let tables = 2 - u64::from(config.tied_embeddings);
-        let parameters = config.parameters();
-        let (trained_parameters, trained_tensors) = match full {
-            true => {
-                let of_blocks = layers * (linears.len() + vectors.len()) as u64;
-                (parameters, of_blocks + tables + u64::from(positions > 0) + last_norm as u64)
+        let layers = config.layers.len();
+        // What a selection names and the model does not have is refused elsewhere.
+        let names = trainable::weights(recipe, config).unwrap_or_default();
+        let (mut trained, mut frozen, mut trained_linears) = (Tensors::default(), Tensors::default(), 0);
+        let (mut lowest, mut outside) = (if full { layers } else { 0 }, false);
+        for (name, shape) in config.tensors() {
+            if !names.contains(&name) {
+                frozen.add(&shape);
+                continue;
             }
-            false => (sum(Linear::adapter), sum(|linear| 2 * u64::from(linear.rank > 0))),
-        };
+            trained.add(&shape);
+            match config.place_in_block(&name) {
+                Some((layer, _)) => {
+                    lowest = lowest.min(layer);
+                    trained_linears += if shape.len() == 2 { shape.iter().product::<usize>() as u64 } else { 0 };
+                }
+                None => {
+                    outside |= shape.len() == 2 && (config.tied_embeddings || !name.starts_with(config.names.output))
+                }
+            }
+        }
+        let table_trained = trained.matrices.iter().any(|([rows, _], _)| *rows == config.vocab_size);
+        for linear in linears.iter().filter(|linear| linear.rank > 0) {
+            for _ in 0..layers {
+                trained.add(&[linear.rank, linear.inputs]);
+                trained.add(&[linear.outputs, linear.rank]);
+            }
+        }
         Self {
             hidden,
             intermediate,
-            layers: config.layers.len(),
+            layers,
             block_norms: config.block_norms(),
             qk_norms: config.has_qk_norms(),
             heads: config.heads.query,
             query,
             key_value,
             vocabulary: config.vocab_size,
+            positions: config.position_table(),
             linears,
-            tables,
-            positions,
-            norms: layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64,
             full,
-            parameters,
-            trained_parameters,
-            trained_tensors,
+            table_trained,
+            // A table below the first block is reached through all of them.
+            graph_layers: if outside { layers } else { layers - lowest },
+            trained_linears,
+            tensors: config.tensors().len() as u64,
+            trained_parameters: trained.numbers(),
+            trained_tensors: trained.count,
+            trained_vectors: trained.vectors,
+            trained_matrices: trained.matrices,
+            frozen_matrices: frozen.matrices,
+            frozen_vectors: frozen.vectors,
+            parameters: config.parameters(),
         }
-    }
-
-    /// Rows and columns of every trained matrix, and how many of them there are.
-    pub(super) fn trained_matrices(&self) -> Vec<([usize; 2], u64)> {
-        let layers = self.layers as u64;
-        let of_linear = |&Linear { outputs, inputs, rank }: &Linear| match self.full {
-            true => vec![([outputs, inputs], layers)],
-            false if rank > 0 => vec![([rank, inputs], layers), ([outputs, rank], layers)],
-            false => Vec::new(),
-        };
-        let mut matrices: Vec<_> = self.linears.iter().flat_map(of_linear).collect();
-        if self.full {
-            matrices.push(([self.vocabulary, self.hidden], self.tables));
-            if self.positions > 0 {
-                matrices.push(([self.positions, self.hidden], 1));
-            }
-        }
-        matrices
     }
 
     /// Bytes of one embedding table or output layer in `f32`.

@@ -126,6 +126,40 @@ fn weights_and_optimisers_are_counted_in_their_forms() {
 }
 
 #[test]
+fn a_frozen_block_takes_its_weights_and_nothing_else() {
+    const BLOCK: u64 = 3_538_944 + 2 * 576;
+    let memory = |extra: &str| {
+        let recipe = recipe(&format!("finetuning_type: freeze\ngradient_accumulation_steps: 1\n{extra}"));
+        let prediction = job(&[512]).predict(&recipe);
+        (prediction.memory.unwrap(), prediction.shape, disk::needed(&recipe, &Shape::new(&smollm2(), &recipe), 1))
+    };
+    let (two, shape, on_disk) = memory("freeze_trainable_layers: 2\n");
+    assert_eq!((shape.trained_parameters, shape.trained_tensors, shape.graph_layers), (2 * BLOCK, 2 * 9, 2));
+    assert_eq!((two.trained_weights, two.weights), (2 * BLOCK * 4, (134_515_008 - 2 * BLOCK) * 4));
+    assert_eq!(two.optimizer, 2 * BLOCK * 8);
+    // The result is a whole model all the same.
+    assert!(on_disk.result.abs_diff(134_515_008 * 4) < 100_000, "{on_disk:?}");
+    let activations = |shape: &Shape| kept(shape, 512, false);
+    let four = memory("freeze_trainable_layers: 4\nfreeze_trainable_modules: mlp\n").1;
+    assert_eq!(activations(&four), 2 * activations(&shape));
+    assert_eq!(four.trained_parameters, 4 * 3 * 576 * 1536);
+    // The first blocks and a table are reached through all.
+    assert_eq!(memory("freeze_trainable_layers: -2\n").1.graph_layers, 30);
+    let table = memory("freeze_trainable_layers: 0\nfreeze_extra_modules: embed_tokens\n").1;
+    assert_eq!((table.graph_layers, table.table_trained, table.trained_parameters), (30, true, 49_152 * 576));
+    let norm = memory("freeze_trainable_layers: 0\nfreeze_extra_modules: norm\n").1;
+    assert_eq!((norm.graph_layers, norm.trained_parameters), (0, 576));
+    let flops = |extra: &str| {
+        let recipe = recipe(&format!("finetuning_type: {extra}\nmax_steps: 1\n"));
+        let prediction = job(&[512]).predict(&recipe);
+        speed::flops(&recipe, &prediction.shape, &prediction.work)
+    };
+    // A third of the products in the blocks are left, and of the output layer's two.
+    let share = flops("freeze\nfreeze_trainable_layers: 1") / flops("full");
+    assert!((0.4..0.5).contains(&share), "{share}");
+}
+
+#[test]
 fn checkpoints_are_counted_as_they_are_kept() {
     let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
     let needed = |extra: &str, steps| disk::needed(&recipe(extra), &shape, steps);

@@ -4,7 +4,8 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use regex::Regex;
 
 use super::rules::invalid;
-use super::{FinetuningType, Precision, Recipe};
+use super::trainable_rules::no_regex;
+use super::{Precision, Recipe};
 use crate::optim::OptimizerType;
 
 /// Keys that some optimisers take and others do not.
@@ -51,7 +52,7 @@ fn nesterov_without_momentum(recipe: &Recipe) -> Option<Problem> {
 
 fn galore_beside_lora(recipe: &Recipe) -> Option<Problem> {
     let galore = recipe.optim == OptimizerType::GaloreAdamw;
-    (galore && recipe.finetuning_type == FinetuningType::Lora).then(|| {
+    (galore && !recipe.trains_weights()).then(|| {
         invalid(
             "optim",
             "galore_adamw projects the gradients of whole matrices, and LoRA's are of low rank already",
@@ -64,7 +65,7 @@ fn galore_beside_lora(recipe: &Recipe) -> Option<Problem> {
 
 /// Weights in 16 bits are rounded by chance: they would not come back as they were from an exchange with their mean.
 fn mean_in_16_bits(recipe: &Recipe) -> Option<Problem> {
-    let in_16_bits = recipe.finetuning_type == FinetuningType::Full && recipe.precision == Precision::Bf16;
+    let in_16_bits = recipe.trains_weights() && recipe.precision == Precision::Bf16;
     (in_16_bits && recipe.ema_decay.is_some()).then(|| {
         invalid(
             "ema_decay",
@@ -78,15 +79,5 @@ fn mean_in_16_bits(recipe: &Recipe) -> Option<Problem> {
 
 fn patterns(recipe: &Recipe) -> Vec<Problem> {
     let broken = recipe.learning_rates().filter_map(|(pattern, _)| Some((pattern, Regex::new(pattern).err()?)));
-    let problem = |(pattern, error): (&str, regex::Error)| {
-        // The last line says what is wrong; those before draw it.
-        let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-        invalid(&format!("learning_rates.{pattern}"), "this is not a regular expression", "这不是正确的正则表达式")
-            .found(reason)
-            .fix(
-                "write a part of the names, such as q_proj; put a backslash before a dot",
-                "写名字的一部分，例如 q_proj；点号前加反斜杠",
-            )
-    };
-    broken.map(problem).collect()
+    broken.map(|(pattern, error)| no_regex(&format!("learning_rates.{pattern}"), pattern, &error)).collect()
 }

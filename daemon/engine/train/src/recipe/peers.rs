@@ -7,10 +7,8 @@ use justtrain_worker_api::{Problem, ProblemCode};
 const LATER_KEYS: &[&str] = &[
     "additional_target",
     "deepspeed",
-    "early_stopping_patience",
     "eval_dataset",
     "fp16",
-    "freeze_trainable_layers",
     "fsdp",
     "init_lora_weights",
     "interleave_probs",
@@ -66,6 +64,7 @@ const SAID_DIFFERENTLY: &[(&str, &str)] = &[
 
 /// The same for values of keys that are there.
 const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
+    ("metric_for_best_model", "loss", "metric_for_best_model: eval_loss"),
     ("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4"),
     ("optim", "adamw_bnb_8bit", "optim: adamw_8bit"),
     ("optim", "adamw_torch", "optim: adamw"),
@@ -74,7 +73,6 @@ const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
 ];
 
 const LATER_VALUES: &[(&str, &[&str])] = &[
-    ("finetuning_type", &["freeze"]),
     ("lr_scheduler_type", &["cosine_warmup_with_min_lr", "greedy"]),
     ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
     ("precision", &["fp16"]),

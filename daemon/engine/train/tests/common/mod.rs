@@ -43,7 +43,7 @@ pub(crate) fn torch_name(name: &str) -> String {
 }
 
 /// Loss and gradients by PyTorch's names.
-pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
+pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained<'_>, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
     let (input, targets) = batch(rows);
     let count = targets.len() as f32;
     let backward = Backward { trained, checkpointing: false, mode: Mode::TUNED, divisor: count };
@@ -57,7 +57,7 @@ pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained, rows: &[Row]) -
 /// Losses and gradient norms of training on the same rows at every step.
 pub(crate) fn train(
     decoder: &mut Decoder,
-    trained: Trained,
+    trained: Trained<'_>,
     optimizer: &mut dyn Optimizer,
     rows: &[Row],
     schedule: &Schedule,

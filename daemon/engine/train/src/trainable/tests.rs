@@ -1,0 +1,143 @@
+//! Stages and rates beside PyTorch (`scripts/golden/unfreezing.py`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use justtrain_kernels::Targets;
+use justtrain_model::parameters::{Parameters, Trained};
+use justtrain_model::{Decoder, Input, WeightFormats};
+use justtrain_weights::Checkpoint;
+use justtrain_weights::safetensors::SafetensorsFile;
+use justtrain_worker_api::RecipeSource;
+
+use super::{Group, Trainable};
+use crate::optim::{AdamW, Optimizer};
+use crate::recipe::Recipe;
+use crate::step::{MicroBatch, Step};
+
+fn recipe(more: &str) -> Recipe {
+    let text = format!("model_name_or_path: m\ndataset: d.json\nfinetuning_type: full\nlearning_rate: 2e-3\n{more}\n");
+    Recipe::parse(&RecipeSource { text, file: "r.yaml".to_owned(), base_dir: PathBuf::from("/") }).unwrap()
+}
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama")
+}
+
+fn decoder() -> Decoder {
+    Decoder::load(&Checkpoint::open(&model()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap()
+}
+
+/// The two sequences of the tiny llama's reference values, packed.
+fn batch() -> MicroBatch {
+    let goldens = SafetensorsFile::open(&model().join("goldens.safetensors")).unwrap();
+    let ints = |name: String| -> Vec<i64> {
+        let (numbers, _) = goldens.bytes(&name).unwrap().as_chunks::<8>();
+        numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+    };
+    let (mut ids, mut starts, mut targets) = (Vec::new(), vec![0], Targets::default());
+    for index in 0..2 {
+        for (at, label) in
+            ints(format!("labels.{index}")).into_iter().enumerate().skip(1).filter(|(_, label)| *label >= 0)
+        {
+            targets.rows.push(ids.len() + at - 1);
+            targets.tokens.push(label as u32);
+        }
+        ids.extend(ints(format!("ids.{index}")).into_iter().map(|id| id as u32));
+        starts.push(ids.len());
+    }
+    MicroBatch { input: Input::packed(ids, &starts), targets: Arc::new(targets), dropout_seed: None }
+}
+
+#[test]
+fn eight_steps_of_gradual_unfreezing_equal_pytorch() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/unfreezing.safetensors");
+    let goldens = SafetensorsFile::open(&goldens).unwrap();
+    let doubles = |name: &str| -> Vec<f64> {
+        let (numbers, _) = goldens.bytes(name).unwrap().as_chunks::<8>();
+        numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+    };
+    let (recipe, mut decoder) = (recipe("unfreeze_schedule: {head: 0, 1: 2, all: 5}"), decoder());
+    let trainable = Trainable::new(&recipe, &decoder, Trained::Weights, 8).unwrap();
+    let groups = trainable.joining(recipe.groups(), &recipe, &decoder);
+    let mut adamw = AdamW::new(0.9, 0.999, 1e-8, 0.0);
+    for (index, (loss, norm)) in (0..).zip(doubles("loss").into_iter().zip(doubles("grad_norm"))) {
+        let step = Step {
+            trained: trainable.after(index),
+            checkpointing: false,
+            max_grad_norm: 1.0,
+            number: index + 1,
+            learning_rate: recipe.learning_rate,
+            groups: &groups,
+            seed: 0,
+        };
+        let measured = step.run(&mut decoder, &mut adamw, vec![batch()]);
+        assert!((measured.loss / loss - 1.0).abs() < 1e-4, "step {index}: {measured:?}, expected {loss}");
+        assert!((measured.grad_norm / norm - 1.0).abs() < 1e-3, "step {index}: {measured:?}, expected {norm}");
+        let remembered = adamw.state().len();
+        // Two moments of each: the norm and the table, a block's nine weights, the two other blocks'.
+        assert_eq!(
+            remembered,
+            2 * [2, 2 + 9, 2 + 27][usize::from(index >= 2) + usize::from(index >= 5)],
+            "step {index}"
+        );
+    }
+    for parameter in decoder.trained_mut(Trained::Weights) {
+        let Ok(expected) = goldens.read_f32(&format!("final.{}", parameter.name)) else { continue };
+        let worst = parameter.values().iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        assert!(worst < 2e-4, "{} is off by {worst}", parameter.name);
+    }
+}
+
+#[test]
+fn every_group_learns_more_slowly_than_the_one_above() {
+    let decoder = decoder();
+    let share = |more: &str, name: &str| {
+        let recipe = recipe(more);
+        let trainable = Trainable::new(&recipe, &decoder, Trained::Weights, 10).unwrap();
+        trainable.joining(recipe.groups(), &recipe, &decoder).share(name)
+    };
+    let block = |layer: usize| format!("model.layers.{layer}.mlp.up_proj.weight");
+    let ulmfit = "unfreeze_schedule: {head: 0, 2: 0.5, all: 0.8}";
+    assert_eq!(share(ulmfit, "model.norm.weight"), 1.0);
+    assert_eq!([1, 2].map(|layer| share(ulmfit, &block(layer))), [1.0 / 2.6; 2]);
+    assert_eq!(share(ulmfit, &block(0)), 2.6f64.powi(-2));
+    // Without a schedule block by block, the table below them all.
+    let expected = [3, 2, 1].map(|depth| 2f64.powi(-depth));
+    assert_eq!([0, 1, 2].map(|layer| share("lr_decay: 2", &block(layer))), expected);
+    assert_eq!(share("lr_decay: 2", "model.embed_tokens.weight"), 2f64.powi(-4));
+    assert_eq!(share("lr_decay: 2", "model.norm.weight"), 1.0);
+    assert_eq!(share("", &block(0)), 1.0);
+}
+
+#[test]
+fn stages_begin_at_their_step_or_share() {
+    let decoder = decoder();
+    let recipe = recipe("unfreeze_schedule: {1: 0, 2: 0.25, all: 60}");
+    let trainable = Trainable::new(&recipe, &decoder, Trained::Weights, 100).unwrap();
+    let count = |steps: u64| decoder.trained_sizes(trainable.after(steps)).len();
+    assert_eq!([0, 24, 25, 59, 60, 99].map(count), [11, 11, 20, 20, 29, 29]);
+}
+
+#[test]
+fn a_group_that_adds_nothing_is_refused() {
+    let mut decoder = decoder();
+    let refused = |decoder: &Decoder, more: &str, kind: Trained<'static>| {
+        let Err(problems) = Trainable::new(&recipe(more), decoder, kind, 10) else { panic!("refused") };
+        problems.into_iter().map(|problem| problem.key.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(&decoder, "unfreeze_schedule: {head: 0, 4: 5}", Trained::Weights), ["unfreeze_schedule.4"]);
+    let config = justtrain_model::adapters::LoraConfig {
+        rank: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        targets: justtrain_model::adapters::LoraTargets::All,
+    };
+    justtrain_model::adapters::attach_lora(&mut decoder, &config, 1).unwrap();
+    assert_eq!(
+        refused(&decoder, "unfreeze_schedule: {head: 0, all: 5}", Trained::Adapters),
+        ["unfreeze_schedule.head"]
+    );
+    assert_eq!(Group::parse("0"), None);
+}
