@@ -9,9 +9,11 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Targets, linear_cross_entropy};
+use justtrain_kernels::{Targets, linear_loss};
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass};
+
+use crate::regularizers::{Regularizers, noisy};
 
 /// How gradients are made.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +22,7 @@ pub struct Backward<'a> {
     /// Makes each block's graph twice instead of keeping all.
     pub checkpointing: bool,
     pub mode: Mode,
+    pub regularizers: &'a Regularizers,
     /// What the sum of the losses is divided by before its gradient is taken.
     pub divisor: f32,
 }
@@ -34,6 +37,9 @@ impl Backward<'_> {
         let tables_trained = self.tables_trained(decoder, input);
         let lowest = self.lowest_trained(decoder, tables_trained);
         let mut x = decoder.embed(input);
+        if let (Some(alpha), Some(seed)) = (self.regularizers.noise, self.mode.dropout_seed) {
+            x = noisy(x, input, alpha, decoder.config().embedding_scale, seed);
+        }
         let mut kept = Vec::new();
         for (index, block) in decoder.blocks().iter().enumerate() {
             if index < lowest {
@@ -104,7 +110,7 @@ impl Backward<'_> {
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
         let (hidden, output) = head.normed(x.clone());
-        let loss = linear_cross_entropy(hidden, output, targets);
+        let loss = linear_loss(hidden, output, targets, self.regularizers.loss);
         let value = f64::from(loss.clone().inner().into_scalar::<f32>());
         let mut gradients = (loss / self.divisor).backward();
         let upstream = track_input.then(|| x.grad_remove(&mut gradients).expect("the loss depends on the last block"));

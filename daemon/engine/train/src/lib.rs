@@ -14,8 +14,11 @@ mod memory;
 pub mod optim;
 mod prepare;
 pub mod recipe;
+pub mod regularizers;
 pub mod run;
 pub mod step;
+#[cfg(test)]
+mod testing;
 mod trainable;
 mod trainer;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
-use justtrain_model::parameters::Parameters;
+use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
@@ -20,7 +20,8 @@ use crate::evaluate::loss_on;
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, LoraTarget, Recipe};
-use crate::trainable::{Stage, Trainable};
+use crate::regularizers::Regularizers;
+use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
 use crate::{EventSink, StopToken, memory};
 
@@ -56,12 +57,17 @@ pub fn train(
         }
     };
     drop(checkpoint);
+    decoder.set_dropout(recipe.attention_dropout as f32, recipe.resid_pdrop as f32);
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
     for samples in [&train, &validation] {
         check_lengths(decoder.config(), samples)?;
     }
+    // Before weights of a checkpoint are put in place.
+    let own = trainable::weights(&recipe, decoder.config())
+        .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let regularizers = Regularizers::new(&recipe, &decoder, Trained::Named(&own));
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {
@@ -71,7 +77,7 @@ pub fn train(
         false => None,
     };
     let mut sampler = sampler(&recipe, &train);
-    let settings = settings(&recipe, &decoder, &trained, &sampler)?;
+    let settings = settings(&recipe, &decoder, &trained, &sampler, regularizers)?;
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
@@ -218,12 +224,14 @@ fn settings(
     decoder: &Decoder,
     trained: &TrainedModel,
     sampler: &Sampler,
+    regularizers: Regularizers,
 ) -> Result<Settings, Failure> {
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64;
     let total_steps = recipe.total_steps(steps_per_epoch);
     let trainable = Trainable::new(recipe, decoder, trained.parameters(), total_steps)
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     Ok(Settings {
+        regularizers,
         early_stopping: recipe.early_stopping(),
         groups: trainable.joining(recipe.groups(), recipe, decoder),
         trainable,

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use crate::backward::Backward;
 use crate::gradients::{GradientSums, square_sum};
 use crate::optim::{Groups, Optimizer, Update};
+use crate::regularizers::Regularizers;
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +24,7 @@ pub struct Step<'a> {
     pub learning_rate: f64,
     /// Parameters that learn at a rate of their own, or from a later step on.
     pub groups: &'a Groups,
+    pub regularizers: &'a Regularizers,
     /// Decides how weights in 16 bits are rounded.
     pub seed: u64,
 }
@@ -58,7 +60,8 @@ impl Step<'_> {
     /// kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0;
+        let Regularizers { l2_sp, mixout, .. } = self.regularizers;
+        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none();
         let (mut loss, mut square, mut updated, mut sums) = (0.0, 0.0f64, false, GradientSums::default());
         for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
             let backward = Backward {
@@ -66,9 +69,17 @@ impl Step<'_> {
                 checkpointing: self.checkpointing,
                 mode: Mode { adapter: true, dropout_seed },
                 divisor: targets as f32,
+                regularizers: self.regularizers,
             };
-            loss += backward.run(decoder, &input, of_batch, &mut |parameter, gradient| {
+            let mixing = mixout.as_ref().zip(dropout_seed);
+            let mut mixed = mixing.map(|(mixout, seed)| mixout.mixed(decoder, self.trained, seed));
+            let decoder = mixed.as_mut().unwrap_or(&mut *decoder);
+            loss += backward.run(decoder, &input, of_batch, &mut |parameter, mut gradient| {
+                if let Some((mixout, seed)) = mixing {
+                    mixout.mask(&parameter, seed, &mut gradient);
+                }
                 if at_once {
+                    l2_sp.iter().for_each(|l2_sp| l2_sp.pull(&parameter, &mut gradient));
                     square += square_sum(&gradient);
                     if square.is_finite() {
                         self.update(parameter, &gradient, optimizer);
@@ -78,6 +89,11 @@ impl Step<'_> {
                     sums.add(&parameter.name, gradient);
                 }
             });
+        }
+        if let Some(l2_sp) = l2_sp.as_ref().filter(|_| !at_once) {
+            for parameter in decoder.trained_mut(self.trained) {
+                sums.change(&parameter.name, |gradient| l2_sp.pull(&parameter, gradient));
+            }
         }
         let grad_norm = if at_once { square.sqrt() } else { sums.norm() };
         let measured =

@@ -15,6 +15,7 @@ use crate::evaluate::TokenScores;
 use crate::memory;
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
 use crate::optim::{Groups, Optimizer};
+use crate::regularizers::{Regularizers, twice};
 use crate::step::{Measured, MicroBatch, Step};
 use crate::trainable::Trainable;
 
@@ -45,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) checkpointing: bool,
     pub(crate) schedule: Schedule,
     pub(crate) groups: Groups,
+    pub(crate) regularizers: Regularizers,
     pub(crate) early_stopping: Option<EarlyStopping>,
     /// Whether the optimiser keeps running means of the weights.
     pub(crate) keeps_means: bool,
@@ -82,6 +84,7 @@ impl Trainer<'_> {
             number,
             learning_rate,
             groups: &self.settings.groups,
+            regularizers: &self.settings.regularizers,
             seed: self.settings.seed,
         };
         let batches = self.micro_batches(window);
@@ -178,10 +181,14 @@ impl Trainer<'_> {
     }
 
     fn micro_batches(&self, window: Vec<Batch>) -> Vec<MicroBatch> {
-        let micro_batch = |(index, batch): (usize, Batch)| MicroBatch {
-            input: Input::packed(batch.ids, &batch.starts),
-            targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
-            dropout_seed: Some(self.dropout_seed(index)),
+        let in_pairs = self.settings.regularizers.loss.consistency.is_some();
+        let micro_batch = |(index, batch): (usize, Batch)| {
+            let batch = if in_pairs { twice(batch) } else { batch };
+            MicroBatch {
+                input: Input::packed(batch.ids, &batch.starts),
+                targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
+                dropout_seed: Some(self.dropout_seed(index)),
+            }
         };
         window.into_iter().enumerate().map(micro_batch).collect()
     }

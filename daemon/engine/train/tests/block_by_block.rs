@@ -14,6 +14,7 @@ use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft}
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormats};
 use justtrain_train::backward::Backward;
+use justtrain_train::regularizers::Regularizers;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write_folder};
 
@@ -66,7 +67,13 @@ type Gradients = BTreeMap<String, Vec<f32>>;
 fn block_by_block(decoder: &mut Decoder, trained: Trained<'_>, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
     let mut gradients = Gradients::new();
-    let backward = Backward { trained, checkpointing, mode, divisor: targets.len() as f32 };
+    let backward = Backward {
+        trained,
+        checkpointing,
+        regularizers: &Regularizers::default(),
+        mode,
+        divisor: targets.len() as f32,
+    };
     let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
         assert!(gradients.insert(parameter.name, gradient).is_none(), "each gradient leaves once");
     });
@@ -158,7 +165,8 @@ fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bo
     let of_last = decoder.blocks()[layers - 1].trained_sizes(Trained::Weights);
     let of_last = of_last.into_iter().map(|(name, _)| name).collect();
     let trained = trained.unwrap_or(Trained::Named(&of_last));
-    let backward = Backward { trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
+    let backward =
+        Backward { trained, checkpointing, regularizers: &Regularizers::default(), mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
     backward.run(&mut decoder, &input, targets.clone(), &mut |_, _| {});
     let before = LIVE.load(Ordering::Relaxed);

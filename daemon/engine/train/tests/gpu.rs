@@ -15,6 +15,7 @@ use justtrain_model::generate::generate;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
 use justtrain_train::optim::{AdamW, Groups};
+use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::GenerateOptions;

@@ -32,12 +32,18 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows),
-        trained_weights: trained_weights(recipe, shape),
+        trained_weights: trained_weights(recipe, shape) + weights_beside(recipe, shape),
         optimizer: optim::bytes(recipe, &shape.trained_matrices, shape.trained_vectors, shape.vocabulary),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
     }
+}
+
+/// The weights that the run began with, and those that mixout makes for a batch.
+fn weights_beside(recipe: &Recipe, shape: &Shape) -> u64 {
+    let copies = u64::from(recipe.remembers_start()) + u64::from(recipe.mixout_p.is_some());
+    copies * shape.trained_parameters * FLOAT
 }
 
 /// Norms are always in `f32`, and adapters.
@@ -75,7 +81,7 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
 
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
-    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0
+    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some()
 }
 
 /// The model is loaded; the rows are parsed and not yet tokenised.

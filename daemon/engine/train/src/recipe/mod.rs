@@ -15,11 +15,13 @@
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `trainable_rules.rs` | the same for what chooses the weights that are trained |
 //! | `validation_rules.rs` | the same for `eval_steps`, early stopping and the best model |
+//! | `regularization_rules.rs` | the same for dropout, R-Drop, L2-SP and mixout |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod check;
 mod optimizer_rules;
 mod peers;
+mod regularization_rules;
 mod resolve;
 mod rules;
 mod schedule_rules;
@@ -289,6 +291,41 @@ pub struct Recipe {
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub(crate) ema_decay: Option<f64>,
+
+    /// Share of the attention's weights that is dropped while training.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) attention_dropout: f64,
+
+    /// Share that is dropped, while training, of what attention and feed-forward network add to the residual.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) resid_pdrop: f64,
+
+    /// Label smoothing: a target's loss is this share of the mean over all tokens, and the rest of its own. Validation is not smoothed.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) label_smoothing_factor: f64,
+
+    /// NEFTune: while training, noise of at most this over √(tokens × width) on the embeddings of a row; 5 in the paper. Default: no noise.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) neftune_noise_alpha: Option<f64>,
+
+    /// R-Drop: each batch goes through twice with other dropout, and this much of the divergence of both predictions is added to the loss; 1 to 5 in the paper. Doubles a step's memory and time. Default: once.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) rdrop_alpha: Option<f64>,
+
+    /// L2-SP: pulls trained weights back to where they started, by this much of the distance. With `full` and `freeze`; takes 4 bytes a trained weight. Default: no pull.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) l2sp_alpha: Option<f64>,
+
+    /// Mixout: with this probability a weight in a block is, for one batch, the one that the run began with. With `full` and `freeze`; takes 8 bytes a trained weight. Default: none.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub(crate) mixout_p: Option<f64>,
 
     /// Decoupled weight decay: each step takes `learning_rate * weight_decay` of a trained weight away.
     #[serde(default)]

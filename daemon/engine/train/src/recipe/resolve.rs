@@ -121,6 +121,16 @@ impl Recipe {
         (self.val_size > 0.0).then(|| self.eval_steps.unwrap_or(self.save_steps))
     }
 
+    /// Whether the weights that the run began with are kept beside those that are trained.
+    pub(crate) fn remembers_start(&self) -> bool {
+        self.l2sp_alpha.is_some() || self.mixout_p.is_some()
+    }
+
+    /// Passes of each batch through the network in a step.
+    pub(crate) fn passes(&self) -> usize {
+        if self.rdrop_alpha.is_some() { 2 } else { 1 }
+    }
+
     /// How validations are judged; None where the recipe does not ask for the best one.
     pub(crate) fn early_stopping(&self) -> Option<EarlyStopping> {
         let rule = EarlyStopping {

@@ -249,7 +249,7 @@ fn every_schedule_is_read_by_its_name() {
 
 #[test]
 fn what_comes_later_is_said_so() {
-    for written in ["stage: dpo", "precision: fp16"] {
+    for written in ["stage: dpo"] {
         let problem = only_problem_with(written);
         assert_eq!(problem.message.en, "not in this version yet", "{problem}");
     }
@@ -287,6 +287,11 @@ fn keys_that_do_not_go_together_are_refused() {
         ("val_size: 0\nearly_stopping_steps: 3", "early_stopping_steps"),
         ("val_size: 0\nload_best_model_at_end: true", "load_best_model_at_end"),
         ("load_best_model_at_end: true\ngreater_is_better: true", "greater_is_better"),
+        ("rdrop_alpha: 1", "rdrop_alpha"),
+        ("finetuning_type: full\nrdrop_alpha: 1", "rdrop_alpha"),
+        ("l2sp_alpha: 0.1", "l2sp_alpha"),
+        ("mixout_p: 0.1", "mixout_p"),
+        ("finetuning_type: full\ngradient_checkpointing: true\nprecision: bf16\nmixout_p: 0.1", "mixout_p"),
         ("unfreeze_schedule: {2: 5, all: 9}", "unfreeze_schedule.2"),
         ("unfreeze_schedule: {head: 0, neck: 5}", "unfreeze_schedule.neck"),
         ("unfreeze_schedule: {head: 0, 4: 0.2, 2: 0.5}", "unfreeze_schedule.2"),
@@ -323,6 +328,8 @@ fn what_others_say_differently_is_told() {
     for (written, fix) in [
         ("load_in_4bit: true", "quantization_bit: 4"),
         ("bf16: true", "precision: bf16"),
+        ("fp16: true", "precision: bf16"),
+        ("precision: fp16", "precision: bf16"),
         ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
         ("optim: lion_32bit", "optim: lion"),
         ("use_galore: true", "optim: galore_adamw"),
@@ -487,6 +494,10 @@ fn reference(schema: &Value) -> String {
         - `quantization_bit: 4` goes with `quantization_type: nf4`, 8 with `int8`; `gguf` stands without `quantization_bit` and `precision`.\n\
         - `double_quantization` needs `nf4`.\n\
         - `galore_adamw` goes with `finetuning_type: full`; `nesterov` needs a `momentum` above 0.\n\
+        - `freeze_trainable_layers`, `freeze_trainable_modules` and `freeze_extra_modules`, or in their place `unfrozen_parameters`, go with\n  \
+          `finetuning_type: freeze`. `unfreeze_schedule` names groups from the top down, the first at 0.\n\
+        - `early_stopping_steps` and `load_best_model_at_end` need a `val_size` above 0.\n\
+        - `l2sp_alpha` and `mixout_p` go with `full` and `freeze`; `rdrop_alpha` needs some dropout or noise.\n\
         - `ema_decay` goes with weights that are trained in 32 bits.\n\
         - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
         - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\

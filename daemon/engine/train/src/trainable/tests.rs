@@ -1,68 +1,22 @@
 //! Stages and rates beside PyTorch (`scripts/golden/unfreezing.py`).
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use burn::tensor::Device;
-use justtrain_kernels::Targets;
+use justtrain_model::Decoder;
 use justtrain_model::parameters::{Parameters, Trained};
-use justtrain_model::{Decoder, Input, WeightFormats};
-use justtrain_weights::Checkpoint;
-use justtrain_weights::safetensors::SafetensorsFile;
-use justtrain_worker_api::RecipeSource;
 
 use super::{Group, Trainable};
 use crate::optim::{AdamW, Optimizer};
-use crate::recipe::Recipe;
-use crate::step::{MicroBatch, Step};
-
-fn recipe(more: &str) -> Recipe {
-    let text = format!("model_name_or_path: m\ndataset: d.json\nfinetuning_type: full\nlearning_rate: 2e-3\n{more}\n");
-    Recipe::parse(&RecipeSource { text, file: "r.yaml".to_owned(), base_dir: PathBuf::from("/") }).unwrap()
-}
-
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama")
-}
-
-fn decoder() -> Decoder {
-    Decoder::load(&Checkpoint::open(&model()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap()
-}
-
-/// The two sequences of the tiny llama's reference values, packed.
-fn batch() -> MicroBatch {
-    let goldens = SafetensorsFile::open(&model().join("goldens.safetensors")).unwrap();
-    let ints = |name: String| -> Vec<i64> {
-        let (numbers, _) = goldens.bytes(&name).unwrap().as_chunks::<8>();
-        numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
-    };
-    let (mut ids, mut starts, mut targets) = (Vec::new(), vec![0], Targets::default());
-    for index in 0..2 {
-        for (at, label) in
-            ints(format!("labels.{index}")).into_iter().enumerate().skip(1).filter(|(_, label)| *label >= 0)
-        {
-            targets.rows.push(ids.len() + at - 1);
-            targets.tokens.push(label as u32);
-        }
-        ids.extend(ints(format!("ids.{index}")).into_iter().map(|id| id as u32));
-        starts.push(ids.len());
-    }
-    MicroBatch { input: Input::packed(ids, &starts), targets: Arc::new(targets), dropout_seed: None }
-}
+use crate::regularizers::Regularizers;
+use crate::step::Step;
+use crate::testing::{batch, decoder, doubles, fixture, recipe};
 
 #[test]
 fn eight_steps_of_gradual_unfreezing_equal_pytorch() {
-    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/unfreezing.safetensors");
-    let goldens = SafetensorsFile::open(&goldens).unwrap();
-    let doubles = |name: &str| -> Vec<f64> {
-        let (numbers, _) = goldens.bytes(name).unwrap().as_chunks::<8>();
-        numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
-    };
+    let goldens = fixture("unfreezing.safetensors");
     let (recipe, mut decoder) = (recipe("unfreeze_schedule: {head: 0, 1: 2, all: 5}"), decoder());
     let trainable = Trainable::new(&recipe, &decoder, Trained::Weights, 8).unwrap();
     let groups = trainable.joining(recipe.groups(), &recipe, &decoder);
     let mut adamw = AdamW::new(0.9, 0.999, 1e-8, 0.0);
-    for (index, (loss, norm)) in (0..).zip(doubles("loss").into_iter().zip(doubles("grad_norm"))) {
+    for (index, (loss, norm)) in (0..).zip(doubles(&goldens, "loss").into_iter().zip(doubles(&goldens, "grad_norm"))) {
         let step = Step {
             trained: trainable.after(index),
             checkpointing: false,
@@ -70,6 +24,7 @@ fn eight_steps_of_gradual_unfreezing_equal_pytorch() {
             number: index + 1,
             learning_rate: recipe.learning_rate,
             groups: &groups,
+            regularizers: &Regularizers::default(),
             seed: 0,
         };
         let measured = step.run(&mut decoder, &mut adamw, vec![batch()]);

@@ -10,6 +10,7 @@ use justtrain_model::{Decoder, Input, Mode};
 use justtrain_train::backward::Backward;
 use justtrain_train::optim::schedule::{Schedule, Shape};
 use justtrain_train::optim::{AdamW, Groups, Optimizer};
+use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::safetensors::SafetensorsFile;
 
@@ -46,7 +47,13 @@ pub(crate) fn torch_name(name: &str) -> String {
 pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained<'_>, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
     let (input, targets) = batch(rows);
     let count = targets.len() as f32;
-    let backward = Backward { trained, checkpointing: false, mode: Mode::TUNED, divisor: count };
+    let backward = Backward {
+        trained,
+        checkpointing: false,
+        regularizers: &Regularizers::default(),
+        mode: Mode::TUNED,
+        divisor: count,
+    };
     let mut gradients = Vec::new();
     let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
         gradients.push((torch_name(&parameter.name), gradient));
@@ -65,9 +72,18 @@ pub(crate) fn train(
     let step = |index: u64| {
         let (input, targets) = batch(rows);
         let learning_rate = schedule.learning_rate(index);
-        let groups = &Groups::default();
+        let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
         let number = index + 1;
-        let step = Step { trained, checkpointing: false, max_grad_norm: 1.0, number, learning_rate, groups, seed: 0 };
+        let step = Step {
+            trained,
+            checkpointing: false,
+            max_grad_norm: 1.0,
+            number,
+            learning_rate,
+            groups,
+            regularizers,
+            seed: 0,
+        };
         let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
         (measured.loss, measured.grad_norm)
     };

@@ -10,6 +10,7 @@ use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, WeightFormats};
 use justtrain_train::StopToken;
 use justtrain_train::optim::{AdamW, Groups, Optimizer};
+use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write_folder};
@@ -78,8 +79,17 @@ fn a_bad_step_changes_neither_weights_nor_optimiser() {
     let mut adamw = AdamW::new(0.9, 0.999, 1e-8, 0.1);
     let mut step = |ids: Vec<u32>, number: u64, max_grad_norm: f64| {
         let trained = Trained::Weights;
-        let groups = &Groups::default();
-        let step = Step { trained, checkpointing: false, max_grad_norm, number, learning_rate: 0.01, groups, seed: 0 };
+        let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
+        let step = Step {
+            trained,
+            checkpointing: false,
+            max_grad_norm,
+            number,
+            learning_rate: 0.01,
+            groups,
+            regularizers,
+            seed: 0,
+        };
         let len = ids.len();
         let targets = Arc::new(Targets { rows: (0..len - 1).collect(), tokens: ids[1..].to_vec() });
         let input = Input::packed(ids, &[0, len]);

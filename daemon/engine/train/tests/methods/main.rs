@@ -5,4 +5,5 @@ mod desk;
 mod divergence;
 mod early_stopping;
 mod freezing;
+mod regularizers;
 mod unfreezing;
