@@ -1,6 +1,7 @@
 //! What a decoder looks like, whatever its family.
 
 use justtrain_kernels::{Activation, Heads};
+use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::names::{JointNames, WeightNames};
 use crate::rotation::Rotation;
@@ -211,6 +212,17 @@ impl DecoderConfig {
             tensors.push((names.output_weight(), table));
         }
         tensors
+    }
+
+    /// `InvalidValue` where one of the blocks is not there.
+    pub fn check_layers(&self, layers: &[usize]) -> Result<(), Problem> {
+        let count = self.layers.len();
+        let Some(beyond) = layers.iter().find(|&&layer| layer >= count) else { return Ok(()) };
+        Err(Problem::error(ProblemCode::InvalidValue, "this model has no such block", "该模型没有这一块")
+            .key("layers_to_transform")
+            .found(beyond)
+            .expected(format!("0 to {}", count - 1))
+            .fix("write numbers from this range", "请写这个范围内的编号"))
     }
 
     /// The number of the block that a tensor is in, and its name there: 3 and `mlp.up_proj.weight`.

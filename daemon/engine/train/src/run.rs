@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
-use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, keep_layers};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device};
 use justtrain_weights::Checkpoint;
@@ -52,6 +52,7 @@ pub fn train(
         FinetuningType::Lora => {
             let config = lora_config(&recipe);
             attach_lora(&mut decoder, &config, recipe.seed)
+                .and_then(|()| recipe.layers_to_transform().map_or(Ok(()), |layers| keep_layers(&mut decoder, layers)))
                 .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }

@@ -59,6 +59,18 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Res
     Ok(())
 }
 
+/// Takes the adapters of all other blocks away. `InvalidValue` where the model has no such block.
+pub fn keep_layers(decoder: &mut Decoder, layers: &[usize]) -> Result<(), Problem> {
+    let config = decoder.config().clone();
+    config.check_layers(layers)?;
+    for projection in decoder.projections_mut() {
+        if config.place_in_block(&projection.name).is_none_or(|(layer, _)| !layers.contains(&layer)) {
+            projection.lora = None;
+        }
+    }
+    Ok(())
+}
+
 fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
     let mut known: Vec<&str> = Vec::new();
     for projection in decoder.projections() {

@@ -1,7 +1,7 @@
 //! Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`
 //! (`docs/source/developer_guides/checkpoint.md` in PEFT).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -51,7 +51,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     })?;
     // PEFT declares it a whole number, which it nearly always is.
     let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
-    let config = json!({
+    let mut config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -69,9 +69,20 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         "use_rslora": false,
         "use_dora": false,
     });
+    if let Some(layers) = adapted_layers(decoder) {
+        config["layers_to_transform"] = json!(layers);
+    }
     let path = folder.join(CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
+}
+
+/// The numbers of the blocks that have adapters, where some have none.
+fn adapted_layers(decoder: &Decoder) -> Option<BTreeSet<usize>> {
+    let config = decoder.config();
+    let adapted = decoder.projections().filter(|projection| projection.lora.is_some());
+    let layers: BTreeSet<usize> = adapted.filter_map(|p| Some(config.place_in_block(&p.name)?.0)).collect();
+    (layers.len() < config.layers.len()).then_some(layers)
 }
 
 /// How the base model was held when this adapter was trained, which is how it should be used; `f32` for adapters of

@@ -62,6 +62,10 @@ pub fn estimate(
         open_encoder(&checkpoint, template).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     trainable::weights(&recipe, &config)
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    recipe
+        .layers_to_transform()
+        .map_or(Ok(()), |layers| config.check_layers(layers))
+        .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let job = Job { rows: Rows::read(&recipe, &model.path, &encoder, events)?, config, device };
     let prediction = job.predict(&recipe);
     let (problems, remedies) = remedies::judge(&job, &recipe, &prediction, room);

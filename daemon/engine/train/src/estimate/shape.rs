@@ -31,6 +31,8 @@ pub(super) struct Shape {
     pub(super) table_trained: bool,
     /// Blocks from the lowest that is trained to the last: those that the backward goes through.
     pub(super) graph_layers: usize,
+    /// Blocks with adapters.
+    pub(super) adapted_layers: usize,
     /// Numbers in the weights of blocks that are trained.
     pub(super) trained_linears: u64,
     /// Numbers in trained norms and biases.
@@ -112,7 +114,7 @@ impl Shape {
         // What a selection names and the model does not have is refused elsewhere.
         let names = trainable::weights(recipe, config).unwrap_or_default();
         let (mut trained, mut frozen, mut trained_linears) = (Tensors::default(), Tensors::default(), 0);
-        let (mut lowest, mut outside) = (if full { layers } else { 0 }, false);
+        let (mut lowest, mut outside) = (layers, false);
         for (name, shape) in config.tensors() {
             if !names.contains(&name) {
                 frozen.add(&shape);
@@ -130,8 +132,14 @@ impl Shape {
             }
         }
         let table_trained = trained.matrices.iter().any(|([rows, _], _)| *rows == config.vocab_size);
+        let adapted: Vec<usize> = match recipe.layers_to_transform() {
+            _ if full => Vec::new(),
+            None => (0..layers).collect(),
+            Some(chosen) => (0..layers).filter(|layer| chosen.contains(layer)).collect(),
+        };
+        lowest = adapted.first().copied().unwrap_or(lowest);
         for linear in linears.iter().filter(|linear| linear.rank > 0) {
-            for _ in 0..layers {
+            for _ in &adapted {
                 trained.add(&[linear.rank, linear.inputs]);
                 trained.add(&[linear.outputs, linear.rank]);
             }
@@ -152,6 +160,7 @@ impl Shape {
             table_trained,
             // A table below the first block is reached through all of them.
             graph_layers: if outside { layers } else { layers - lowest },
+            adapted_layers: adapted.len(),
             trained_linears,
             tensors: config.tensors().len() as u64,
             trained_parameters: trained.numbers(),

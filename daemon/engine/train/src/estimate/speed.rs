@@ -48,8 +48,8 @@ pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     let (weights, adapters) = (sum(Linear::weights), sum(Linear::adapter));
     // Outputs of all, gradients of what goes into those that the backward goes through, and of the trained themselves.
     let products = layers * weights
-        + graph_layers * (weights + 2.0 * adapters + again * (weights + adapters))
-        + layers * adapters
+        + graph_layers * (weights + again * weights)
+        + shape.adapted_layers as f64 * (3.0 + again) * adapters
         + shape.trained_linears as f64;
     let linears = 2.0 * tokens * products;
     // Scores and their product with the values: two products forward and five backward, over half of each square.

@@ -154,6 +154,9 @@ fn a_frozen_block_takes_its_weights_and_nothing_else() {
         let prediction = job(&[512]).predict(&recipe);
         speed::flops(&recipe, &prediction.shape, &prediction.work)
     };
+    let adapters = recipe("lora_rank: 16\nlayers_to_transform: [27, 29]\n");
+    let shape = Shape::new(&smollm2(), &adapters);
+    assert_eq!((shape.graph_layers, shape.trained_parameters, shape.trained_tensors), (3, 4_884_480 / 15, 2 * 14));
     // A third of the products in the blocks are left, and of the output layer's two.
     let share = flops("freeze\nfreeze_trainable_layers: 1") / flops("full");
     assert!((0.4..0.5).contains(&share), "{share}");

@@ -83,6 +83,11 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
     lora_target: OneOrMany,
 
+    /// Numbers of the blocks that get LoRA pairs, from 0: one, or a list. Default: all blocks.
+    #[serde(default)]
+    #[schemars(extend("x-values" = "0 | [0, 1, …]"))]
+    layers_to_transform: Option<OneOrManyNumbers>,
+
     /// `freeze`: train the last N blocks, or with -N the first N. 0 trains no block, only `freeze_extra_modules`.
     #[serde(default = "default::freeze_trainable_layers")]
     #[schemars(range(min = -65536, max = 65536))]
@@ -490,6 +495,14 @@ pub enum QuantizationType {
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
+}
+
+/// A number, or a list of numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum OneOrManyNumbers {
+    One(usize),
+    Many(Vec<usize>),
 }
 
 /// Defaults that are not the type's own.

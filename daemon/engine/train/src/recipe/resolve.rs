@@ -13,7 +13,7 @@ use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
 use crate::trainable::Group;
 
-use super::{DatasetFormat, FinetuningType, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe};
 
 /// Linear layers that get a LoRA pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,14 @@ impl Recipe {
     pub fn lora_target(&self) -> LoraTarget {
         let names = self.lora_target.names();
         if names == ["all"] { LoraTarget::All } else { LoraTarget::Named(names) }
+    }
+
+    /// Blocks that get LoRA pairs; None for all.
+    pub(crate) fn layers_to_transform(&self) -> Option<&[usize]> {
+        self.layers_to_transform.as_ref().map(|layers| match layers {
+            OneOrManyNumbers::One(layer) => std::slice::from_ref(layer),
+            OneOrManyNumbers::Many(layers) => layers.as_slice(),
+        })
     }
 
     /// Whether the model's own weights are trained, and no adapter.

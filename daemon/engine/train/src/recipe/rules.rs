@@ -27,6 +27,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         full_in_fewer_bits(recipe),
         full_in_16_bits(recipe),
         device(recipe),
+        no_layers(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let errors = errors.chain(schedule_rules::errors(recipe, written)).chain(optimizer_rules::errors(recipe));
@@ -196,6 +197,13 @@ fn lora_target(recipe: &Recipe) -> Vec<Problem> {
     problems
 }
 
+fn no_layers(recipe: &Recipe) -> Option<Problem> {
+    recipe.layers_to_transform().is_some_and(<[usize]>::is_empty).then(|| {
+        invalid("layers_to_transform", "an empty list would train nothing", "空列表表示什么也不训练")
+            .fix("name blocks, or remove this line", "写出块的编号，或删除这一行")
+    })
+}
+
 fn long_warmup(recipe: &Recipe) -> Option<Problem> {
     let limit = recipe.max_steps as f64;
     let warms_up = recipe.lr_scheduler_type.warms_up();
@@ -264,7 +272,7 @@ fn lora_unused(recipe: &Recipe) -> Vec<Problem> {
     let keys = match recipe.finetuning_type {
         FinetuningType::Lora => [].as_slice(),
         FinetuningType::Full | FinetuningType::Freeze => {
-            &["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "loraplus_lr_ratio"]
+            &["lora_rank", "lora_alpha", "lora_dropout", "lora_target", "layers_to_transform", "loraplus_lr_ratio"]
         }
     };
     let method = recipe.finetuning_type.name();

@@ -287,6 +287,8 @@ fn keys_that_do_not_go_together_are_refused() {
         ("val_size: 0\nearly_stopping_steps: 3", "early_stopping_steps"),
         ("val_size: 0\nload_best_model_at_end: true", "load_best_model_at_end"),
         ("load_best_model_at_end: true\ngreater_is_better: true", "greater_is_better"),
+        ("layers_to_transform: []", "layers_to_transform"),
+        ("layers_to_transform: [-1]", "layers_to_transform"),
         ("rdrop_alpha: 1", "rdrop_alpha"),
         ("finetuning_type: full\nrdrop_alpha: 1", "rdrop_alpha"),
         ("l2sp_alpha: 0.1", "l2sp_alpha"),

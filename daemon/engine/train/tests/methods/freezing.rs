@@ -98,3 +98,23 @@ fn a_module_that_the_model_does_not_have_is_refused_before_a_step() {
     assert_eq!(problem.expected.as_deref(), Some("embed_tokens | norm"));
     assert_eq!(refused("unfrozen_parameters: [conv]\n").key.as_deref(), Some("unfrozen_parameters"));
 }
+
+/// PEFT's `layers_to_transform`: adapters in some blocks alone.
+#[test]
+fn adapters_are_in_the_chosen_blocks_alone() {
+    let desk = Desk::new();
+    let losses =
+        desk.check_resume(&desk.recipe("layers_to_transform: [2]\n"), &[3], "adapter/adapter_model.safetensors");
+    assert!(losses[losses.len() - 1] < losses[0]);
+    let folder = desk.path("whole/adapter");
+    let file = SafetensorsFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    assert_eq!(file.names().count(), 14);
+    assert!(file.names().all(|name| name.starts_with("base_model.model.model.layers.2.")));
+    let config = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["layers_to_transform"], serde_json::json!([2]));
+    let failure =
+        desk.run(&desk.recipe("layers_to_transform: 3\n"), "run", false, &mut Vec::new(), &StopToken::default());
+    let problem = failure.unwrap_err().problems.remove(0);
+    assert_eq!((problem.key.as_deref(), problem.expected.as_deref()), (Some("layers_to_transform"), Some("0 to 2")));
+}
