@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_proto::v1::job_event::Event;
-use justtrain_proto::v1::{Job, JobEvent, JobState, Started, Step};
+use justtrain_proto::v1::{Job, JobEvent, JobState, Started, Step, StepSkipped};
 
 use crate::show;
 use crate::text::{Lang, say};
@@ -10,6 +10,8 @@ use crate::ui::Ui;
 
 /// Plain lines: at most this many steps between two.
 const LONGEST_INTERVAL: u64 = 10;
+/// Rows of a skipped step that are named.
+const ROWS_SHOWN: usize = 20;
 
 pub(crate) struct TrainView {
     ui: Ui,
@@ -38,6 +40,7 @@ impl TrainView {
                     self.line(&line);
                 }
             }
+            Some(Event::Skipped(skipped)) => self.line(&self.ui.yellow(&skipped_line(skipped, lang))),
             Some(Event::Validation(validation)) => {
                 let (step, loss, perplexity) = (validation.step, validation.loss, validation.perplexity);
                 let accuracy = show::percent(validation.token_accuracy);
@@ -145,6 +148,22 @@ fn numbers(step: &Step, lang: Lang) -> String {
     )
 }
 
+fn skipped_line(skipped: &StepSkipped, lang: Lang) -> String {
+    let StepSkipped { step, in_a_row, limit, .. } = skipped;
+    let more = if skipped.rows.len() > ROWS_SHOWN { ", …" } else { "" };
+    let rows: Vec<String> = skipped.rows.iter().take(ROWS_SHOWN).map(u64::to_string).collect();
+    let rows = rows.join(", ") + more;
+    let what = match skipped.loss_is_finite {
+        true => say!(lang, "the gradient", "梯度"),
+        false => say!(lang, "the loss", "损失"),
+    };
+    say!(
+        lang,
+        "step {step} skipped: {what} is not a finite number ({in_a_row} of at most {limit} in a row); data rows {rows}",
+        "第 {step} 步已跳过：{what}不是有限数值（连续第 {in_a_row} 次，最多 {limit} 次）；数据行 {rows}"
+    )
+}
+
 /// Short runs get about twenty lines, long ones a line every ten steps. A resumed job may go back behind the last line.
 fn is_due(step: &Step, printed: u64) -> bool {
     let interval = (step.total_steps / 20).clamp(1, LONGEST_INTERVAL);
@@ -187,6 +206,16 @@ mod tests {
         assert_eq!(printed(1..=205, 205)[..3], [1, 11, 21]);
         assert_eq!(printed(1..=205, 205).last(), Some(&205));
         assert_eq!(printed((1..=30).chain(5..=20), 1000), [1, 11, 21, 5, 15]);
+    }
+
+    #[test]
+    fn a_skipped_step_names_itself_its_rows_and_the_limit() {
+        let skipped = StepSkipped { step: 7, loss_is_finite: false, rows: vec![3, 9], in_a_row: 2, limit: 5 };
+        let line = skipped_line(&skipped, Lang::En);
+        assert_eq!(line, "step 7 skipped: the loss is not a finite number (2 of at most 5 in a row); data rows 3, 9");
+        let many = StepSkipped { rows: (1..=40).collect(), loss_is_finite: true, ..skipped };
+        let line = skipped_line(&many, Lang::Zh);
+        assert!(line.contains("梯度不是有限数值") && line.ends_with("19, 20, …"), "{line}");
     }
 
     #[test]

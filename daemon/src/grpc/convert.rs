@@ -197,6 +197,9 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             seconds_left,
             peak_memory_bytes,
         }),
+        Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
+            Out::Skipped(v1::StepSkipped { step, loss_is_finite, rows, in_a_row, limit })
+        }
         Event::Evaluation { step, loss, perplexity, token_accuracy } => {
             Out::Validation(v1::ValidationLoss { step, loss, perplexity, token_accuracy })
         }

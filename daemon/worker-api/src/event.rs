@@ -74,6 +74,18 @@ pub enum Event {
         seconds_left: f64,
         peak_memory_bytes: u64,
     },
+    /// A step whose loss or gradient was no finite number: nothing has changed, and the next batches are tried.
+    StepSkipped {
+        /// The step that was tried, 1-based.
+        step: u64,
+        /// Whether the loss was a number, and only its gradient was none.
+        loss_is_finite: bool,
+        /// Of the data, 1-based.
+        rows: Vec<u64>,
+        /// Such steps without a good one in between, and how many of them end the job.
+        in_a_row: u64,
+        limit: u64,
+    },
     /// Loss on the validation split while training.
     Evaluation {
         step: u64,

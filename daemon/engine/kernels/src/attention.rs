@@ -11,10 +11,11 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use crate::Dropout;
 use crate::buffer::{SharedMut, contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
 use crate::matmul::{Threads, View, Write, matmul_into};
@@ -43,12 +44,14 @@ pub struct Scores {
     pub soft_cap: Option<f32>,
     /// A query sees itself and the keys before it, this many together (sliding window, arXiv 2310.06825).
     pub window: Option<usize>,
+    /// Of the softmax, while training.
+    pub dropout: Option<Dropout>,
 }
 
 impl Scores {
-    /// Without cap and window.
+    /// Without cap, window and dropout.
     pub fn scaled(scale: f32) -> Self {
-        Self { scale, soft_cap: None, window: None }
+        Self { scale, soft_cap: None, window: None, dropout: None }
     }
 }
 
@@ -120,9 +123,9 @@ pub fn reference(
     v: Tensor<2>,
     heads: Heads,
     segments: Arc<Segments>,
-    Scores { scale, soft_cap, window }: Scores,
+    Scores { scale, soft_cap, window, dropout }: Scores,
 ) -> Tensor<2> {
-    let (device, group) = (q.device(), heads.group());
+    let (device, group, k_rows) = (q.device(), heads.group(), k.dims()[0]);
     // `[key/value heads, rows, dim]`.
     let split = |x: &Tensor<2>, rows: Range<usize>| {
         let len = rows.len();
@@ -148,12 +151,30 @@ pub fn reference(
                 Some(window) => future.bool_or(Tensor::triu_mask([rows, seen], diagonal - window as i64 + 1, &device)),
             };
             let scores = scores.mask_fill(unseen.unsqueeze::<4>().expand([heads.key_value, group, rows, seen]), -1e30);
-            let weights = burn::tensor::activation::softmax(scores, 3).reshape([heads.key_value, group * rows, seen]);
+            let weights = burn::tensor::activation::softmax(scores, 3);
+            let weights = match dropout {
+                None => weights,
+                Some(dropout) => {
+                    let place = |head, row, key| {
+                        dropout_place(queries.start + first + row, head, keys.start + key, heads, k_rows)
+                    };
+                    let of_row = |head, row| (0..seen).map(move |key| dropout.factor(place(head, row, key)));
+                    let of_head = |head| (0..rows).flat_map(move |row| of_row(head, row));
+                    let factors: Vec<f32> = (0..heads.query).flat_map(of_head).collect();
+                    weights * Tensor::from_data(TensorData::new(factors, [heads.key_value, group, rows, seen]), &device)
+                }
+            };
+            let weights = weights.reshape([heads.key_value, group * rows, seen]);
             let output = weights.matmul(v).reshape([heads.key_value, group, rows, heads.dim]);
             outputs.push(output.permute([2, 0, 1, 3]).reshape([rows, heads.query * heads.dim]));
         }
     }
     Tensor::cat(outputs, 0)
+}
+
+/// Which of all random numbers decides over a key for a query of a head.
+fn dropout_place(query: usize, head: usize, key: usize, heads: Heads, key_rows: usize) -> usize {
+    (query * heads.query + head) * key_rows + key
 }
 
 /// Queries that the reference computes at a time.
@@ -271,6 +292,17 @@ impl Inputs {
         View::strided(&elements(x)[offset..], [rows.len(), self.heads.dim], width)
     }
 
+    /// Drops some weights of a tile, or the gradients of these; the same in the forward and in the backward.
+    fn drop_some(&self, task: &Task<'_>, head: usize, tile: &Tile, weights: &mut [f32]) {
+        let Some(dropout) = self.scores.dropout else { return };
+        let (key_rows, cols) = (shape2(&self.k)[0], tile.keys.len());
+        for (row, weights) in weights.chunks_mut(cols).take(tile.queries.len()).enumerate() {
+            let query = task.segment.queries.start + tile.queries.start + row;
+            let first = dropout_place(query, head, task.segment.keys.start + tile.keys.start, self.heads, key_rows);
+            weights.iter_mut().enumerate().for_each(|(key, weight)| *weight *= dropout.factor(first + key));
+        }
+    }
+
     /// The scores of a tile into `scores`, row-major.
     fn score(&self, task: &Task<'_>, head: usize, tile: &Tile, scores: &mut [f32]) {
         let q = self.head_view(&self.q, shift(&tile.queries, task.segment.queries.start), head);
@@ -358,6 +390,7 @@ fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
                             simd::scale(output_row(row), correction);
                         }
                     }
+                    inputs.drop_some(&task, head, &tile, &mut scores);
                     let weights = View::new(&scores, [queries.len(), cols]);
                     let keys = shift(&tile.keys, task.segment.keys.start);
                     let v = inputs.head_view(&inputs.v, keys, task.key_value_head);
@@ -381,7 +414,8 @@ fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
 }
 
 /// The gradients of q, k and v. With `P` the softmax and `D` each row's `Σ dO·O`:
-/// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; a cap multiplies `dS` by its slope.
+/// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; a cap multiplies `dS` by its slope, and
+/// dropout the `P` of `dV` and `dO·Vᵀ` by its factors.
 fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
     let Saved { inputs, output, log_sums } = saved;
     let heads = inputs.heads;
@@ -420,11 +454,16 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                         let seen = clear_unseen(weights, task.visible_in(&tile, row));
                         simd::exp_sum(seen, log_sums[(rows.start + row) * heads.query + head]);
                     }
+                    let dropped = inputs.scores.dropout.map(|_| {
+                        let mut dropped = weights[..queries.len() * cols].to_vec();
+                        inputs.drop_some(&task, head, &tile, &mut dropped);
+                        dropped
+                    });
                     let scores_ptr = SharedMut::new(&mut score_grads);
                     // SAFETY: scratch of this task; and only this task touches this head of these rows of q, and this
                     // key/value head of these rows of k and v.
                     unsafe {
-                        let p = View::new(&weights, shape);
+                        let p = View::new(dropped.as_deref().unwrap_or(&weights), shape);
                         matmul_into(
                             v_ptr,
                             key_offset,
@@ -437,6 +476,7 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                         );
                         matmul_into(scores_ptr, 0, cols, Write::Replace, 1.0, output_grad, v.t(), Threads::One);
                     }
+                    inputs.drop_some(&task, head, &tile, &mut score_grads);
                     let rows_of_both = score_grads.chunks_mut(cols).zip(weights.chunks(cols));
                     for ((score_grads, weights), dot) in rows_of_both.take(queries.len()).zip(row_dots) {
                         score_grad_row(weights, dot, score_grads);
@@ -513,6 +553,13 @@ mod tests {
             Scores { window: Some(3), ..plain },
             // Whole tiles of keys lie before the window.
             Scores { window: Some(140), soft_cap: Some(2.0), ..plain },
+            Scores { dropout: Some(Dropout { probability: 0.3, seed: 5 }), ..plain },
+            Scores {
+                window: Some(3),
+                soft_cap: Some(2.0),
+                dropout: Some(Dropout { probability: 0.2, seed: 6 }),
+                ..plain
+            },
         ];
         crate::simd::testing::at_every_level(|level| {
             for ((starts, heads), scores) in cases.iter().flat_map(|case| kinds.iter().map(move |kind| (case, *kind))) {

@@ -7,8 +7,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 
 use crate::{
-    Activation, Dropout, Factors, Format, Heads, OutputLayer, Packed, RotaryTable, Scores, Segments, Targets, Weight,
-    attention, embedding, gated, linear, linear_cross_entropy, rms_norm, rotary, score_targets, write_rows,
+    Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, RotaryTable, Scores, Segments, Targets,
+    Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, rms_norm, rotary,
+    score_targets, write_rows,
 };
 
 /// How far one op's results are apart.
@@ -71,14 +72,17 @@ fn cases() -> Vec<Case> {
     let frequencies: Vec<f32> = (0..HEADS.dim / 2).map(|i| 10_000f32.powf(-(i as f32) / 8.0)).collect();
     let table = Arc::new(RotaryTable::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &frequencies));
     let packed = Arc::new(Segments::packed(&[0, 1, 23, TOKENS]));
-    let windowed = packed.clone();
+    let (windowed, whole) = (packed.clone(), packed.clone());
     let plain = Scores::scaled(0.25);
+    let dropped = Scores { dropout: Some(Dropout { probability: 0.2, seed: 4 }), ..plain };
     let local = Scores { window: Some(9), soft_cap: Some(2.0), ..plain };
     let cached = Arc::new(Segments::cached([(0..3, 0..40), (3..4, 41..TOKENS)]));
     let targets = Arc::new(Targets {
         rows: (0..TOKENS).step_by(3).collect(),
         tokens: (0..TOKENS as u32).step_by(3).map(|row| row * 37 % VOCABULARY as u32).collect(),
     });
+    let in_pairs =
+        Arc::new(Targets { rows: (0..TOKENS).collect(), tokens: (0..TOKENS as u32).map(|row| row / 2).collect() });
     let (scored, of_head) = (targets.clone(), targets.clone());
     let head = OutputLayer { weight: head, soft_cap: Some(1.5) };
     vec![
@@ -102,6 +106,8 @@ fn cases() -> Vec<Case> {
             Box::new(move |t| linear(t[0].clone(), &adapted_nf4, Some(factors(&t[1], &t[2])))),
         ),
         case("attention, packed", &[q, k, k], Box::new(move |t| attend(t, &packed, plain))),
+        case("attention, dropout", &[q, k, k], Box::new(move |t| attend(t, &whole, dropped))),
+        case("dropout", &[x], Box::new(|t| dropout(t[0].clone(), Dropout { probability: 0.2, seed: 3 }))),
         case("attention, window and soft cap", &[q, k, k], Box::new(move |t| attend(t, &windowed, local))),
         case("attention, cached", &[[4, q[1]], k, k], Box::new(move |t| attend(t, &cached, plain))),
         case("embedding", &[vocabulary], Box::new(|t| embedding(&t[0].clone().into(), &TOKEN_IDS, &t[0].device()))),
@@ -119,6 +125,14 @@ fn cases() -> Vec<Case> {
             "linear_cross_entropy, bf16 weight, soft cap",
             &[x],
             Box::new(move |t| linear_cross_entropy(t[0].clone(), &head, of_head.clone()).unsqueeze()),
+        ),
+        case(
+            "linear_loss, smoothed, in pairs",
+            &[x, vocabulary],
+            Box::new(move |t| {
+                let loss = Loss { smoothing: 0.1, consistency: Some(2.0) };
+                linear_loss(t[0].clone(), &output(&t[1]), in_pairs.clone(), loss).unsqueeze()
+            }),
         ),
         case(
             "score_targets",

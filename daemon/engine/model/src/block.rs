@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{RotaryTable, Scores, Segments};
+use justtrain_kernels::{Dropout, RotaryTable, Scores, Segments, dropout};
 use justtrain_worker_api::Problem;
 
 use crate::config::{DecoderConfig, Positions};
@@ -21,6 +21,27 @@ pub struct Block {
     mlp_norm: Norm,
     mlp: Mlp,
     mlp_output_norm: Option<Norm>,
+    pub(crate) dropout: BlockDropout,
+}
+
+/// What is dropped in a block while it is trained.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BlockDropout {
+    /// Share of the attention's weights.
+    pub(crate) attention: f32,
+    /// Share of what attention and feed-forward network add to the residual.
+    pub(crate) residual: f32,
+    /// Makes this block's dropout differ from every other's.
+    pub(crate) index: u64,
+}
+
+impl BlockDropout {
+    fn at(self, place: u64, probability: f32, mode: Mode) -> Option<Dropout> {
+        let seed = mode.dropout_seed.filter(|_| probability > 0.0)?;
+        // An odd constant, and another than that of adapters, keeps the seeds of neighbouring places far apart.
+        let place = (3 * self.index + place + 1).wrapping_mul(0x8EBC_6AF0_9C88_C6E3);
+        Some(Dropout { probability, seed: seed.wrapping_add(place) })
+    }
 }
 
 /// What all blocks of one forward pass share.
@@ -54,6 +75,7 @@ impl Block {
                     scale: config.attention_scale,
                     soft_cap: config.attention_soft_cap,
                     window: at.window,
+                    dropout: None,
                 },
                 rotation: match &config.positions {
                     Positions::Rotary(_) => Some(at.rotation),
@@ -68,6 +90,7 @@ impl Block {
                 kind: config.mlp,
             },
             mlp_output_norm: names.mlp_output_norm.map(norm).transpose()?,
+            dropout: BlockDropout::default(),
         })
     }
 
@@ -81,10 +104,16 @@ impl Block {
             None => x,
             Some(norm) => norm.forward(x),
         };
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache);
-        let x = x + normed(&self.attention_output_norm, attended);
+        let BlockDropout { attention, residual, .. } = self.dropout;
+        let dropped = |place, x| match self.dropout.at(place, residual, pass.mode) {
+            None => x,
+            Some(how) => dropout(x, how),
+        };
+        let of_weights = self.dropout.at(0, attention, pass.mode);
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache, of_weights);
+        let x = x + dropped(1, normed(&self.attention_output_norm, attended));
         let fed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass.mode);
-        x + normed(&self.mlp_output_norm, fed)
+        x + dropped(2, normed(&self.mlp_output_norm, fed))
     }
 
     pub(crate) fn projections(&self) -> Vec<&Projection> {
@@ -112,7 +141,8 @@ impl Block {
 
 impl Parameters for Block {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp, mlp_output_norm } = self;
+        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp, mlp_output_norm, dropout: _ } =
+            self;
         let mut parameters: Vec<Parameter<'_>> = attention_norm.parameters_mut().collect();
         parameters.extend(attention.qkv.projections.iter_mut().flat_map(Projection::parameters_mut));
         parameters.extend(attention.qk_norms.iter_mut().flatten().flat_map(Norm::parameters_mut));

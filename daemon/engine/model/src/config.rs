@@ -1,6 +1,7 @@
 //! What a decoder looks like, whatever its family.
 
 use justtrain_kernels::{Activation, Heads};
+use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::names::{JointNames, WeightNames};
 use crate::rotation::Rotation;
@@ -188,6 +189,60 @@ impl DecoderConfig {
         let tables = (2 - usize::from(self.tied_embeddings)) * self.vocab_size * self.hidden_size;
         let positions = self.position_table().map_or(0, |[rows, width]| rows * width);
         (self.layers.len() * block + tables + positions + self.norm.vectors() * self.hidden_size) as u64
+    }
+
+    /// Name and shape of every tensor of the base model, in the order of the network.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let names = self.names;
+        let (table, mut tensors) = (vec![self.vocab_size, self.hidden_size], Vec::new());
+        tensors.push((format!("{}.weight", names.embeddings), table.clone()));
+        let positions = names.positions.zip(self.position_table());
+        tensors.extend(positions.map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
+        let norm = |name: String, width: usize| {
+            let parts = ["weight", "bias"].into_iter().take(self.norm.vectors());
+            parts.map(move |part| (format!("{name}.{part}"), vec![width]))
+        };
+        for layer in 0..self.layers.len() {
+            let full = |part: &str| format!("{}.{layer}.{part}", names.blocks);
+            let linear = |shape: LinearShape| {
+                let bias = shape.bias.then(|| (full(&format!("{}.bias", shape.name)), vec![shape.outputs]));
+                let weight = (full(&format!("{}.weight", shape.name)), vec![shape.outputs, shape.inputs]);
+                std::iter::once(weight).chain(bias)
+            };
+            let of_block = |part: &'static str| norm(full(part), self.hidden_size);
+            tensors.extend(of_block(names.block.attention_norm));
+            tensors.extend(self.qkv().into_iter().flat_map(linear));
+            let of_heads = names.block.qk_norms.into_iter().flatten();
+            tensors.extend(of_heads.flat_map(|part| norm(full(part), self.heads.dim)));
+            tensors.extend(linear(self.attention_output()));
+            tensors.extend(names.block.attention_output_norm.into_iter().flat_map(of_block));
+            tensors.extend(of_block(names.block.mlp_norm));
+            tensors.extend(self.up().into_iter().flat_map(linear));
+            tensors.extend(linear(self.down()));
+            tensors.extend(names.block.mlp_output_norm.into_iter().flat_map(of_block));
+        }
+        tensors.extend(norm(names.norm.to_owned(), self.hidden_size));
+        if !self.tied_embeddings {
+            tensors.push((names.output_weight(), table));
+        }
+        tensors
+    }
+
+    /// `InvalidValue` where one of the blocks is not there.
+    pub fn check_layers(&self, layers: &[usize]) -> Result<(), Problem> {
+        let count = self.layers.len();
+        let Some(beyond) = layers.iter().find(|&&layer| layer >= count) else { return Ok(()) };
+        Err(Problem::error(ProblemCode::InvalidValue, "this model has no such block", "该模型没有这一块")
+            .key("layers_to_transform")
+            .found(beyond)
+            .expected(format!("0 to {}", count - 1))
+            .fix("write numbers from this range", "请写这个范围内的编号"))
+    }
+
+    /// The number of the block that a tensor is in, and its name there: 3 and `mlp.up_proj.weight`.
+    pub fn place_in_block<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
+        let (layer, rest) = name.strip_prefix(self.names.blocks)?.strip_prefix('.')?.split_once('.')?;
+        Some((layer.parse().ok()?, rest))
     }
 
     pub(crate) fn qkv(&self) -> Vec<LinearShape> {

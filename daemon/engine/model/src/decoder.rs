@@ -7,7 +7,7 @@ use justtrain_kernels::{OutputLayer, Segments, Weight, embedding, linear};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
-use crate::block::{Block, Pass};
+use crate::block::{Block, BlockDropout, Pass};
 use crate::config::Positions;
 use crate::generate::KvCache;
 use crate::layers::{InFull, Norm, Projection};
@@ -203,6 +203,13 @@ impl Decoder {
         }
         if let Some(table) = &mut self.output {
             mark(names.output, &mut self.output_name, table, output);
+        }
+    }
+
+    /// Shares that are dropped while training: of the attention's weights, and of what goes into the residuals.
+    pub fn set_dropout(&mut self, attention: f32, residual: f32) {
+        for (index, block) in (0..).zip(&mut self.blocks) {
+            block.dropout = BlockDropout { attention, residual, index };
         }
     }
 

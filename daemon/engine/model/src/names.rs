@@ -17,7 +17,7 @@ pub struct WeightNames {
 
 impl WeightNames {
     /// Of the output layer's matrix, as it stands in a file.
-    pub(crate) fn output_weight(&self) -> String {
+    pub fn output_weight(&self) -> String {
         format!("{}.weight", self.output)
     }
 }

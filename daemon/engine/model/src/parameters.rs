@@ -1,6 +1,8 @@
 //! Every tensor of the decoder by its name: what optimisers, checkpoints and freezing see. That one is a norm, a table
 //! or half of an adapter is known here and nowhere beyond.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
 use justtrain_kernels::{Packed, Weight};
 
@@ -8,17 +10,24 @@ use crate::layers::InFull;
 
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trained {
+pub enum Trained<'a> {
     /// The factors of the adapters, and what is trained in full beside them.
     Adapters,
     /// The model's own weights.
     Weights,
+    /// Those with these names.
+    Named(&'a BTreeSet<String>),
 }
 
-impl Trained {
+impl Trained<'_> {
     pub fn includes(self, name: &str) -> bool {
-        let of_pair = [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
-        (of_pair || InFull::marks(name)) == (self == Self::Adapters)
+        let of_pair = || [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
+        let of_adapter = || of_pair() || InFull::marks(name);
+        match self {
+            Self::Adapters => of_adapter(),
+            Self::Weights => !of_adapter(),
+            Self::Named(names) => names.contains(name),
+        }
     }
 }
 
@@ -154,19 +163,19 @@ pub trait Parameters: Clone {
     /// Every tensor, in the order of the network.
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>>;
 
-    fn trained_mut(&mut self, trained: Trained) -> Vec<Parameter<'_>> {
+    fn trained_mut(&mut self, trained: Trained<'_>) -> Vec<Parameter<'_>> {
         self.parameters_mut().into_iter().filter(|parameter| trained.includes(&parameter.name)).collect()
     }
 
     /// Name and count of numbers of each trained tensor.
-    fn trained_sizes(&self, trained: Trained) -> Vec<(String, usize)> {
+    fn trained_sizes(&self, trained: Trained<'_>) -> Vec<(String, usize)> {
         let mut part = self.clone();
         part.trained_mut(trained).into_iter().map(|parameter| (parameter.name.clone(), parameter.len())).collect()
     }
 
     /// The same part in a gradient graph of its own, sharing the memory; trained tensors are leaves, and of those the
     /// ones that are held in 16 bits are copied.
-    fn tracked(&self, trained: Trained, device: &Device) -> Self {
+    fn tracked(&self, trained: Trained<'_>, device: &Device) -> Self {
         let mut part = self.clone();
         for mut parameter in part.parameters_mut() {
             let leaf = trained.includes(&parameter.name);
@@ -176,7 +185,7 @@ pub trait Parameters: Clone {
     }
 
     /// The gradients of the leaves that [`Self::tracked`] made, by name.
-    fn take_gradients(&mut self, trained: Trained, gradients: &mut Gradients) -> Vec<(String, Vec<f32>)> {
+    fn take_gradients(&mut self, trained: Trained<'_>, gradients: &mut Gradients) -> Vec<(String, Vec<f32>)> {
         let take = |parameter: Parameter<'_>| {
             let gradient = parameter.take_gradient(gradients).expect("every trained tensor has a gradient");
             (parameter.name, gradient)

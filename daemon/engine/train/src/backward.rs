@@ -9,17 +9,20 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Targets, linear_cross_entropy};
+use justtrain_kernels::{Targets, linear_loss};
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass};
 
+use crate::regularizers::{Regularizers, noisy};
+
 /// How gradients are made.
 #[derive(Debug, Clone, Copy)]
-pub struct Backward {
-    pub trained: Trained,
+pub struct Backward<'a> {
+    pub trained: Trained<'a>,
     /// Makes each block's graph twice instead of keeping all.
     pub checkpointing: bool,
     pub mode: Mode,
+    pub regularizers: &'a Regularizers,
     /// What the sum of the losses is divided by before its gradient is taken.
     pub divisor: f32,
 }
@@ -27,13 +30,16 @@ pub struct Backward {
 /// Takes the gradient of a parameter, which it may change: nothing reads that parameter again in this pass.
 pub type Sink<'a> = &'a mut dyn FnMut(Parameter<'_>, Vec<f32>);
 
-impl Backward {
+impl Backward<'_> {
     /// Returns the sum of the losses of all targets. When that is no finite number, no gradients are made.
     pub fn run(&self, decoder: &mut Decoder, input: &Input, targets: Arc<Targets>, sink: Sink<'_>) -> f64 {
         let pass = decoder.pass(input, self.mode);
-        let embeddings_trained = self.tables_trained(decoder, input);
-        let lowest = self.lowest_trained(decoder, embeddings_trained);
+        let tables_trained = self.tables_trained(decoder, input);
+        let lowest = self.lowest_trained(decoder, tables_trained);
         let mut x = decoder.embed(input);
+        if let (Some(alpha), Some(seed)) = (self.regularizers.noise, self.mode.dropout_seed) {
+            x = noisy(x, input, alpha, decoder.config().embedding_scale, seed);
+        }
         let mut kept = Vec::new();
         for (index, block) in decoder.blocks().iter().enumerate() {
             if index < lowest {
@@ -42,13 +48,14 @@ impl Backward {
                 let output = block.forward(x.clone(), &pass);
                 kept.push(Kept::Input(std::mem::replace(&mut x, output)));
             } else {
-                let graph = BlockGraph::new(block, x, &pass, self.trained, index > lowest || embeddings_trained);
+                let graph = BlockGraph::new(block, x, &pass, self.trained, index > lowest || tables_trained);
                 x = graph.output.clone().inner();
                 kept.push(Kept::Graph(graph));
             }
         }
 
-        let (loss, head_gradients, mut upstream) = self.head(decoder, x, targets);
+        let all_below_frozen = kept.is_empty() && !tables_trained;
+        let (loss, head_gradients, upstream) = self.head(decoder, x, targets, !all_below_frozen);
         if !loss.is_finite() {
             return loss;
         }
@@ -56,11 +63,12 @@ impl Backward {
         let (tables, rest): (Vec<_>, Vec<_>) =
             head_gradients.into_iter().partition(|(name, _)| name == decoder.embeddings_name());
         give(decoder, rest, sink);
+        let Some(mut upstream) = upstream else { return loss };
         for index in (lowest..decoder.blocks().len()).rev() {
             let graph = match kept.pop().expect("one for each block") {
                 Kept::Graph(graph) => graph,
                 Kept::Input(x) => {
-                    let track_input = index > lowest || embeddings_trained;
+                    let track_input = index > lowest || tables_trained;
                     BlockGraph::new(&decoder.blocks()[index], x, &pass, self.trained, track_input)
                 }
             };
@@ -69,64 +77,69 @@ impl Backward {
             let Some(below) = below else { return loss };
             upstream = below;
         }
-        if embeddings_trained {
-            let table = tables.into_iter().next().map(|(_, gradient)| gradient);
-            let gradients = self.embeddings_gradients(decoder, input, upstream, table);
-            give(decoder, gradients, sink);
-        }
+        let table = tables.into_iter().next().map(|(_, gradient)| gradient);
+        let gradients = self.table_gradients(decoder, input, upstream, table);
+        give(decoder, gradients, sink);
         loss
     }
 
-    /// Whether a table is trained that makes the first block's input.
+    /// Whether the embedding table or that of learned positions is trained.
     fn tables_trained(&self, decoder: &Decoder, input: &Input) -> bool {
-        let positions = decoder.position_rows(input).is_some_and(|(name, _)| self.trained.includes(name));
-        positions || self.trained.includes(decoder.embeddings_name())
+        let positions = decoder.position_rows(input);
+        self.trained.includes(decoder.embeddings_name())
+            || positions.is_some_and(|(name, _)| self.trained.includes(name))
     }
 
-    /// The gradients of the embedding table and of learned positions, those that are trained. `table` is what the output layer
-    /// gave the former.
-    fn embeddings_gradients(
+    /// The first block that a gradient must reach.
+    fn lowest_trained(&self, decoder: &Decoder, tables_trained: bool) -> usize {
+        let blocks = decoder.blocks();
+        let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty();
+        if tables_trained { 0 } else { blocks.iter().position(has_trained).unwrap_or(blocks.len()) }
+    }
+
+    /// The loss, the gradients of the last norm and the output layer, and where it is wanted that of the last block's
+    /// output.
+    fn head(
+        &self,
+        decoder: &Decoder,
+        x: Tensor<2>,
+        targets: Arc<Targets>,
+        track_input: bool,
+    ) -> (f64, Gradients, Option<Tensor<2>>) {
+        let mut head = decoder.head().tracked(self.trained, &decoder.device());
+        let x = constant(x);
+        let x = if track_input { x.require_grad() } else { x };
+        let (hidden, output) = head.normed(x.clone());
+        let loss = linear_loss(hidden, output, targets, self.regularizers.loss);
+        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
+        let mut gradients = (loss / self.divisor).backward();
+        let upstream = track_input.then(|| x.grad_remove(&mut gradients).expect("the loss depends on the last block"));
+        (value, head.take_gradients(self.trained, &mut gradients), upstream)
+    }
+
+    /// The gradients of the embedding table and of learned positions, as far as they are trained. `table` is what the
+    /// output layer gave the former.
+    fn table_gradients(
         &self,
         decoder: &Decoder,
         input: &Input,
         upstream: Tensor<2>,
         table: Option<Vec<f32>>,
     ) -> Gradients {
-        let config = decoder.config();
+        let (config, mut gradients) = (decoder.config(), Gradients::new());
         let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
-        let mut gradients = Vec::new();
         if self.trained.includes(decoder.embeddings_name()) {
             let mut gradient = table.unwrap_or_else(|| vec![0.0; config.vocab_size * config.hidden_size]);
             add_rows(&mut gradient, &input.ids, &upstream, config.embedding_scale);
             gradients.push((decoder.embeddings_name().to_owned(), gradient));
         }
-        if let (Some((name, rows)), Some([count, width])) = (decoder.position_rows(input), config.position_table())
-            && self.trained.includes(name)
-        {
+        let positions = decoder.position_rows(input).filter(|(name, _)| self.trained.includes(name));
+        if let (Some((name, rows)), Some([count, width])) = (positions, config.position_table()) {
             let mut gradient = vec![0.0; count * width];
             add_rows(&mut gradient, &rows, &upstream, 1.0);
             gradients.push((name.to_owned(), gradient));
         }
         gradients
-    }
-
-    /// The first block that a gradient must reach.
-    fn lowest_trained(&self, decoder: &Decoder, embeddings_trained: bool) -> usize {
-        let blocks = decoder.blocks();
-        let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty();
-        if embeddings_trained { 0 } else { blocks.iter().position(has_trained).unwrap_or(blocks.len()) }
-    }
-
-    /// The loss, the gradients of the last norm and the output layer, and that of the last block's output.
-    fn head(&self, decoder: &Decoder, x: Tensor<2>, targets: Arc<Targets>) -> (f64, Gradients, Tensor<2>) {
-        let mut head = decoder.head().tracked(self.trained, &decoder.device());
-        let x = constant(x).require_grad();
-        let (hidden, output) = head.normed(x.clone());
-        let loss = linear_cross_entropy(hidden, output, targets);
-        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
-        let mut gradients = (loss / self.divisor).backward();
-        let upstream = x.grad_remove(&mut gradients).expect("the loss depends on the last block");
-        (value, head.take_gradients(self.trained, &mut gradients), upstream)
     }
 }
 
@@ -149,7 +162,7 @@ struct BlockGraph {
 }
 
 impl BlockGraph {
-    fn new(block: &Block, x: Tensor<2>, pass: &Pass, trained: Trained, track_input: bool) -> Self {
+    fn new(block: &Block, x: Tensor<2>, pass: &Pass, trained: Trained<'_>, track_input: bool) -> Self {
         let block = block.tracked(trained, &x.device());
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
@@ -158,7 +171,7 @@ impl BlockGraph {
     }
 
     /// The gradients of the block's parameters, and of its input.
-    fn backward(self, trained: Trained, upstream: Tensor<2>) -> (Gradients, Option<Tensor<2>>) {
+    fn backward(self, trained: Trained<'_>, upstream: Tensor<2>) -> (Gradients, Option<Tensor<2>>) {
         let Self { input, mut block, output } = self;
         let mut gradients = (output * constant(upstream)).sum().backward();
         let below = input.map(|input| input.grad_remove(&mut gradients).expect("a block depends on its input"));

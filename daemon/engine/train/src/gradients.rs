@@ -19,6 +19,12 @@ impl GradientSums {
         }
     }
 
+    pub(crate) fn change(&mut self, name: &str, change: impl FnOnce(&mut [f32])) {
+        if let Some(sum) = self.0.get_mut(name) {
+            change(sum);
+        }
+    }
+
     /// The norm over all parameters together.
     pub(crate) fn norm(&self) -> f64 {
         self.0.values().map(|gradient| square_sum(gradient)).sum::<f64>().sqrt()

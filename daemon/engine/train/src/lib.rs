@@ -5,6 +5,7 @@
 
 pub mod backward;
 pub mod checkpoint;
+mod early_stopping;
 pub mod estimate;
 pub mod evaluate;
 mod events;
@@ -13,8 +14,12 @@ mod memory;
 pub mod optim;
 mod prepare;
 pub mod recipe;
+pub mod regularizers;
 pub mod run;
 pub mod step;
+#[cfg(test)]
+mod testing;
+mod trainable;
 mod trainer;
 
 pub use events::{EventSink, StopToken};

@@ -1,23 +1,28 @@
 //! A training run from recipe to adapter.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
-use justtrain_model::parameters::Parameters;
-use justtrain_model::{Decoder, device};
+use justtrain_model::parameters::{Parameters, Trained};
+use justtrain_model::{Decoder, apply_tuned, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, TrainResult,
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Text,
+    TrainResult,
 };
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
+use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
+use crate::early_stopping::Best;
 use crate::evaluate::loss_on;
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe};
-use crate::trainer::{Settings, Trainer};
+use crate::regularizers::Regularizers;
+use crate::trainable::{self, Stage, Trainable};
+use crate::trainer::{Settings, Stepped, Trainer};
 use crate::{EventSink, StopToken, memory};
 
 /// Trains into `run_dir`; with `resume`, goes on from its newest whole checkpoint, with the very losses of a run that
@@ -41,18 +46,25 @@ pub fn train(
     warning.iter().for_each(|warning| events.warn(warning));
     let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
     let trained = match recipe.finetuning_type {
-        FinetuningType::Full => TrainedModel::Weights { config: checkpoint.config().clone(), template },
+        FinetuningType::Full | FinetuningType::Freeze => {
+            TrainedModel::Weights { config: checkpoint.config().clone(), template }
+        }
         FinetuningType::Lora => {
             let config = adapt(&recipe, &model.name, &checkpoint, &mut decoder, events)?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
+    decoder.set_dropout(recipe.attention_dropout as f32, recipe.resid_pdrop as f32);
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
     for samples in [&train, &validation] {
         check_lengths(decoder.config(), samples)?;
     }
+    // Before weights of a checkpoint are put in place.
+    let own = trainable::weights(&recipe, decoder.config())
+        .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let regularizers = Regularizers::new(&recipe, &decoder, Trained::Named(&own));
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let restored = match resume {
@@ -61,13 +73,15 @@ pub fn train(
             .map_err(disk_or_model)?,
         false => None,
     };
+    // Its pages need not stay in memory; a run that goes back reads it again.
     drop(checkpoint);
+    let reopen = || Checkpoint::open(&model.path).map_err(model_invalid);
     let mut sampler = sampler(&recipe, &train);
-    let settings = settings(&recipe, &trained, &sampler);
+    let settings = settings(&recipe, &decoder, &trained, &sampler, regularizers)?;
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
-        None => new_state(fingerprint),
+        None => new_state(fingerprint.clone()),
         Some((state, memory)) => {
             optimizer.restore(memory);
             state
@@ -95,8 +109,7 @@ pub fn train(
         events.emit(Event::Checkpoint { step: state.step, path });
         Ok::<_, Failure>(())
     };
-    let finish = |trainer: &mut Trainer<'_>| {
-        trainer.exchange_means();
+    let save_result = |trainer: &Trainer<'_>| {
         // A whole model is complete with its tokenizer; an adapter goes with the base model's.
         save_final(run_dir, &trainer.decoder, &trained, |folder| match trained {
             TrainedModel::Adapter { .. } => Ok(()),
@@ -104,6 +117,11 @@ pub fn train(
         })
         .map_err(disk_full)
     };
+    let finish = |trainer: &mut Trainer<'_>| {
+        trainer.exchange_means();
+        save_result(trainer)
+    };
+    let best_dir = run_dir.join("best");
     let mut validation_loss = None;
     while !trainer.done() {
         if stop.requested() {
@@ -111,16 +129,42 @@ pub fn train(
             let folder = finish(&mut trainer)?;
             return Ok(outcome(&trainer.state, folder, None, true));
         }
-        let event = trainer.step()?;
-        events.emit(event);
+        if let Some(stage) = trainer.settings.trainable.begins(trainer.state.step) {
+            events.emit(unfrozen(stage, trainer.state.step));
+        }
+        match trainer.step() {
+            Stepped::Done(event) => events.emit(event),
+            Stepped::Skipped(event) => {
+                events.emit(event);
+                continue;
+            }
+            Stepped::Diverged { problem, good } => {
+                checkpoints.forget_after(good).map_err(disk_full)?;
+                let warn = |problem: &Problem| events.warn(problem);
+                let restored =
+                    checkpoints.restore_newest(&mut trainer.decoder, &reopen()?, &trained, &fingerprint, warn);
+                let kept = match restored.map_err(disk_or_model)? {
+                    None => None,
+                    Some((state, memory)) => {
+                        trainer.optimizer.restore(memory);
+                        trainer.state = state;
+                        Some((trainer.state.step, finish(&mut trainer)?))
+                    }
+                };
+                return Err(rolled_back(*problem, kept));
+            }
+        }
         let step = trainer.state.step;
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
             trainer.exchange_means();
             let accuracy = loss_on(&trainer.decoder, &validation, true);
-            trainer.exchange_means();
             validation_loss = Some(accuracy.loss);
-            trainer.validated(accuracy.loss);
+            if trainer.validated(accuracy) && recipe.load_best_model_at_end {
+                fs::create_dir_all(&best_dir).map_err(|error| disk_full(cannot_write(&best_dir, &error)))?;
+                save_final(&best_dir, &trainer.decoder, &trained, |_| Ok(())).map_err(disk_full)?;
+            }
+            trainer.exchange_means();
             events.emit(Event::Evaluation {
                 step,
                 loss: accuracy.loss,
@@ -134,7 +178,18 @@ pub fn train(
         }
     }
     events.phase(Phase::Saving);
-    let folder = finish(&mut trainer)?;
+    if let Some(best) = trainer.state.best {
+        events.emit(best_validation(&recipe, best, trainer.stops_early()));
+    }
+    let folder = match trainer.state.best.filter(|_| recipe.load_best_model_at_end) {
+        None => finish(&mut trainer)?,
+        Some(best) => {
+            apply_tuned(&mut trainer.decoder, &reopen()?, &best_dir.join(trained.folder())).map_err(model_invalid)?;
+            validation_loss = Some(best.loss);
+            // Means of weights were in place when it was saved.
+            save_result(&trainer)?
+        }
+    };
     Ok(outcome(&trainer.state, folder, validation_loss, false))
 }
 
@@ -180,24 +235,35 @@ fn samples(
     Ok((encode_rows(encoder, recipe, &train, events)?, encode_rows(encoder, recipe, &validation, events)?))
 }
 
-fn settings(recipe: &Recipe, trained: &TrainedModel, sampler: &Sampler) -> Settings {
+fn settings(
+    recipe: &Recipe,
+    decoder: &Decoder,
+    trained: &TrainedModel,
+    sampler: &Sampler,
+    regularizers: Regularizers,
+) -> Result<Settings, Failure> {
     let steps_per_epoch = sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64;
     let total_steps = recipe.total_steps(steps_per_epoch);
-    Settings {
-        trained: trained.parameters(),
+    let trainable = Trainable::new(recipe, decoder, trained.parameters(), total_steps)
+        .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    Ok(Settings {
+        regularizers,
+        early_stopping: recipe.early_stopping(),
+        groups: trainable.joining(recipe.groups(), recipe, decoder),
+        trainable,
         checkpointing: recipe.gradient_checkpointing,
         schedule: recipe.schedule(total_steps),
-        groups: recipe.groups(),
         keeps_means: recipe.ema_decay.is_some(),
         max_grad_norm: recipe.max_grad_norm,
+        max_bad_steps: recipe.max_bad_steps,
         accumulation: recipe.gradient_accumulation_steps,
         seed: recipe.seed,
-    }
+    })
 }
 
 /// A learning rate for no parameter at all is a pattern with a mistake in it.
 fn every_pattern_is_found(settings: &Settings, decoder: &Decoder) -> Result<(), Failure> {
-    let sizes = decoder.trained_sizes(settings.trained);
+    let sizes = decoder.trained_sizes(settings.trainable.all());
     let names: Vec<&str> = sizes.iter().map(|(name, _)| name.as_str()).collect();
     let problem = |pattern: &str| {
         Problem::error(
@@ -214,7 +280,7 @@ fn every_pattern_is_found(settings: &Settings, decoder: &Decoder) -> Result<(), 
 }
 
 fn trained_numbers(trainer: &Trainer<'_>) -> u64 {
-    trainer.decoder.trained_sizes(trainer.settings.trained).iter().map(|(_, len)| *len as u64).sum()
+    trainer.decoder.trained_sizes(trainer.settings.trainable.all()).iter().map(|(_, len)| *len as u64).sum()
 }
 
 fn new_state(fingerprint: String) -> RunState {
@@ -226,6 +292,8 @@ fn new_state(fingerprint: String) -> RunState {
         tokens: 0,
         seconds: 0.0,
         fingerprint,
+        bad_steps: 0,
+        best: None,
         plateau: None,
     }
 }
@@ -241,7 +309,7 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
     hex(&hash.finalize())
 }
 
-fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
+fn outcome(state: &RunState, adapter: PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
     let result = TrainResult {
         steps: state.step,
         first_loss: state.first_loss,
@@ -253,6 +321,48 @@ fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Optio
         adapter,
     };
     Outcome::Trained { stopped, result }
+}
+
+fn best_validation(recipe: &Recipe, best: Best, early: bool) -> Event {
+    let Best { step, value, waited, .. } = best;
+    let metric = recipe.metric_for_best_model.name();
+    let (en, zh) = match early {
+        true => (
+            format!("stopped early, after {waited} validations that were not better; "),
+            format!("已提前停止：连续 {waited} 次验证没有变好；"),
+        ),
+        false => (String::new(), String::new()),
+    };
+    let text = Text::new(
+        format!("{en}the best {metric} is {value:.4}, of step {step}"),
+        format!("{zh}最好的 {metric} 为 {value:.4}，在第 {step} 步"),
+    );
+    Event::Log { level: LogLevel::Info, text }
+}
+
+fn unfrozen(stage: &Stage, step: u64) -> Event {
+    let (group, tensors) = (stage.group, stage.names.len());
+    let text = Text::new(
+        format!("step {step}: unfreezing \"{group}\"; {tensors} tensors are trained from here on"),
+        format!("第 {step} 步：解冻“{group}”；此后训练 {tensors} 个张量"),
+    );
+    Event::Log { level: LogLevel::Info, text }
+}
+
+/// Says what is left of a run that diverged: the step and the folder of its last good weights.
+fn rolled_back(problem: Problem, kept: Option<(u64, PathBuf)>) -> Failure {
+    let (en, zh) = match kept {
+        None => ("no checkpoint was saved before".to_owned(), "此前没有保存检查点".to_owned()),
+        Some((step, folder)) => {
+            let folder = folder.display();
+            (format!("{folder} has the weights of step {step}"), format!("{folder} 中是第 {step} 步的权重"))
+        }
+    };
+    let problem = problem.fix(
+        format!("lower learning_rate or lengthen the warm-up, and look at these rows; {en}"),
+        format!("请降低 learning_rate 或延长预热，并检查这些数据行；{zh}"),
+    );
+    problem.because(FailureReason::LossDiverged)
 }
 
 /// The recipe names a device that cannot be used.

@@ -10,19 +10,21 @@ use rayon::prelude::*;
 use crate::backward::Backward;
 use crate::gradients::{GradientSums, square_sum};
 use crate::optim::{Groups, Optimizer, Update};
+use crate::regularizers::Regularizers;
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
-    pub trained: Trained,
+    pub trained: Trained<'a>,
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
     pub max_grad_norm: f64,
     /// From 1.
     pub number: u64,
     pub learning_rate: f64,
-    /// Modules that learn at a rate of their own.
+    /// Parameters that learn at a rate of their own, or from a later step on.
     pub groups: &'a Groups,
+    pub regularizers: &'a Regularizers,
     /// Decides how weights in 16 bits are rounded.
     pub seed: u64,
 }
@@ -42,34 +44,61 @@ pub struct Measured {
     pub loss: f64,
     /// Of all gradients together, before clipping.
     pub grad_norm: f64,
+    /// Some parameters are updated already, though a later gradient was no finite number.
+    pub half_done: bool,
+}
+
+impl Measured {
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
 }
 
 impl Step<'_> {
     /// Updates the decoder, unless loss or norm is no finite number. A single batch without clipping updates each
-    /// parameter as soon as its gradient is there, and keeps none; else the sums are kept in `f32`.
+    /// parameter as soon as its gradient is there, and keeps none, up to the first that is not finite; else the sums are
+    /// kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0;
-        let (mut loss, mut square, mut sums) = (0.0, 0.0, GradientSums::default());
+        let Regularizers { l2_sp, mixout, .. } = self.regularizers;
+        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none();
+        let (mut loss, mut square, mut updated, mut sums) = (0.0, 0.0f64, false, GradientSums::default());
         for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
             let backward = Backward {
                 trained: self.trained,
                 checkpointing: self.checkpointing,
                 mode: Mode { adapter: true, dropout_seed },
                 divisor: targets as f32,
+                regularizers: self.regularizers,
             };
-            loss += backward.run(decoder, &input, of_batch, &mut |parameter, gradient| {
+            let mixing = mixout.as_ref().zip(dropout_seed);
+            let mut mixed = mixing.map(|(mixout, seed)| mixout.mixed(decoder, self.trained, seed));
+            let decoder = mixed.as_mut().unwrap_or(&mut *decoder);
+            loss += backward.run(decoder, &input, of_batch, &mut |parameter, mut gradient| {
+                if let Some((mixout, seed)) = mixing {
+                    mixout.mask(&parameter, seed, &mut gradient);
+                }
                 if at_once {
+                    l2_sp.iter().for_each(|l2_sp| l2_sp.pull(&parameter, &mut gradient));
                     square += square_sum(&gradient);
-                    self.update(parameter, &gradient, optimizer);
+                    if square.is_finite() {
+                        self.update(parameter, &gradient, optimizer);
+                        updated = true;
+                    }
                 } else {
                     sums.add(&parameter.name, gradient);
                 }
             });
         }
-        let grad_norm = if at_once { f64::sqrt(square) } else { sums.norm() };
-        let measured = Measured { loss: loss / targets as f64, grad_norm };
-        if !at_once && measured.loss.is_finite() && grad_norm.is_finite() {
+        if let Some(l2_sp) = l2_sp.as_ref().filter(|_| !at_once) {
+            for parameter in decoder.trained_mut(self.trained) {
+                sums.change(&parameter.name, |gradient| l2_sp.pull(&parameter, gradient));
+            }
+        }
+        let grad_norm = if at_once { square.sqrt() } else { sums.norm() };
+        let measured =
+            Measured { loss: loss / targets as f64, grad_norm, half_done: updated && !grad_norm.is_finite() };
+        if !at_once && measured.is_finite() {
             self.update_from(sums, grad_norm, decoder, optimizer);
         }
         measured
@@ -99,7 +128,8 @@ impl Step<'_> {
     fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
         let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
         let learning_rate = self.learning_rate * self.groups.share(&name);
-        let update = Update { name: &name, shape: &shape, decays, step: self.number, learning_rate };
+        let step = self.number - self.groups.first_step(&name);
+        let update = Update { name: &name, shape: &shape, decays, step, learning_rate };
         parameter.update(self.rounding_seed(&name), |weights| optimizer.update(&update, weights, gradient));
     }
 }

@@ -5,15 +5,19 @@ use std::time::Instant;
 
 use justtrain_data::{Batch, Sample, Sampler};
 use justtrain_kernels::Targets;
-use justtrain_model::parameters::{Parameters, Trained};
+use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, Input};
-use justtrain_worker_api::{Event, Failure, FailureReason, Problem, ProblemCode};
+use justtrain_worker_api::{Event, Problem, ProblemCode};
 
 use crate::checkpoint::RunState;
+use crate::early_stopping::EarlyStopping;
+use crate::evaluate::TokenScores;
 use crate::memory;
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
 use crate::optim::{Groups, Optimizer};
+use crate::regularizers::{Regularizers, twice};
 use crate::step::{Measured, MicroBatch, Step};
+use crate::trainable::Trainable;
 
 /// A run under way: the trained decoder, the optimiser with its memory, the place in the data.
 pub(crate) struct Trainer<'a> {
@@ -25,25 +29,46 @@ pub(crate) struct Trainer<'a> {
     pub(crate) settings: Settings,
 }
 
+/// What became of a step.
+pub(crate) enum Stepped {
+    Done(Event),
+    /// Nothing has changed, and the run goes on.
+    Skipped(Event),
+    /// The run must not go on. Weights after later steps than `good` are not to be trusted.
+    Diverged {
+        problem: Box<Problem>,
+        good: u64,
+    },
+}
+
 pub(crate) struct Settings {
-    pub(crate) trained: Trained,
+    pub(crate) trainable: Trainable,
     pub(crate) checkpointing: bool,
     pub(crate) schedule: Schedule,
     pub(crate) groups: Groups,
+    pub(crate) regularizers: Regularizers,
+    pub(crate) early_stopping: Option<EarlyStopping>,
     /// Whether the optimiser keeps running means of the weights.
     pub(crate) keeps_means: bool,
     pub(crate) max_grad_norm: f64,
+    /// Steps without a finite loss and gradient, one after the other, that end the run.
+    pub(crate) max_bad_steps: u64,
     pub(crate) accumulation: usize,
     pub(crate) seed: u64,
 }
 
 impl Trainer<'_> {
     pub(crate) fn done(&self) -> bool {
-        self.state.step >= self.settings.schedule.total_steps
+        self.state.step >= self.settings.schedule.total_steps || self.stops_early()
+    }
+
+    /// Whether no better validation is waited for any more.
+    pub(crate) fn stops_early(&self) -> bool {
+        self.settings.early_stopping.is_some_and(|rule| rule.ends(self.state.best.as_ref()))
     }
 
     /// One update. The loss is the mean over all target tokens of the accumulation window.
-    pub(crate) fn step(&mut self) -> Result<Event, Failure> {
+    pub(crate) fn step(&mut self) -> Stepped {
         let start = Instant::now();
         let window = self.next_window();
         let target_tokens: usize = window.iter().map(|batch| batch.target_ids.len()).sum();
@@ -53,24 +78,27 @@ impl Trainer<'_> {
         let number = self.state.step + 1;
         let learning_rate = self.learning_rate();
         let step = Step {
-            trained: self.settings.trained,
+            trained: self.settings.trainable.after(self.state.step),
             checkpointing: self.settings.checkpointing,
             max_grad_norm: self.settings.max_grad_norm,
             number,
             learning_rate,
             groups: &self.settings.groups,
+            regularizers: &self.settings.regularizers,
             seed: self.settings.seed,
         };
         let batches = self.micro_batches(window);
-        let Measured { loss, grad_norm } = step.run(&mut self.decoder, &mut *self.optimizer, batches);
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(diverged(number, loss, &rows));
+        let measured = step.run(&mut self.decoder, &mut *self.optimizer, batches);
+        if !measured.is_finite() {
+            return self.bad_step(&measured, rows);
         }
+        let Measured { loss, grad_norm, .. } = measured;
 
         let seconds = start.elapsed().as_secs_f64();
         let total_steps = self.settings.schedule.total_steps;
         let state = &mut self.state;
         state.step = number;
+        state.bad_steps = 0;
         state.sampler = self.sampler.state();
         state.last_loss = loss;
         if number == 1 {
@@ -78,7 +106,7 @@ impl Trainer<'_> {
         }
         state.tokens += tokens;
         state.seconds += seconds;
-        Ok(Event::Step {
+        Stepped::Done(Event::Step {
             step: number,
             total_steps,
             epoch: self.sampler.progress(),
@@ -93,6 +121,24 @@ impl Trainer<'_> {
         })
     }
 
+    /// The batches are passed over, and the number of the step is tried again with the next ones.
+    fn bad_step(&mut self, measured: &Measured, rows: Vec<u64>) -> Stepped {
+        let (state, limit) = (&mut self.state, self.settings.max_bad_steps);
+        let step = state.step + 1;
+        state.bad_steps += 1;
+        state.sampler = self.sampler.state();
+        if measured.half_done {
+            return Stepped::Diverged { problem: Box::new(diverged(step, 1, measured.loss, &rows)), good: state.step };
+        }
+        if state.bad_steps >= limit {
+            // No batch has a finite loss with the weights of the last step: they are bad, and it is not the data.
+            let problem = Box::new(diverged(step, state.bad_steps, measured.loss, &rows));
+            return Stepped::Diverged { problem, good: state.step.saturating_sub(1) };
+        }
+        let loss_is_finite = measured.loss.is_finite();
+        Stepped::Skipped(Event::StepSkipped { step, loss_is_finite, rows, in_a_row: state.bad_steps, limit })
+    }
+
     /// Of the next step.
     fn learning_rate(&self) -> f64 {
         let schedule = &self.settings.schedule;
@@ -105,19 +151,21 @@ impl Trainer<'_> {
         if !self.settings.keeps_means {
             return;
         }
-        for mut parameter in self.decoder.trained_mut(self.settings.trained) {
+        for mut parameter in self.decoder.trained_mut(self.settings.trainable.all()) {
             let name = parameter.name.clone();
             parameter.update(0, |weights| self.optimizer.exchange(&name, weights));
         }
     }
 
-    /// Tells the schedule what a validation found.
-    pub(crate) fn validated(&mut self, loss: f64) {
+    /// Tells the schedule what a validation found; true where it is the best so far and the recipe asks for that.
+    pub(crate) fn validated(&mut self, scores: TokenScores) -> bool {
         let schedule = &self.settings.schedule;
         if let Shape::ReduceOnPlateau(rule) = &schedule.shape {
             let state = self.state.plateau.get_or_insert_with(|| PlateauState::new(schedule.learning_rate));
-            rule.observe(state, loss);
+            rule.observe(state, scores.loss);
         }
+        let step = self.state.step;
+        self.settings.early_stopping.is_some_and(|rule| rule.observe(&mut self.state.best, step, scores))
     }
 
     /// The batches of one step. A window ends with its epoch, even when it is shorter than the others.
@@ -133,10 +181,14 @@ impl Trainer<'_> {
     }
 
     fn micro_batches(&self, window: Vec<Batch>) -> Vec<MicroBatch> {
-        let micro_batch = |(index, batch): (usize, Batch)| MicroBatch {
-            input: Input::packed(batch.ids, &batch.starts),
-            targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
-            dropout_seed: Some(self.dropout_seed(index)),
+        let in_pairs = self.settings.regularizers.loss.consistency.is_some();
+        let micro_batch = |(index, batch): (usize, Batch)| {
+            let batch = if in_pairs { twice(batch) } else { batch };
+            MicroBatch {
+                input: Input::packed(batch.ids, &batch.starts),
+                targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
+                dropout_seed: Some(self.dropout_seed(index)),
+            }
         };
         window.into_iter().enumerate().map(micro_batch).collect()
     }
@@ -148,18 +200,13 @@ impl Trainer<'_> {
     }
 }
 
-fn diverged(step: u64, loss: f64, rows: &[u64]) -> Failure {
+fn diverged(step: u64, times: u64, loss: f64, rows: &[u64]) -> Problem {
     let rows: Vec<String> = rows.iter().map(u64::to_string).collect();
-    let problem = Problem::error(
+    Problem::error(
         ProblemCode::LossDiverged,
-        format!("the loss or its gradient is not a finite number at step {step}"),
-        format!("第 {step} 步的损失或梯度不是有限数值"),
+        format!("the loss or its gradient is not a finite number at step {step}, {times} times in a row"),
+        format!("第 {step} 步的损失或梯度不是有限数值，连续 {times} 次"),
     )
     .found(format!("loss {loss}, data rows {}", rows.join(", ")))
     .expected("a finite number")
-    .fix(
-        "lower learning_rate, and look at these rows; the last checkpoint is from before",
-        "请降低 learning_rate，并检查这些数据行；最近的检查点不受影响",
-    );
-    problem.because(FailureReason::LossDiverged)
 }

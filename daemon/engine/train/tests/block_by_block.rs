@@ -14,6 +14,7 @@ use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft}
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormats};
 use justtrain_train::backward::Backward;
+use justtrain_train::regularizers::Regularizers;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write_folder};
 
@@ -63,17 +64,23 @@ fn batch(sequences: usize) -> (Input, Arc<Targets>) {
 
 type Gradients = BTreeMap<String, Vec<f32>>;
 
-fn block_by_block(decoder: &mut Decoder, trained: Trained, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
+fn block_by_block(decoder: &mut Decoder, trained: Trained<'_>, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
     let mut gradients = Gradients::new();
-    let backward = Backward { trained, checkpointing, mode, divisor: targets.len() as f32 };
+    let backward = Backward {
+        trained,
+        checkpointing,
+        regularizers: &Regularizers::default(),
+        mode,
+        divisor: targets.len() as f32,
+    };
     let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
         assert!(gradients.insert(parameter.name, gradient).is_none(), "each gradient leaves once");
     });
     (loss, gradients)
 }
 
-fn in_one_graph(decoder: &Decoder, trained: Trained, mode: Mode) -> (f64, Gradients) {
+fn in_one_graph(decoder: &Decoder, trained: Trained<'_>, mode: Mode) -> (f64, Gradients) {
     let (input, targets) = batch(2);
     let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
@@ -119,7 +126,7 @@ fn frozen_layers_below_the_lowest_adapter_change_nothing() {
     let _alone = ALONE.lock().unwrap();
     let mut decoder = decoder();
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, targets, ..LoraConfig::default() }, 1).unwrap();
     for projection in decoder.projections_mut().filter(|projection| !projection.name.contains("layers.2")) {
         projection.lora = None;
     }
@@ -141,8 +148,9 @@ fn first_blocks(file: &Path, layers: usize, folder: &Path) {
     write_folder(folder, &entries, u64::MAX, |entry| file.read_f32(&entry.name)).unwrap();
 }
 
-/// The peak of a backward through the first `layers` blocks of the tiny model, in bytes.
-fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize {
+/// The peak of a backward through the first `layers` blocks of the tiny model, in bytes. Without a kind of parameters the
+/// weights of the last block are trained.
+fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bool) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let config = fs::read_to_string(fixture().join("config.json")).unwrap();
     let config = config.replace("\"num_hidden_layers\": 3", &format!("\"num_hidden_layers\": {layers}"));
@@ -152,9 +160,13 @@ fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize
         Decoder::load(&Checkpoint::open(folder.path()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
     assert_eq!(decoder.blocks().len(), layers);
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, targets, ..LoraConfig::default() }, 1).unwrap();
     let (input, targets) = batch(64);
-    let backward = Backward { trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
+    let of_last = decoder.blocks()[layers - 1].trained_sizes(Trained::Weights);
+    let of_last = of_last.into_iter().map(|(name, _)| name).collect();
+    let trained = trained.unwrap_or(Trained::Named(&of_last));
+    let backward =
+        Backward { trained, checkpointing, regularizers: &Regularizers::default(), mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
     backward.run(&mut decoder, &input, targets.clone(), &mut |_, _| {});
     let before = LIVE.load(Ordering::Relaxed);
@@ -170,12 +182,23 @@ fn with_checkpointing_a_further_block_adds_its_input_alone() {
     for trained in [Trained::Adapters, Trained::Weights] {
         let added = |checkpointing| {
             // From two on: the lowest block is a special case, as nothing may be trained below it.
-            let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, trained, checkpointing));
+            let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, Some(trained), checkpointing));
             three - two
         };
         let (with, without) = (added(true), added(false));
         // A quarter of an input is room for what threads happen to hold at the time.
         assert!(with.abs_diff(input) < input / 4, "{trained:?}: {with} bytes a block, its input has {input}");
         assert!(without > 5 * input, "{trained:?}: {without} bytes a block");
+    }
+}
+
+/// The graph ends at the lowest block that is trained: a frozen one below keeps nothing.
+#[test]
+fn a_frozen_block_below_adds_nothing() {
+    let _alone = ALONE.lock().unwrap();
+    let input = 64 * 60 * 48 * 4;
+    for checkpointing in [false, true] {
+        let [two, three] = [2, 3].map(|layers| peak_by_layers(layers, None, checkpointing));
+        assert!(three.abs_diff(two) < input / 4, "{two} and {three} bytes, an input has {input}");
     }
 }

@@ -142,13 +142,33 @@ impl Fixture {
         let names = || self.goldens.names().filter_map(|name| name.strip_prefix("grad."));
         let mut decoder = self.decoder();
         self.check_gradients(&mut decoder, Trained::Weights, "loss", names().filter(|name| !of_adapter(name)).count());
+        self.check_frozen(&mut decoder);
         let mut decoder = self.tuned(WeightFormats::default());
         self.check_gradients(&mut decoder, Trained::Adapters, "adapter_loss", names().filter(of_adapter).count());
         let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule(10));
         assert_relative(&losses, &doubles(&self.goldens, "train.loss"), 1e-4, "loss of step");
     }
 
-    fn check_gradients(&self, decoder: &mut Decoder, trained: Trained, loss_name: &str, count: usize) {
+    /// With some of the weights frozen, the gradients of the others are what they are without.
+    fn check_frozen(&self, decoder: &mut Decoder) {
+        let named: Vec<(String, Vec<usize>)> =
+            decoder.trained_mut(Trained::Weights).iter().map(|weight| (weight.name.clone(), weight.shape())).collect();
+        assert_eq!(decoder.config().tensors(), named, "what is told from the configuration alone");
+        let (_, all) = gradients(decoder, Trained::Weights, &self.rows);
+        let count = all.len();
+        for chosen in [vec![0], vec![1], vec![count - 1], vec![count / 2, count - 2], (0..count).step_by(3).collect()] {
+            let names = chosen.iter().map(|&index| all[index].0.clone()).collect();
+            let (_, some) = gradients(decoder, Trained::Named(&names), &self.rows);
+            let expected: Vec<_> = all.iter().filter(|(name, _)| names.contains(name)).cloned().collect();
+            let sorted = |mut gradients: Vec<(String, Vec<f32>)>| {
+                gradients.sort_by(|a, b| a.0.cmp(&b.0));
+                gradients
+            };
+            assert!(sorted(some) == sorted(expected), "{names:?}");
+        }
+    }
+
+    fn check_gradients(&self, decoder: &mut Decoder, trained: Trained<'_>, loss_name: &str, count: usize) {
         let (loss, gradients) = gradients(decoder, trained, &self.rows);
         assert_relative(&[loss], &[f64::from(self.floats(loss_name)[0])], 1e-5, loss_name);
         assert_eq!(gradients.len(), count);

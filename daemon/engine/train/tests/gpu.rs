@@ -15,6 +15,7 @@ use justtrain_model::generate::generate;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
 use justtrain_train::optim::{AdamW, Groups};
+use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::GenerateOptions;
@@ -45,7 +46,7 @@ fn decoder(device: &Device, linear: Option<Format>) -> Decoder {
 }
 
 /// Losses and gradient norms of four steps of two batches each.
-fn train(mut decoder: Decoder, trained: Trained, checkpointing: bool) -> Vec<[f64; 2]> {
+fn train(mut decoder: Decoder, trained: Trained<'_>, checkpointing: bool) -> Vec<[f64; 2]> {
     let mut optimizer = AdamW::new(0.9, 0.999, 1e-8, 0.01);
     let batch = |first: u32, dropout_seed| {
         let ids: Vec<u32> = (first..first + 60).map(|i| i * 31 % 90).collect();
@@ -70,7 +71,7 @@ fn train(mut decoder: Decoder, trained: Trained, checkpointing: bool) -> Vec<[f6
     (1..=4).map(step).collect()
 }
 
-fn assert_same_training(linear: Option<Format>, trained: Trained) {
+fn assert_same_training(linear: Option<Format>, trained: Trained<'_>) {
     let expected = train(decoder(&Device::flex(), linear), trained, false);
     assert!(expected[3][0] < expected[0][0] - 0.01, "four steps lower the loss: {expected:?}");
     for checkpointing in [false, true] {

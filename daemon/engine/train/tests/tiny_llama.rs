@@ -1,125 +1,19 @@
 //! Whole runs on a tiny model: resume equals uninterrupted to the last bit, packing and accumulation change nothing,
 //! bad input is refused.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod desk;
 
+use std::fs;
+use std::path::Path;
+
+use justtrain_train::StopToken;
 use justtrain_train::evaluate::evaluate;
-use justtrain_train::run::train;
-use justtrain_train::{EventSink, StopToken};
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{
-    DataFile, EvaluateOptions, Event, Failure, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
+    DataFile, EvaluateOptions, Event, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
 };
 
-/// A folder with the tiny model, a tokenizer for it, data and a place for runs.
-struct Desk(tempfile::TempDir);
-
-impl Desk {
-    fn new() -> Self {
-        let desk = Self(tempfile::tempdir().unwrap());
-        let model = desk.path("model");
-        fs::create_dir(&model).unwrap();
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama");
-        for file in ["config.json", "model.safetensors"] {
-            fs::copy(fixture.join(file), model.join(file)).unwrap();
-        }
-        fs::write(model.join("tokenizer.json"), byte_tokenizer()).unwrap();
-        let config = r#"{"eos_token":"<2>","chat_template":"{% for m in messages %}{{ m.role[0] + m.content + '<2>' }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"}"#;
-        fs::write(model.join("tokenizer_config.json"), config).unwrap();
-        let rows: Vec<String> = (0..24)
-            .map(|i| {
-                format!(
-                    r#"{{"prompt":"{}+{}","completion":"is {}{}"}}"#,
-                    i,
-                    i * 3 % 7,
-                    i + i * 3 % 7,
-                    "!".repeat(i % 5)
-                )
-            })
-            .collect();
-        fs::write(desk.path("data.jsonl"), rows.join("\n")).unwrap();
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn recipe(&self, extra: &str) -> RecipeSource {
-        let text = format!(
-            "model_name_or_path: tiny\ndataset: data.jsonl\nval_size: 4\ncutoff_len: 48\nlora_rank: 4\nlora_dropout: 0.1\n\
-             learning_rate: 0.01\nnum_train_epochs: 2\nsave_steps: 3\nper_device_train_batch_size: 2\n\
-             gradient_accumulation_steps: 2\n{extra}"
-        );
-        RecipeSource { text, file: "recipe.yaml".into(), base_dir: self.0.path().to_owned() }
-    }
-
-    /// Trains every weight.
-    fn full_recipe(&self, extra: &str) -> RecipeSource {
-        let text = format!(
-            "model_name_or_path: tiny\ndataset: data.jsonl\nval_size: 4\ncutoff_len: 48\nfinetuning_type: full\n\
-             learning_rate: 0.002\nnum_train_epochs: 1\nsave_steps: 3\nper_device_train_batch_size: 4\n\
-             gradient_accumulation_steps: 1\n{extra}"
-        );
-        RecipeSource { text, ..self.recipe("") }
-    }
-
-    fn run(
-        &self,
-        recipe: &RecipeSource,
-        run: &str,
-        resume: bool,
-        sink: &mut dyn EventSink,
-        stop: &StopToken,
-    ) -> Result<Outcome, Failure> {
-        let model = ModelFiles { name: "tiny".into(), path: self.path("model"), adapter: None };
-        train(recipe, &model, &self.path(run), resume, sink, stop)
-    }
-
-    fn losses(&self, recipe: &RecipeSource, run: &str) -> Vec<f64> {
-        let mut events = Vec::new();
-        self.run(recipe, run, false, &mut events, &StopToken::default()).unwrap();
-        losses(&events)
-    }
-}
-
-fn losses(events: &[Event]) -> Vec<f64> {
-    let loss = |event: &Event| if let Event::Step { loss, .. } = event { Some(*loss) } else { None };
-    events.iter().filter_map(loss).collect()
-}
-
-/// Each printable ASCII character is a token.
-fn byte_tokenizer() -> String {
-    let mut vocab: Vec<String> = (0..3).map(|i| format!(r#""<{i}>":{i}"#)).collect();
-    vocab.extend(
-        (32u8..127).zip(3..).map(|(byte, id)| format!("{}:{id}", serde_json::json!(char::from(byte).to_string()))),
-    );
-    format!(
-        r#"{{"version":"1.0","truncation":null,"padding":null,"normalizer":null,"post_processor":null,
-            "added_tokens":[{{"id":2,"content":"<2>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}],
-            "pre_tokenizer":{{"type":"Split","pattern":{{"Regex":"."}},"behavior":"Isolated","invert":false}},
-            "decoder":{{"type":"Fuse"}},
-            "model":{{"type":"WordLevel","vocab":{{{}}},"unk_token":"<0>"}}}}"#,
-        vocab.join(",")
-    )
-}
-
-/// Stops the run after a step, as a person who cancels would.
-struct StopAfter {
-    step: u64,
-    stop: StopToken,
-    events: Vec<Event>,
-}
-
-impl EventSink for StopAfter {
-    fn emit(&mut self, event: Event) {
-        if matches!(event, Event::Step { step, .. } if step == self.step) {
-            self.stop.stop();
-        }
-        self.events.push(event);
-    }
-}
+use desk::{Desk, StopAfter, losses};
 
 #[test]
 fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
@@ -148,18 +42,9 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
     for extra in kinds {
         let desk = Desk::new();
         let recipe = desk.recipe(extra);
-        let whole = desk.losses(&recipe, "whole");
+        let whole = desk.check_resume(&recipe, &[3], "adapter/adapter_model.safetensors");
         let lowest = whole.iter().copied().fold(f64::INFINITY, f64::min);
         assert!(lowest < whole[0] * 0.95, "{extra}: {whole:?}");
-        let stop = StopToken::default();
-        let mut first = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
-        let outcome = desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
-        assert!(matches!(outcome, Outcome::Trained { stopped: true, result } if result.steps == 3));
-        let mut rest = Vec::new();
-        desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
-        assert_eq!([losses(&first.events), losses(&rest)].concat(), whole);
-        let adapter = |run: &str| fs::read(desk.path(run).join("adapter/adapter_model.safetensors")).unwrap();
-        assert_eq!(adapter("cut"), adapter("whole"));
     }
 }
 
@@ -178,17 +63,9 @@ fn a_resumed_full_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
     for extra in extras {
         let desk = Desk::new();
         let recipe = desk.full_recipe(extra);
-        let whole = desk.losses(&recipe, "whole");
+        let whole = desk.check_resume(&recipe, &[3], "model/model.safetensors");
         let lowest = whole.iter().copied().fold(f64::INFINITY, f64::min);
         assert!(lowest < whole[0] * 0.95, "{extra}: {whole:?}");
-        let stop = StopToken::default();
-        let mut first = StopAfter { step: 3, stop: stop.clone(), events: Vec::new() };
-        desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
-        let mut rest = Vec::new();
-        desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
-        assert_eq!([losses(&first.events), losses(&rest)].concat(), whole);
-        let model = |run: &str| fs::read(desk.path(run).join("model/model.safetensors")).unwrap();
-        assert_eq!(model("cut"), model("whole"));
     }
 }
 
@@ -498,19 +375,4 @@ fn bad_rows_and_cut_answers_are_refused_with_their_place() {
     let failure = refuse("");
     assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::DataInvalid, ProblemCode::NoAnswer));
     assert_eq!(failure.problems[0].row, Some(25));
-}
-
-#[test]
-fn a_loss_that_is_no_number_ends_with_step_and_rows() {
-    let desk = Desk::new();
-    let path = desk.path("model/model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    // The last weight of the file becomes NaN in bfloat16.
-    let end = bytes.len();
-    bytes[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
-    fs::write(&path, bytes).unwrap();
-    let failure = desk.run(&desk.recipe(""), "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
-    assert_eq!(failure.reason, FailureReason::LossDiverged);
-    assert!(failure.problems[0].message.en.contains("step 1"));
-    assert!(failure.problems[0].found.as_ref().unwrap().contains("data rows"));
 }

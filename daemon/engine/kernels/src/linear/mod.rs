@@ -4,25 +4,22 @@
 //! The adapter stays factored: no dense `W + s·B·A` is ever made, and no gradient of a frozen `W` is computed.
 
 mod adapted;
-mod dropout;
 mod plain;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::ops::{Backward, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
-use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2};
 use crate::device::on_cpu;
 use crate::matmul::View;
 use crate::matrix::Matrix;
 use crate::packed::Packed;
+use crate::{Dropout, Weight};
 use adapted::AdaptedLinear;
-pub use dropout::Dropout;
 use plain::{Linear, PackedLinear};
 
 /// The two factors of an adapter and how they are applied.
@@ -70,9 +67,7 @@ pub fn reference(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Ten
     let input = match dropout {
         None => x,
         Some(dropout) => {
-            let elements = 0..x.dims().iter().product();
-            let mask: Vec<f32> = elements.into_par_iter().map(|index| dropout.factor(index)).collect();
-            let mask = Tensor::from_data(TensorData::new(mask, x.dims()), &x.device());
+            let mask = dropout.mask(x.dims(), &x.device());
             x * mask
         }
     };

@@ -20,6 +20,8 @@ pub struct LoraConfig {
     /// Share of the adapter's inputs set to 0 while training.
     pub dropout: f64,
     pub targets: LoraTargets,
+    /// Numbers of the blocks that get adapters; `None` for all (PEFT's `layers_to_transform`).
+    pub layers: Option<Vec<usize>>,
     /// Scale by `alpha / √rank` in place of `alpha / rank`.
     pub rslora: bool,
     /// DoRA: magnitudes are trained apart.
@@ -40,6 +42,7 @@ impl Default for LoraConfig {
             alpha: 8.0,
             dropout: 0.0,
             targets: LoraTargets::All,
+            layers: None,
             rslora: false,
             dora: false,
             modules_to_save: Vec::new(),
@@ -63,7 +66,7 @@ pub enum LoraTargets {
 impl LoraConfig {
     /// Whether the layer of this name gets an adapter.
     pub fn targets(&self, layer: &str) -> bool {
-        if self.modules_to_save.iter().any(|name| is_end(name, layer)) {
+        if !self.in_layers(layer) || self.modules_to_save.iter().any(|name| is_end(name, layer)) {
             return false;
         }
         match &self.targets {
@@ -73,6 +76,12 @@ impl LoraConfig {
                 Regex::new(&format!("^({pattern})$")).is_ok_and(|regex| regex.is_match(layer))
             }
         }
+    }
+
+    /// Whether the layer of this name is in a block that gets adapters.
+    pub(super) fn in_layers(&self, layer: &str) -> bool {
+        let number = || layer.split('.').find_map(|part| part.parse().ok());
+        self.layers.as_ref().is_none_or(|layers| number().is_some_and(|number| layers.contains(&number)))
     }
 
     pub fn rank_of(&self, layer: &str) -> usize {
@@ -91,10 +100,13 @@ impl LoraConfig {
 }
 
 /// Puts a fresh adapter on every targeted layer: A uniform in ±1/√inputs (`kaiming_uniform_(a=√5)`), B zero, so that
-/// the model's output is unchanged. `InvalidValue` where a target or a pattern matches no layer.
+/// the model's output is unchanged. `InvalidValue` where a target, a block's number or a pattern matches no layer.
 pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(), Problem> {
     if let LoraTargets::Named(names) = &config.targets {
         check_targets(decoder, names)?;
+    }
+    if let Some(layers) = &config.layers {
+        decoder.config().check_layers(layers)?;
     }
     check_patterns(decoder, config)?;
     let device = decoder.device();

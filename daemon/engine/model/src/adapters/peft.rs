@@ -11,7 +11,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
 use super::{Dora, LoraConfig, Start, peft_config, start};
-use crate::layers::{InFull, Lora};
+use crate::layers::{InFull, Lora, Projection};
 use crate::parameters::{Parameter, Parameters, Trained};
 use crate::{Decoder, WeightFormat, WeightFormats};
 
@@ -62,7 +62,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         Ok(tensor.stored_values())
     })?;
     let saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
-    let config = peft_config::value(config, base_model, &targets(decoder), &saved, decoder.config());
+    let config = peft_config::value(config, base_model, &targets(decoder, config), &saved, decoder.config());
     let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
@@ -81,8 +81,9 @@ fn saved_modules<'a>(parameters: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// What PEFT finds the adapted layers by: the last part of a name where all layers have it that end so, else the name.
-fn targets(decoder: &Decoder) -> Vec<&str> {
-    let bare = |last: &str| decoder.projections().any(|layer| layer.lora.is_none() && last_part(&layer.name) == last);
+fn targets<'a>(decoder: &'a Decoder, config: &LoraConfig) -> Vec<&'a str> {
+    let without = |layer: &Projection| layer.lora.is_none() && config.in_layers(&layer.name);
+    let bare = |last: &str| decoder.projections().any(|layer| without(layer) && last_part(&layer.name) == last);
     let mut targets: Vec<&str> = Vec::new();
     for projection in decoder.projections().filter(|projection| projection.lora.is_some()) {
         let last = last_part(&projection.name);

@@ -43,6 +43,7 @@ pub(super) fn value(
         "alpha_pattern": config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.to_owned(), whole(alpha))).collect::<Map<_, _>>(),
         "use_rslora": config.rslora,
         "use_dora": config.dora,
+        "layers_to_transform": config.layers,
     })
 }
 
@@ -147,6 +148,8 @@ impl Reader<'_> {
                 "保存时使用 path_initial_model_for_weight_conversion，将其转换为普通 LoRA 适配器",
             ));
         }
+        let number = |value: &Value| value.as_u64().map(|number| number as usize);
+        let numbers_wanted = || self.wrong("layers_to_transform", "numbers of blocks");
         let rank = |value: &Value| value.as_u64().filter(|&rank| rank > 0).map(|rank| rank as usize);
         Ok(LoraConfig {
             rank: rank(&value["r"]).ok_or_else(|| self.wrong("r", "a positive whole number"))?,
@@ -161,6 +164,13 @@ impl Reader<'_> {
                     Err(_) => return Err(self.wrong("target_modules", "names, or a regular expression")),
                 },
                 _ => LoraTargets::All,
+            },
+            layers: match &value["layers_to_transform"] {
+                Value::Null => None,
+                Value::Array(numbers) => {
+                    numbers.iter().map(number).collect::<Option<_>>().map(Some).ok_or_else(numbers_wanted)?
+                }
+                one => Some(vec![number(one).ok_or_else(numbers_wanted)?]),
             },
             rslora: value["use_rslora"] == Value::Bool(true),
             dora: value["use_dora"] == Value::Bool(true),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Heads, RotaryTable, Scores, attention, rotary};
+use justtrain_kernels::{Dropout, Heads, RotaryTable, Scores, attention, rotary};
 
 use super::{Joint, Norm, Projection};
 use crate::block::Pass;
@@ -23,7 +23,14 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// `x` is `[tokens, hidden]`. With a cache, keys and values are added to it and all of them are attended to.
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &Pass, cache: Option<LayerCache<'_>>) -> Tensor<2> {
+    /// `dropout` is of the attention's weights.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<2>,
+        pass: &Pass,
+        cache: Option<LayerCache<'_>>,
+        dropout: Option<Dropout>,
+    ) -> Tensor<2> {
         let [q, k, v] = self.qkv.forward(x, pass.mode).try_into().expect("queries, keys and values");
         let (q, k) = match &self.qk_norms {
             None => (q, k),
@@ -40,6 +47,7 @@ impl Attention {
             None => (k, v),
             Some(mut cache) => cache.extend(k, v),
         };
-        self.o.forward(attention(q, k, v, self.heads, pass.segments.clone(), self.scores), pass.mode)
+        let scores = Scores { dropout, ..self.scores };
+        self.o.forward(attention(q, k, v, self.heads, pass.segments.clone(), scores), pass.mode)
     }
 }

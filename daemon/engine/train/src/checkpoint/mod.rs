@@ -23,6 +23,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::early_stopping::Best;
 use crate::optim::StateTensor;
 use crate::optim::schedule::PlateauState;
 
@@ -42,6 +43,12 @@ pub struct RunState {
     pub seconds: f64,
     /// Digest of the recipe and the tokenised data: a checkpoint of another run is refused.
     pub fingerprint: String,
+    /// Steps without a finite loss and gradient since the last good one.
+    #[serde(default)]
+    pub bad_steps: u64,
+    /// The best validation, where the recipe asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// Of a schedule that looks at the validation loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<PlateauState>,
@@ -125,6 +132,11 @@ impl Checkpoints {
         all
     }
 
+    /// Deletes checkpoints of later steps, whose weights have turned out to be bad.
+    pub fn forget_after(&self, step: u64) -> Result<(), Problem> {
+        self.all().into_iter().filter(|(saved, _)| *saved > step).try_for_each(|(_, folder)| remove_dir(&folder))
+    }
+
     /// The newest checkpoint whose files are whole, put onto the decoder of `base`. Damaged ones are reported and passed over.
     pub fn restore_newest(
         &self,
@@ -159,14 +171,14 @@ impl Checkpoints {
     }
 }
 
-/// Writes what was trained to its folder in `run_dir`, whole or not at all. `complete` adds what belongs beside it.
+/// Writes what was trained to its folder in `parent`, whole or not at all. `complete` adds what belongs beside it.
 pub fn save_final(
-    run_dir: &Path,
+    parent: &Path,
     decoder: &Decoder,
     model: &TrainedModel,
     complete: impl FnOnce(&Path) -> Result<(), Problem>,
 ) -> Result<PathBuf, Problem> {
-    let place = run_dir.join(model.folder());
+    let place = parent.join(model.folder());
     let partial = place.with_extension("partial");
     remove_dir(&partial)?;
     fs::create_dir_all(&partial).map_err(|error| cannot_write(&partial, &error))?;
@@ -176,7 +188,7 @@ pub fn save_final(
     remove_dir(&place)?;
     sync_tree(&partial)
         .and_then(|()| fs::rename(&partial, &place))
-        .and_then(|()| File::open(run_dir)?.sync_all())
+        .and_then(|()| File::open(parent)?.sync_all())
         .map_err(|error| cannot_write(&place, &error))?;
     Ok(place)
 }
@@ -283,7 +295,7 @@ fn remove_dir(folder: &Path) -> Result<(), Problem> {
     }
 }
 
-fn cannot_write(path: &Path, error: &io::Error) -> Problem {
+pub(crate) fn cannot_write(path: &Path, error: &io::Error) -> Problem {
     Problem::error(
         ProblemCode::DiskFull,
         format!("the checkpoint cannot be written: {error}"),

@@ -23,7 +23,7 @@ pub enum TrainedModel {
 }
 
 impl TrainedModel {
-    pub fn parameters(&self) -> Trained {
+    pub fn parameters(&self) -> Trained<'static> {
         match self {
             Self::Adapter { .. } => Trained::Adapters,
             Self::Weights { .. } => Trained::Weights,

@@ -15,12 +15,12 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
     bytes + bytes / 6
 }
 
-/// Bytes of all blocks' activations at the end of a forward pass. With gradient checkpointing these are the blocks'
-/// inputs, and one block's activations as its turn comes.
+/// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
+/// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
 pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
     let floats = match checkpointing {
-        true => shape.layers * shape.hidden + kept_by_block(shape),
-        false => shape.layers * kept_by_block(shape),
+        true => shape.trained.graph_layers * shape.hidden + kept_by_block(shape),
+        false => shape.trained.graph_layers * kept_by_block(shape),
     };
     (floats * tokens) as u64 * FLOAT
 }

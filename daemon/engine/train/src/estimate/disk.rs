@@ -16,18 +16,25 @@ pub(super) fn needed(recipe: &Recipe, shape: &Shape, steps: u64) -> DiskEstimate
     let kept = saved.min(recipe.save_total_limit as u64);
     DiskEstimate {
         checkpoints: kept * checkpoint,
-        result: result(shape),
+        // Beside it the weights of the best validation.
+        result: result(shape) * (1 + u64::from(recipe.load_best_model_at_end)),
         temporary: if saved > kept { checkpoint } else { 0 },
     }
 }
 
-/// The trained weights, and what they started with.
+/// The trained weights, and what they started with; with the model's own, those that are frozen as well.
 fn result(shape: &Shape) -> u64 {
-    (shape.trained.numbers() + shape.trained.start) * FLOAT + shape.trained.tensors() * HEADER
+    let trained = &shape.trained;
+    let (numbers, tensors) = match shape.full {
+        true => (shape.parameters, shape.tensors),
+        false => (trained.numbers() + trained.start, trained.tensors()),
+    };
+    numbers * FLOAT + tensors * HEADER
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.
 fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
-    optim::bytes(recipe, &shape.trained.matrices, shape.trained.vectors, shape.vocabulary)
-        + 2 * shape.trained.tensors() * HEADER
+    let trained = &shape.trained;
+    optim::bytes(recipe, &trained.changed.matrices, trained.changed.vectors, shape.vocabulary)
+        + 2 * trained.tensors() * HEADER
 }

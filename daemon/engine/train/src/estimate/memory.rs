@@ -33,18 +33,29 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         weights: frozen_weights(recipe, shape, rows) + shape.trained.start * FLOAT,
-        trained_weights: trained_weights(recipe, shape),
-        optimizer: optim::bytes(recipe, &shape.trained.matrices, shape.trained.vectors, shape.vocabulary),
+        trained_weights: trained_weights(recipe, shape) + weights_beside(recipe, shape),
+        optimizer: optim::bytes(
+            recipe,
+            &shape.trained.changed.matrices,
+            shape.trained.changed.vectors,
+            shape.vocabulary,
+        ),
         data: rows.sample_bytes(),
         program: PROGRAM + shape.vocabulary as u64 * TOKENIZER,
         ..MemoryEstimate::default()
     }
 }
 
+/// The weights that the run began with, and those that mixout makes for a batch.
+fn weights_beside(recipe: &Recipe, shape: &Shape) -> u64 {
+    let copies = u64::from(recipe.remembers_start()) + u64::from(recipe.mixout_p.is_some());
+    copies * shape.trained.numbers() * FLOAT
+}
+
 /// Norms are always in `f32`, and adapters. Of magnitudes two more numbers each are kept: what rows of the frozen weight
 /// and of the changed one sum up to.
 fn trained_weights(recipe: &Recipe, shape: &Shape) -> u64 {
-    let matrices = shape.trained.numbers() - shape.trained.vectors;
+    let matrices = shape.trained.numbers() - shape.trained.changed.vectors;
     let saved = if in_16_bits(recipe, shape) { matrices * (FLOAT - 2) } else { 0 };
     (shape.trained.numbers() + 2 * shape.trained.magnitudes) * FLOAT - saved
 }
@@ -56,30 +67,28 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
 
 /// In the forms in which the recipe has them held. Weights and tables that are trained are counted as such.
 fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
-    if shape.full {
-        return 0;
-    }
     let WeightFormats { linear, tables } = recipe.weight_formats();
-    let bytes = |format, dims: [usize; 2]| match format {
-        WeightFormat::F32 => Some((dims[0] * dims[1]) as u64 * FLOAT),
-        WeightFormat::Packed(format) => Some(format.bytes(dims) as u64),
-        WeightFormat::Gguf => None,
+    let bytes = |&(dims, count): &([usize; 2], u64)| {
+        let format = if dims[0] == shape.vocabulary { tables } else { linear };
+        let bytes = match format {
+            // Learned positions are always in `f32`.
+            _ if shape.positions == Some(dims) => (dims[0] * dims[1]) as u64 * FLOAT,
+            WeightFormat::F32 => (dims[0] * dims[1]) as u64 * FLOAT,
+            WeightFormat::Packed(format) => format.bytes(dims) as u64,
+            WeightFormat::Gguf => return None,
+        };
+        Some(count * bytes)
     };
-    let linears = shape.linears.iter().map(|layer| bytes(linear, [layer.outputs, layer.inputs])).sum::<Option<u64>>();
-    let table = bytes(tables, [shape.vocabulary, shape.hidden]);
-    match (linears, table) {
-        (Some(linears), Some(table)) => {
-            let plain = shape.norms + (shape.positions * shape.hidden) as u64;
-            shape.layers as u64 * linears + (shape.tables - shape.trained.tables) * table + plain * FLOAT
-        }
+    match shape.trained.frozen.matrices.iter().map(bytes).sum::<Option<u64>>() {
+        Some(matrices) => matrices + shape.trained.frozen.vectors * FLOAT,
         // Blocks that are kept as they are take in memory what they take in the file.
-        _ => rows.model_bytes,
+        None => rows.model_bytes,
     }
 }
 
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
-    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0
+    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some()
 }
 
 /// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
@@ -125,7 +134,7 @@ fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) ->
         gradients: if keeps_gradients(recipe) { shape.trained.numbers() * FLOAT } else { 0 },
         activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
-        output_layer: match (shape.full, in_16_bits(recipe, shape)) {
+        output_layer: match (shape.trained.table, in_16_bits(recipe, shape)) {
             (false, _) => 0,
             (true, false) => shape.table_bytes(),
             (true, true) => 2 * shape.table_bytes(),
@@ -146,6 +155,6 @@ fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> Memor
 /// A checkpoint is written one tensor at a time.
 fn saving(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     let before = throughout(recipe, shape, rows);
-    let largest = shape.trained.matrices.iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
+    let largest = shape.trained.changed.matrices.iter().map(|([rows, cols], _)| (rows * cols) as u64 * FLOAT).max();
     MemoryEstimate { moment: Moment::Saving, optimizer: before.optimizer + largest.unwrap_or(0), ..before }
 }

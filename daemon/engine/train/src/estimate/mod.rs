@@ -37,6 +37,7 @@ use crate::EventSink;
 use crate::prepare::open_encoder;
 use crate::recipe::Recipe;
 use crate::run::no_device;
+use crate::trainable;
 
 use shape::Shape;
 use work::{Rows, Work};
@@ -61,6 +62,12 @@ pub fn estimate(
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) =
         open_encoder(&checkpoint, template).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
+    trainable::weights(&recipe, &config)
+        .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    recipe
+        .layers_to_transform()
+        .map_or(Ok(()), |layers| config.check_layers(layers))
+        .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let job = Job { rows: Rows::read(&recipe, &model.path, &encoder, events)?, config, device };
     let prediction = job.predict(&recipe);
     let (problems, remedies) = remedies::judge(&job, &recipe, &prediction, room);

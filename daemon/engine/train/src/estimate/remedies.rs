@@ -195,7 +195,7 @@ fn sixteen_bits(recipe: &Recipe) -> Vec<Changed> {
     }
     let (mut recipe, mut lines) = (recipe.clone(), vec!["precision: bf16".to_owned()]);
     recipe.precision = Precision::Bf16;
-    if recipe.finetuning_type == FinetuningType::Full && !recipe.gradient_checkpointing {
+    if recipe.trains_weights() && !recipe.gradient_checkpointing {
         recipe.gradient_checkpointing = true;
         lines.push("gradient_checkpointing: true".to_owned());
     }
@@ -204,7 +204,7 @@ fn sixteen_bits(recipe: &Recipe) -> Vec<Changed> {
 }
 
 fn quantized(recipe: &Recipe) -> Vec<Changed> {
-    if recipe.finetuning_type == FinetuningType::Full || recipe.quantization().is_some() {
+    if recipe.trains_weights() || recipe.quantization().is_some() {
         return Vec::new();
     }
     let mut recipe = recipe.clone();
@@ -214,7 +214,7 @@ fn quantized(recipe: &Recipe) -> Vec<Changed> {
 }
 
 fn lora(recipe: &Recipe) -> Vec<Changed> {
-    if recipe.finetuning_type == FinetuningType::Lora {
+    if !recipe.trains_weights() {
         return Vec::new();
     }
     let mut recipe = recipe.clone();

@@ -3,7 +3,7 @@
 use justtrain_model::{DecoderConfig, LinearShape};
 
 use super::trained::TrainedShape;
-use crate::recipe::{FinetuningType, Recipe};
+use crate::recipe::Recipe;
 
 /// A decoder as far as memory and time depend on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,19 +21,16 @@ pub(super) struct Shape {
     pub(super) query: usize,
     pub(super) key_value: usize,
     pub(super) vocabulary: usize,
+    /// The table of learned positions, where there is one.
+    pub(super) positions: Option<[usize; 2]>,
     /// The linear layers of one block.
     pub(super) linears: Vec<Linear>,
-    /// Matrices of `[vocabulary, hidden]`: 1 where the embedding table is the output layer, else 2.
-    pub(super) tables: u64,
-    /// Rows of the table of learned positions; 0 where there is none.
-    pub(super) positions: usize,
-    /// Numbers in all norms and biases.
-    pub(super) norms: u64,
-    /// The base model's own weights are trained.
+    /// The base model's own weights are trained, some of them or all.
     pub(super) full: bool,
-    /// Numbers in the base model.
+    /// Numbers in the base model, and the tensors that they lie in.
     pub(super) parameters: u64,
-    /// What the optimiser changes.
+    pub(super) tensors: u64,
+    /// What the optimiser changes, and what it leaves.
     pub(super) trained: TrainedShape,
 }
 
@@ -60,7 +57,7 @@ impl Shape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let (query, key_value) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
-        let (lora, full) = (recipe.lora_config(), recipe.finetuning_type == FinetuningType::Full);
+        let (lora, full) = (recipe.lora_config(), recipe.trains_weights());
         let rank = |layer: usize, shape: &LinearShape| {
             let name = config.module(layer, shape.name);
             if lora.targets(&name) && !full { lora.rank_of(&name) } else { 0 }
@@ -70,8 +67,6 @@ impl Shape {
             Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
         let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
-        let vectors = config.block_vectors();
-        let layers = config.layers.len() as u64;
         Self {
             hidden,
             intermediate,
@@ -82,11 +77,10 @@ impl Shape {
             query,
             key_value,
             vocabulary: config.vocab_size,
+            positions: config.position_table(),
             linears,
-            tables: 2 - u64::from(config.tied_embeddings),
-            positions: config.position_table().map_or(0, |[rows, _]| rows),
-            norms: layers * vectors.iter().sum::<usize>() as u64 + (config.norm.vectors() * hidden) as u64,
             full,
+            tensors: config.tensors().len() as u64,
             parameters: config.parameters(),
             trained: TrainedShape::new(config, recipe),
         }

@@ -41,16 +41,21 @@ pub(super) fn time(
 
 /// Floating-point operations of the whole run, two for each multiply-add.
 pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
-    let (layers, tokens) = (shape.layers as f64, work.tokens as f64);
+    let (layers, graph_layers, tokens) = (shape.layers as f64, shape.trained.graph_layers as f64, work.tokens as f64);
     // Gradient checkpointing makes every block's forward a second time.
     let again = f64::from(u8::from(recipe.gradient_checkpointing));
-    let of_linear =
-        |layer: Linear| linear_flops(layer, shape.full) + again * 2.0 * (layer.weights() + layer.adapter()) as f64;
-    let linears = layers * tokens * shape.linears.iter().map(|&layer| of_linear(layer)).sum::<f64>();
+    let sum = |count: fn(Linear) -> u64| shape.linears.iter().map(|&layer| count(layer) as f64).sum::<f64>();
+    let (weights, adapters) = (sum(Linear::weights), sum(Linear::adapter));
+    // Outputs of all, gradients of what goes into those that the backward goes through, and of the trained themselves.
+    let products = layers * weights
+        + graph_layers * (weights + again * weights)
+        + shape.trained.adapted_layers as f64 * (3.0 + again) * adapters
+        + shape.trained.block_weights as f64;
+    let linears = 2.0 * tokens * products;
     // Scores and their product with the values: two products forward and five backward, over half of each square.
-    let attention = layers * (7.0 + 2.0 * again) * work.token_pairs * shape.query as f64;
+    let attention = (2.0 * layers + (5.0 + 2.0 * again) * graph_layers) * work.token_pairs * shape.query as f64;
     // Logits, the gradient of the hidden states, and that of a trained table.
-    let products = if shape.full { 3.0 } else { 2.0 };
+    let products = if shape.trained.output { 3.0 } else { 2.0 };
     let head = 2.0 * products * work.targets as f64 * (shape.vocabulary * shape.hidden) as f64;
     linears + attention + head
 }

@@ -93,7 +93,7 @@ fn what_is_trained_beside_the_pairs_is_counted() {
     let plain = trained("lora_target: q_proj\n");
     let saved = trained("lora_target: q_proj\nmodules_to_save: [embed_tokens, norm, input_layernorm]\n");
     assert_eq!(saved.numbers() - plain.numbers(), 49_152 * 576 + 31 * 576);
-    assert_eq!((saved.tensors() - plain.tensors(), saved.tables, saved.output), (32, 1, true));
+    assert_eq!((saved.tensors() - plain.tensors(), saved.table, saved.output), (32, true, true));
     let layers = trained("modules_to_save: up_proj\n").numbers()
         - trained("lora_target: [q_proj, k_proj, v_proj, o_proj, gate_proj, down_proj]\n").numbers();
     assert_eq!(layers, 30 * 1536 * 576);
@@ -149,6 +149,46 @@ fn weights_and_optimisers_are_counted_in_their_forms() {
     assert!(memory("finetuning_type: full\noptim: adafactor\n").optimizer < 4 << 20);
     let narrow = memory("finetuning_type: full\nprecision: bf16\ngradient_checkpointing: true\n");
     assert_eq!(narrow.trained_weights, 134_515_008 * 2 + 61 * 576 * 2);
+}
+
+#[test]
+fn a_frozen_block_takes_its_weights_and_nothing_else() {
+    const BLOCK: u64 = 3_538_944 + 2 * 576;
+    let memory = |extra: &str| {
+        let recipe = recipe(&format!("finetuning_type: freeze\ngradient_accumulation_steps: 1\n{extra}"));
+        let prediction = job(&[512]).predict(&recipe);
+        (prediction.memory.unwrap(), prediction.shape, disk::needed(&recipe, &Shape::new(&smollm2(), &recipe), 1))
+    };
+    let (two, shape, on_disk) = memory("freeze_trainable_layers: 2\n");
+    assert_eq!((shape.trained.numbers(), shape.trained.tensors(), shape.trained.graph_layers), (2 * BLOCK, 2 * 9, 2));
+    assert_eq!((two.trained_weights, two.weights), (2 * BLOCK * 4, (134_515_008 - 2 * BLOCK) * 4));
+    assert_eq!(two.optimizer, 2 * BLOCK * 8);
+    // The result is a whole model all the same.
+    assert!(on_disk.result.abs_diff(134_515_008 * 4) < 100_000, "{on_disk:?}");
+    let activations = |shape: &Shape| kept(shape, 512, false);
+    let four = memory("freeze_trainable_layers: 4\nfreeze_trainable_modules: mlp\n").1;
+    assert_eq!(activations(&four), 2 * activations(&shape));
+    assert_eq!(four.trained.numbers(), 4 * 3 * 576 * 1536);
+    // The first blocks and a table are reached through all.
+    assert_eq!(memory("freeze_trainable_layers: -2\n").1.trained.graph_layers, 30);
+    let table = memory("freeze_trainable_layers: 0\nfreeze_extra_modules: embed_tokens\n").1;
+    assert_eq!((table.trained.graph_layers, table.trained.table, table.trained.numbers()), (30, true, 49_152 * 576));
+    let norm = memory("freeze_trainable_layers: 0\nfreeze_extra_modules: norm\n").1;
+    assert_eq!((norm.trained.graph_layers, norm.trained.numbers()), (0, 576));
+    let flops = |extra: &str| {
+        let recipe = recipe(&format!("finetuning_type: {extra}\nmax_steps: 1\n"));
+        let prediction = job(&[512]).predict(&recipe);
+        speed::flops(&recipe, &prediction.shape, &prediction.work)
+    };
+    let adapters = recipe("lora_rank: 16\nlayers_to_transform: [27, 29]\n");
+    let shape = Shape::new(&smollm2(), &adapters);
+    assert_eq!(
+        (shape.trained.graph_layers, shape.trained.numbers(), shape.trained.tensors()),
+        (3, 4_884_480 / 15, 2 * 14)
+    );
+    // A third of the products in the blocks are left, and of the output layer's two.
+    let share = flops("freeze\nfreeze_trainable_layers: 1") / flops("full");
+    assert!((0.4..0.5).contains(&share), "{share}");
 }
 
 #[test]

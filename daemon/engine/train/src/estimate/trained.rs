@@ -1,126 +1,151 @@
-//! What a recipe trains in a decoder: every tensor, by its size.
+//! What a recipe trains in a decoder and what it leaves as it is: every tensor, by its size.
 
+use justtrain_model::DecoderConfig;
 use justtrain_model::adapters::{LoraConfig, LoraStart};
-use justtrain_model::layers::InFull;
-use justtrain_model::{DecoderConfig, LinearShape};
 
-use crate::recipe::{FinetuningType, Recipe};
+use crate::recipe::Recipe;
+use crate::trainable;
 
+/// Tensors by their sizes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct TrainedShape {
+pub(super) struct Tensors {
     /// Rows and columns, and how many there are of each.
     pub(super) matrices: Vec<([usize; 2], u64)>,
-    /// Numbers in vectors, and the tensors that they lie in.
+    /// Numbers in norms, biases and magnitudes.
     pub(super) vectors: u64,
-    vector_tensors: u64,
+    count: u64,
+}
+
+impl Tensors {
+    fn add(&mut self, shape: &[usize]) {
+        self.count += 1;
+        let Ok(shape) = <[usize; 2]>::try_from(shape) else {
+            self.vectors += shape.iter().product::<usize>() as u64;
+            return;
+        };
+        match self.matrices.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, count)) => *count += 1,
+            None => self.matrices.push((shape, 1)),
+        }
+    }
+
+    fn numbers(&self) -> u64 {
+        self.vectors + self.matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct TrainedShape {
+    /// All that the optimiser changes.
+    pub(super) changed: Tensors,
+    /// The rest of the base model.
+    pub(super) frozen: Tensors,
     /// Numbers of the vectors that are magnitudes (DoRA).
     pub(super) magnitudes: u64,
     /// Numbers in frozen pairs: what trained ones started with (PiSSA, LoftQ), and what was taken out of the weights.
     pub(super) start: u64,
-    /// Tables of the vocabulary that are trained beside adapters, and whether the output layer is among them.
-    pub(super) tables: u64,
+    /// Whether a table of the vocabulary is trained, and whether the output layer is.
+    pub(super) table: bool,
     pub(super) output: bool,
+    /// Numbers in the blocks' own matrices that are trained.
+    pub(super) block_weights: u64,
+    /// Blocks with adapters.
+    pub(super) adapted_layers: usize,
+    /// Blocks from the lowest that a gradient must reach to the last.
+    pub(super) graph_layers: usize,
 }
 
 impl TrainedShape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
-        match recipe.finetuning_type {
-            FinetuningType::Full => Self::of_all(config),
-            FinetuningType::Lora => Self::of_adapter(config, &recipe.lora_config(), recipe.lora_start()),
-        }
-    }
-
-    fn of_all(config: &DecoderConfig) -> Self {
-        let layers = config.layers.len() as u64;
-        let mut trained = Self { output: true, ..Self::default() };
-        trained.matrices.extend(config.linears().iter().map(|linear| ([linear.outputs, linear.inputs], layers)));
-        let tables = 2 - u64::from(config.tied_embeddings);
-        trained.matrices.push(([config.vocab_size, config.hidden_size], tables));
-        trained.matrices.extend(config.position_table().map(|table| (table, 1)));
-        for _ in &config.layers {
-            config.block_vectors().into_iter().for_each(|len| trained.vector(len));
-        }
-        (0..config.norm.vectors()).for_each(|_| trained.vector(config.hidden_size));
-        trained
-    }
-
-    fn of_adapter(config: &DecoderConfig, lora: &LoraConfig, start: Option<LoraStart>) -> Self {
         let mut trained = Self::default();
-        for layer in 0..config.layers.len() {
-            for linear in config.linears() {
-                trained.linear(&config.module(layer, linear.name), &linear, lora);
-            }
+        if recipe.trains_weights() {
+            // What a selection names and the model does not have is refused elsewhere.
+            let names = trainable::weights(recipe, config).unwrap_or_default();
+            trained.own_weights(config, |name| names.contains(name));
+        } else {
+            let lora = recipe.lora_config();
+            trained.pairs(config, &lora, recipe.lora_start());
+            trained.own_weights(config, |name| in_full(config, &lora, name));
         }
-        let pairs: u64 = trained.numbers() - trained.vectors;
-        trained.start = match start {
-            Some(LoraStart::Loftq { iterations: 2.. }) => 2 * pairs,
-            Some(_) => pairs,
-            None => 0,
-        };
-        for layer in 0..config.layers.len() {
-            for linear in config.linears() {
-                let name = config.module(layer, linear.name);
-                let InFull { weight, bias } = lora.in_full(&name, lora.targets(&name));
-                trained.matrices.extend(weight.then_some(([linear.outputs, linear.inputs], 1)));
-                if bias && linear.bias {
-                    trained.vector(linear.outputs);
-                }
-            }
-            for (part, width) in config.block_norm_parts() {
-                trained.norm(config, lora.in_full(&config.module(layer, part), false), width);
-            }
-        }
-        trained.norm(config, lora.in_full(config.names.norm, false), config.hidden_size);
-        let saved = |name: &str| lora.in_full(name, false).weight;
-        let (embeddings, output) = (saved(config.names.embeddings), saved(config.names.output));
-        trained.tables = match config.tied_embeddings {
-            true => u64::from(embeddings || output),
-            false => u64::from(embeddings) + u64::from(output),
-        };
-        trained.output = output || (config.tied_embeddings && embeddings);
-        trained
-            .matrices
-            .extend((trained.tables > 0).then_some(([config.vocab_size, config.hidden_size], trained.tables)));
-        trained.matrices.extend(
-            config.position_table().filter(|_| config.names.positions.is_some_and(saved)).map(|table| (table, 1)),
-        );
         trained
     }
 
-    /// The pair of a layer, and its magnitudes.
-    fn linear(&mut self, name: &str, linear: &LinearShape, lora: &LoraConfig) {
-        if !lora.targets(name) {
-            return;
-        }
-        let rank = lora.rank_of(name);
-        self.matrices.extend([([rank, linear.inputs], 1), ([linear.outputs, rank], 1)]);
-        if lora.dora {
-            self.vector(linear.outputs);
-            self.magnitudes += linear.outputs as u64;
-        }
-    }
-
-    fn norm(&mut self, config: &DecoderConfig, InFull { weight, bias }: InFull, width: usize) {
-        if weight {
-            self.vector(width);
-        }
-        if bias && config.norm.vectors() > 1 {
-            self.vector(width);
-        }
-    }
-
-    fn vector(&mut self, len: usize) {
-        self.vectors += len as u64;
-        self.vector_tensors += 1;
-    }
-
-    /// All that the optimiser changes.
     pub(super) fn numbers(&self) -> u64 {
-        self.vectors + self.matrices.iter().map(|([rows, cols], count)| (rows * cols) as u64 * count).sum::<u64>()
+        self.changed.numbers()
     }
 
     /// The tensors that these lie in.
     pub(super) fn tensors(&self) -> u64 {
-        self.vector_tensors + self.matrices.iter().map(|(_, count)| count).sum::<u64>()
+        self.changed.count
     }
+
+    fn pairs(&mut self, config: &DecoderConfig, lora: &LoraConfig, start: Option<LoraStart>) {
+        let mut pairs = 0;
+        for layer in 0..config.layers.len() {
+            let before = pairs;
+            for linear in config.linears() {
+                let name = config.module(layer, linear.name);
+                if !lora.targets(&name) {
+                    continue;
+                }
+                let rank = lora.rank_of(&name);
+                self.changed.add(&[rank, linear.inputs]);
+                self.changed.add(&[linear.outputs, rank]);
+                pairs += (rank * (linear.inputs + linear.outputs)) as u64;
+                if lora.dora {
+                    self.changed.add(&[linear.outputs]);
+                    self.magnitudes += linear.outputs as u64;
+                }
+            }
+            if pairs > before {
+                self.adapted_layers += 1;
+                self.reach(config, layer);
+            }
+        }
+        self.start = match start {
+            Some(LoraStart::Loftq { iterations: 2.. }) => 2 * pairs,
+            Some(_) => pairs,
+            None => 0,
+        };
+    }
+
+    fn own_weights(&mut self, config: &DecoderConfig, is_trained: impl Fn(&str) -> bool) {
+        for (name, shape) in config.tensors() {
+            if !is_trained(&name) {
+                self.frozen.add(&shape);
+                continue;
+            }
+            self.changed.add(&shape);
+            let matrix = shape.len() == 2;
+            if let Some((layer, _)) = config.place_in_block(&name) {
+                self.reach(config, layer);
+                self.block_weights += if matrix { shape.iter().product::<usize>() as u64 } else { 0 };
+            } else if matrix {
+                let output = !config.tied_embeddings && name == config.names.output_weight();
+                let table = shape == [config.vocab_size, config.hidden_size];
+                self.table |= table;
+                self.output |= output || (table && config.tied_embeddings);
+                if !output {
+                    // A table below the first block is reached through all of them.
+                    self.reach(config, 0);
+                }
+            }
+        }
+    }
+
+    fn reach(&mut self, config: &DecoderConfig, layer: usize) {
+        self.graph_layers = self.graph_layers.max(config.layers.len() - layer);
+    }
+}
+
+/// Whether a tensor of the base model is trained beside the pairs.
+fn in_full(config: &DecoderConfig, lora: &LoraConfig, name: &str) -> bool {
+    if let Some(module) = name.strip_suffix(".bias") {
+        let part = config.place_in_block(module).map(|(_, part)| part);
+        let linear = config.linears().iter().any(|linear| Some(linear.name) == part);
+        return lora.in_full(module, linear && lora.targets(module)).bias;
+    }
+    let saved = |module: &str| lora.in_full(module, false).weight;
+    let module = name.strip_suffix(".weight").unwrap_or(name);
+    saved(module) || (config.tied_embeddings && module == config.names.embeddings && saved(config.names.output))
 }

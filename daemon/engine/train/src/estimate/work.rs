@@ -83,6 +83,10 @@ impl BatchSize {
         })
     }
 
+    fn times(self, passes: usize) -> Self {
+        Self { tokens: self.tokens * passes, targets: self.targets * passes }
+    }
+
     fn max(self, other: Self) -> Self {
         Self { tokens: self.tokens.max(other.tokens), targets: self.targets.max(other.targets) }
     }
@@ -125,11 +129,12 @@ impl Work {
         let seen = work.batches.min(BATCHES_SEEN);
         for _ in 0..seen {
             let batch = sampler.next_batch();
-            let size = BatchSize::of(batch.iter().map(|&index| &train[index]));
+            let size = BatchSize::of(batch.iter().map(|&index| &train[index])).times(recipe.passes());
             work.largest = work.largest.max(size);
             work.tokens += size.tokens as u64;
             work.targets += size.targets as u64;
-            work.token_pairs += batch.iter().map(|&index| (train[index].ids.len() as f64).powi(2)).sum::<f64>();
+            work.token_pairs += recipe.passes() as f64
+                * batch.iter().map(|&index| (train[index].ids.len() as f64).powi(2)).sum::<f64>();
         }
         let rest = work.batches as f64 / seen as f64;
         work.tokens = (work.tokens as f64 * rest) as u64;

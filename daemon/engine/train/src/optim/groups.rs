@@ -1,6 +1,8 @@
 //! Parameter groups: modules with a learning rate of their own, and LoRA+ (Hayou et al. 2024, arXiv 2402.12354), where
 //! every B learns faster than its A.
 
+use std::collections::HashMap;
+
 use regex::Regex;
 
 #[derive(Debug, Clone)]
@@ -9,24 +11,45 @@ pub struct Groups {
     patterns: Vec<(Regex, f64)>,
     /// How many times A's rate B has.
     loraplus_ratio: f64,
+    /// By name, of parameters that join late or learn more slowly.
+    joining: HashMap<String, Joining>,
+}
+
+/// How a parameter takes part in a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Joining {
+    /// Its rate as a share of the run's, where no pattern says otherwise.
+    pub share: f64,
+    /// Steps of the run before its first.
+    pub first_step: u64,
 }
 
 impl Default for Groups {
     /// All parameters learn alike.
     fn default() -> Self {
-        Self { patterns: Vec::new(), loraplus_ratio: 1.0 }
+        Self::new(Vec::new(), 1.0)
     }
 }
 
 impl Groups {
     pub fn new(patterns: Vec<(Regex, f64)>, loraplus_ratio: f64) -> Self {
-        Self { patterns, loraplus_ratio }
+        Self { patterns, loraplus_ratio, joining: HashMap::new() }
+    }
+
+    pub fn with_joining(self, joining: HashMap<String, Joining>) -> Self {
+        Self { joining, ..self }
+    }
+
+    /// Steps of the run before a parameter's first.
+    pub fn first_step(&self, name: &str) -> u64 {
+        self.joining.get(name).map_or(0, |joining| joining.first_step)
     }
 
     /// A parameter's rate as a share of the run's.
     pub fn share(&self, name: &str) -> f64 {
         let found = self.patterns.iter().find(|(pattern, _)| pattern.is_match(name));
-        let share = found.map_or(1.0, |(_, share)| *share);
+        let own = || self.joining.get(name).map_or(1.0, |joining| joining.share);
+        let share = found.map_or_else(own, |(_, share)| *share);
         if name.ends_with(".lora_B") { share * self.loraplus_ratio } else { share }
     }
 
@@ -49,6 +72,10 @@ mod tests {
         let names = ["layers.0.q_proj.lora_A", "layers.1.q_proj.lora_A", "layers.1.q_proj.lora_B", "norm"];
         assert_eq!(names.map(|name| groups.share(name)), [0.5, 2.0, 32.0, 1.0]);
         assert_eq!(groups.unused(&names), ["head"]);
+        let late = Joining { share: 0.25, first_step: 7 };
+        let groups = groups.with_joining(names.map(|name| (name.to_owned(), late)).into());
+        assert_eq!(names.map(|name| groups.share(name)), [0.5, 2.0, 32.0, 0.25]);
+        assert_eq!(names.map(|name| groups.first_step(name)), [7; 4]);
         assert_eq!(Groups::default().share("layers.1.q_proj.lora_B"), 1.0);
     }
 }

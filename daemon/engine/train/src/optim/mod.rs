@@ -22,7 +22,7 @@ pub use adamw_8bit::AdamW8bit;
 pub use config::OptimizerType;
 pub use ema::Ema;
 pub use galore::Galore;
-pub use groups::Groups;
+pub use groups::{Groups, Joining};
 pub use lion::Lion;
 pub use muon::Muon;
 pub use sgd::Sgd;
@@ -50,7 +50,7 @@ pub struct Update<'a> {
     pub shape: &'a [usize],
     /// Whether weight decay applies.
     pub decays: bool,
-    /// From 1.
+    /// From 1, the parameter's own: one that was frozen at first begins to count when it joins, as in PyTorch.
     pub step: u64,
     pub learning_rate: f64,
 }

@@ -8,15 +8,16 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
 use super::resolve::patterns;
-use super::rules::invalid;
+use super::rules::{invalid, no_regex};
 use super::{FinetuningType, QuantizationType, Recipe};
 
 /// Keys that mean nothing where every weight is trained.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "lora_rank",
     "lora_alpha",
     "lora_dropout",
     "lora_target",
+    "layers_to_transform",
     "use_rslora",
     "use_dora",
     "pissa_init",
@@ -34,7 +35,7 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
     let of_patterns = ["rank_pattern", "alpha_pattern"].into_iter().zip([&recipe.rank_pattern, &recipe.alpha_pattern]);
     let broken = of_patterns.filter_map(|(key, written)| {
         let (pattern, error) = patterns(written, Value::as_f64).err()?;
-        Some(no_pattern(&format!("{key}.{pattern}"), &error))
+        Some(no_regex(&format!("{key}.{pattern}"), &pattern, &error))
     });
     broken
         .chain(lora_target(recipe))
@@ -53,11 +54,12 @@ pub(super) fn unreadable(problem: Problem) -> Problem {
 }
 
 fn adapter_beside_full(recipe: &Recipe) -> Option<Problem> {
-    (recipe.finetuning_type == FinetuningType::Full).then(|| {
+    let method = recipe.finetuning_type.name();
+    recipe.trains_weights().then(|| {
         invalid(
             "adapter_name_or_path",
-            "finetuning_type full trains the model's own weights and no adapter",
-            "finetuning_type 为 full 时训练模型本身的权重，没有适配器",
+            &format!("finetuning_type {method} trains the model's own weights and no adapter"),
+            &format!("finetuning_type 为 {method} 时训练模型本身的权重，没有适配器"),
         )
         .expected("finetuning_type: lora")
         .fix(
@@ -177,16 +179,6 @@ fn show_patterns<T: Copy + ToString>(patterns: &Patterns<T>) -> String {
     patterns.iter().map(|(pattern, value)| format!("{pattern}: {}", value.to_string())).collect::<Vec<_>>().join(", ")
 }
 
-/// The key's last part is no regular expression.
-pub(super) fn no_pattern(key: &str, error: &regex::Error) -> Problem {
-    // The last line says what is wrong; those before draw it.
-    let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-    invalid(key, "this is not a regular expression", "这不是正确的正则表达式").found(reason).fix(
-        "write a part of the names, such as q_proj; put a backslash before a dot",
-        "写名字的一部分，例如 q_proj；点号前加反斜杠",
-    )
-}
-
 fn lora_target(recipe: &Recipe) -> Vec<Problem> {
     let LoraTargets::Named(names) = recipe.lora_target() else { return Vec::new() };
     let unknown = names.iter().filter(|name| !families::LINEAR_LAYERS.contains(&name.as_str()));
@@ -210,13 +202,14 @@ fn lora_target(recipe: &Recipe) -> Vec<Problem> {
 pub(super) fn warnings(recipe: &Recipe) -> Vec<Problem> {
     let keys = match recipe.finetuning_type {
         FinetuningType::Lora => [].as_slice(),
-        FinetuningType::Full => KEYS.as_slice(),
+        FinetuningType::Full | FinetuningType::Freeze => KEYS.as_slice(),
     };
+    let method = recipe.finetuning_type.name();
     let unused = |key: &&str| {
         Problem::warning(
             ProblemCode::InvalidValue,
-            "finetuning_type full trains no LoRA pair; this is not used",
-            "finetuning_type 为 full 时没有 LoRA，这一项不起作用",
+            format!("finetuning_type {method} trains no LoRA pair; this is not used"),
+            format!("finetuning_type 为 {method} 时没有 LoRA，这一项不起作用"),
         )
         .key(*key)
         .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora")

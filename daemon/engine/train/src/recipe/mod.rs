@@ -14,15 +14,21 @@
 //! | `adapter_rules.rs` | the same for LoRA's keys |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
+//! | `trainable_rules.rs` | the same for what chooses the weights that are trained |
+//! | `validation_rules.rs` | the same for `eval_steps`, early stopping and the best model |
+//! | `regularization_rules.rs` | the same for dropout, R-Drop, L2-SP and mixout |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod adapter_rules;
 mod check;
 mod optimizer_rules;
 mod peers;
+mod regularization_rules;
 mod resolve;
 mod rules;
 mod schedule_rules;
+mod trainable_rules;
+mod validation_rules;
 mod yaml;
 
 #[cfg(test)]
@@ -36,6 +42,8 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use crate::early_stopping::Metric;
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -52,7 +60,7 @@ pub struct Recipe {
     #[serde(default)]
     pub stage: Stage,
 
-    /// Which weights are trained: `lora` trains a low-rank pair beside each linear layer, `full` every weight of the model.
+    /// Which weights are trained: `lora` trains a low-rank pair beside each linear layer, `full` every weight of the model, `freeze` those of some layers.
     #[serde(default)]
     #[schemars(extend("x-aliases" = ["adapter"]))]
     pub finetuning_type: FinetuningType,
@@ -129,6 +137,38 @@ pub struct Recipe {
     #[schemars(extend("additionalProperties" = {"type": "number", "exclusiveMinimum": 0}))]
     alpha_pattern: Map<String, Value>,
 
+    /// Numbers of the blocks that get LoRA pairs, from 0: one, or a list. Default: all blocks.
+    #[serde(default)]
+    #[schemars(extend("x-values" = "0 | [0, 1, …]"))]
+    layers_to_transform: Option<OneOrManyNumbers>,
+
+    /// `freeze`: train the last N blocks, or with -N the first N. 0 trains no block, only `freeze_extra_modules`.
+    #[serde(default = "default::freeze_trainable_layers")]
+    #[schemars(range(min = -65536, max = 65536))]
+    pub(crate) freeze_trainable_layers: i64,
+
+    /// `freeze`: what is trained of these blocks: `all`, or names such as `mlp,self_attn` or `q_proj`.
+    #[serde(default = "default::all")]
+    freeze_trainable_modules: OneOrMany,
+
+    /// `freeze`: what is trained outside the blocks, such as `embed_tokens`, `norm` or `lm_head`. Default: nothing.
+    #[serde(default)]
+    freeze_extra_modules: Option<OneOrMany>,
+
+    /// `freeze`: in place of layers and modules, regular expressions that are looked for in the names of weights such as `model.layers.0.mlp.up_proj.weight`; whatever they find is trained.
+    #[serde(default)]
+    unfrozen_parameters: Option<OneOrMany>,
+
+    /// Gradual unfreezing: which part is trained from when on. `head` is the last norm with the output layer, a number so many of the last blocks with it, `all` the rest; each from a step from 1 on, or from a share of all steps below 1: `{head: 0, 4: 0.3, all: 0.6}`. What has not joined is frozen. Default: all from the start.
+    #[serde(default)]
+    #[schemars(extend("additionalProperties" = {"type": "number", "minimum": 0}))]
+    unfreeze_schedule: Map<String, Value>,
+
+    /// Discriminative learning rates: each group of `unfreeze_schedule` learns so many times slower than the one above it. Without a schedule every block is a group. Default: 2.6 with `unfreeze_schedule`, otherwise 1.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    lr_decay: Option<f64>,
+
     /// Keep the frozen weights of the linear layers in so many bits (QLoRA): 4 or 8. Default: not quantised.
     #[serde(default)]
     #[schemars(range(min = 4, max = 8))]
@@ -185,6 +225,28 @@ pub struct Recipe {
     #[serde(default)]
     #[schemars(range(min = 1))]
     eval_steps: Option<u64>,
+
+    /// Stop early: after so many validations, one after the other, of which none was better than the best before. Default: train to the end.
+    #[serde(default)]
+    #[schemars(range(min = 1), extend("x-aliases" = ["early_stopping_patience"]))]
+    early_stopping_steps: Option<u64>,
+
+    /// By how much a validation must be better to count for `early_stopping_steps`.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    early_stopping_threshold: f64,
+
+    /// End with the weights of the best validation, not with the last ones.
+    #[serde(default)]
+    pub(crate) load_best_model_at_end: bool,
+
+    /// What the best validation is told by.
+    #[serde(default)]
+    pub(crate) metric_for_best_model: Metric,
+
+    /// Whether a larger `metric_for_best_model` is better; the metric itself decides, and this may say so.
+    #[serde(default)]
+    greater_is_better: Option<bool>,
 
     /// Highest learning rate of the schedule.
     #[serde(default = "default::learning_rate")]
@@ -289,6 +351,41 @@ pub struct Recipe {
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub(crate) ema_decay: Option<f64>,
 
+    /// Share of the attention's weights that is dropped while training.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) attention_dropout: f64,
+
+    /// Share that is dropped, while training, of what attention and feed-forward network add to the residual.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) resid_pdrop: f64,
+
+    /// Label smoothing: a target's loss is this share of the mean over all tokens, and the rest of its own. Validation is not smoothed.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) label_smoothing_factor: f64,
+
+    /// NEFTune: while training, noise of at most this over √(tokens × width) on the embeddings of a row; 5 in the paper. Default: no noise.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) neftune_noise_alpha: Option<f64>,
+
+    /// R-Drop: each batch goes through twice with other dropout, and this much of the divergence of both predictions is added to the loss; 1 to 5 in the paper. Doubles a step's memory and time. Default: once.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) rdrop_alpha: Option<f64>,
+
+    /// L2-SP: pulls trained weights back to where they started, by this much of the distance. With `full` and `freeze`; takes 4 bytes a trained weight. Default: no pull.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) l2sp_alpha: Option<f64>,
+
+    /// Mixout: with this probability a weight in a block is, for one batch, the one that the run began with. With `full` and `freeze`; takes 8 bytes a trained weight. Default: none.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub(crate) mixout_p: Option<f64>,
+
     /// Decoupled weight decay: each step takes `learning_rate * weight_decay` of a trained weight away.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1))]
@@ -298,6 +395,11 @@ pub struct Recipe {
     #[serde(default = "default::max_grad_norm")]
     #[schemars(range(min = 0))]
     pub max_grad_norm: f64,
+
+    /// A step whose loss or gradient is no finite number changes nothing. After so many of them in a row the run goes back to the last good checkpoint and ends.
+    #[serde(default = "default::max_bad_steps")]
+    #[schemars(range(min = 1))]
+    pub max_bad_steps: u64,
 
     /// Keep only what goes into each block, and compute the block again in the backward: less memory, about a third more time, the same result.
     #[serde(default)]
@@ -409,13 +511,15 @@ pub enum FinetuningType {
     #[default]
     Lora,
     Full,
+    Freeze,
 }
 
 impl FinetuningType {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lora => "lora",
             Self::Full => "full",
+            Self::Freeze => "freeze",
         }
     }
 }
@@ -468,6 +572,14 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
+/// A number, or a list of numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum OneOrManyNumbers {
+    One(usize),
+    Many(Vec<usize>),
+}
+
 /// Defaults that are not the type's own.
 mod default {
     use super::OneOrMany;
@@ -480,6 +592,9 @@ mod default {
     }
     pub(super) fn loftq_iter() -> usize {
         1
+    }
+    pub(super) fn freeze_trainable_layers() -> i64 {
+        2
     }
     pub(super) fn auto() -> String {
         "auto".to_owned()
@@ -526,6 +641,9 @@ mod default {
     }
     pub(super) fn max_grad_norm() -> f64 {
         1.0
+    }
+    pub(super) fn max_bad_steps() -> u64 {
+        5
     }
     pub(super) fn seed() -> u64 {
         42

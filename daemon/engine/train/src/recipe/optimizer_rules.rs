@@ -3,9 +3,8 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 use regex::Regex;
 
-use super::adapter_rules::no_pattern;
-use super::rules::invalid;
-use super::{FinetuningType, Precision, Recipe};
+use super::rules::{invalid, no_regex};
+use super::{Precision, Recipe};
 use crate::optim::OptimizerType;
 
 /// Keys that some optimisers take and others do not.
@@ -52,7 +51,7 @@ fn nesterov_without_momentum(recipe: &Recipe) -> Option<Problem> {
 
 fn galore_beside_lora(recipe: &Recipe) -> Option<Problem> {
     let galore = recipe.optim == OptimizerType::GaloreAdamw;
-    (galore && recipe.finetuning_type == FinetuningType::Lora).then(|| {
+    (galore && !recipe.trains_weights()).then(|| {
         invalid(
             "optim",
             "galore_adamw projects the gradients of whole matrices, and LoRA's are of low rank already",
@@ -65,7 +64,7 @@ fn galore_beside_lora(recipe: &Recipe) -> Option<Problem> {
 
 /// Weights in 16 bits are rounded by chance: they would not come back as they were from an exchange with their mean.
 fn mean_in_16_bits(recipe: &Recipe) -> Option<Problem> {
-    let in_16_bits = recipe.finetuning_type == FinetuningType::Full && recipe.precision == Precision::Bf16;
+    let in_16_bits = recipe.trains_weights() && recipe.precision == Precision::Bf16;
     (in_16_bits && recipe.ema_decay.is_some()).then(|| {
         invalid(
             "ema_decay",
@@ -79,5 +78,5 @@ fn mean_in_16_bits(recipe: &Recipe) -> Option<Problem> {
 
 fn patterns(recipe: &Recipe) -> Vec<Problem> {
     let broken = recipe.learning_rates().filter_map(|(pattern, _)| Some((pattern, Regex::new(pattern).err()?)));
-    broken.map(|(pattern, error)| no_pattern(&format!("learning_rates.{pattern}"), &error)).collect()
+    broken.map(|(pattern, error)| no_regex(&format!("learning_rates.{pattern}"), pattern, &error)).collect()
 }

@@ -6,16 +6,11 @@ use justtrain_worker_api::{Problem, ProblemCode};
 /// Methods that a later version brings.
 const LATER_KEYS: &[&str] = &[
     "deepspeed",
-    "early_stopping_patience",
     "eval_dataset",
-    "fp16",
-    "freeze_trainable_layers",
     "fsdp",
     "interleave_probs",
-    "label_smoothing_factor",
     "max_samples",
     "mix_strategy",
-    "neftune_noise_alpha",
     "report_to",
     "tf32",
     "use_badam",
@@ -49,6 +44,7 @@ const DECIDED_KEYS: &[&str] = &[
 /// Keys of which ours say the same in another way, and how.
 const SAID_DIFFERENTLY: &[(&str, &str)] = &[
     ("bf16", "precision: bf16"),
+    ("fp16", "precision: bf16"),
     ("init_lora_weights", "pissa_init: true"),
     ("load_in_4bit", "quantization_bit: 4"),
     ("load_in_8bit", "quantization_bit: 8"),
@@ -60,6 +56,7 @@ const SAID_DIFFERENTLY: &[(&str, &str)] = &[
 
 /// The same for values of keys that are there.
 const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
+    ("metric_for_best_model", "loss", "metric_for_best_model: eval_loss"),
     ("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4"),
     ("optim", "adamw_bnb_8bit", "optim: adamw_8bit"),
     ("optim", "adamw_torch", "optim: adamw"),
@@ -68,10 +65,8 @@ const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
 ];
 
 const LATER_VALUES: &[(&str, &[&str])] = &[
-    ("finetuning_type", &["freeze"]),
     ("lr_scheduler_type", &["cosine_warmup_with_min_lr", "greedy"]),
     ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
-    ("precision", &["fp16"]),
     ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
 ];
 
@@ -97,6 +92,17 @@ pub(super) fn known_elsewhere(key: &str) -> Option<Problem> {
             .key(key)
             .fix("remove this line", "删除这一行")
     })
+}
+
+/// Why a value of another tool is refused for good, and what to write.
+pub(super) fn refused(key: &str, value: &str) -> Option<[&'static str; 4]> {
+    (key == "precision" && value == "fp16").then_some([
+        "every product is computed in float32, so there are no float16 gradients that loss scaling could save; kept in \
+         float16, weights beyond 65504 would overflow for the same memory as bf16",
+        "所有乘积都以 float32 计算，没有需要损失缩放的 float16 梯度；以 float16 保存时，超过 65504 的权重会溢出，而内存与 bf16 相同",
+        "write precision: bf16 for half the memory",
+        "请写 precision: bf16，同样节省一半内存",
+    ])
 }
 
 /// Whether a later version will take this value.

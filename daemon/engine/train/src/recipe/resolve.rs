@@ -11,11 +11,13 @@ use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use crate::early_stopping::EarlyStopping;
 use crate::optim::schedule::{Schedule, share_or_steps};
 use crate::optim::{Groups, OptimizerType};
 use crate::prepare::adapter_template;
+use crate::trainable::Group;
 
-use super::{Bias, DatasetFormat, OneOrMany, Precision, QuantizationType, Recipe};
+use super::{Bias, DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe};
 
 impl Recipe {
     /// Where to train.
@@ -56,6 +58,7 @@ impl Recipe {
             alpha: self.lora_alpha(),
             dropout: self.lora_dropout,
             targets: self.lora_target(),
+            layers: self.layers_to_transform().map(<[usize]>::to_vec),
             rslora: self.use_rslora,
             dora: self.use_dora,
             modules_to_save: self.modules_to_save.as_ref().map(OneOrMany::names).unwrap_or_default(),
@@ -67,6 +70,50 @@ impl Recipe {
             rank_pattern: patterns(&self.rank_pattern, rank).unwrap_or_default(),
             alpha_pattern: patterns(&self.alpha_pattern, Value::as_f64).unwrap_or_default(),
         }
+    }
+
+    /// Blocks that get LoRA pairs; None for all.
+    pub(crate) fn layers_to_transform(&self) -> Option<&[usize]> {
+        self.layers_to_transform.as_ref().map(|layers| match layers {
+            OneOrManyNumbers::One(layer) => std::slice::from_ref(layer),
+            OneOrManyNumbers::Many(layers) => layers.as_slice(),
+        })
+    }
+
+    /// Whether the model's own weights are trained, and no adapter.
+    pub(crate) fn trains_weights(&self) -> bool {
+        self.finetuning_type != FinetuningType::Lora
+    }
+
+    pub(crate) fn freeze_trainable_modules(&self) -> Vec<String> {
+        self.freeze_trainable_modules.names()
+    }
+
+    pub(crate) fn freeze_extra_modules(&self) -> Vec<String> {
+        self.freeze_extra_modules.as_ref().map(OneOrMany::names).unwrap_or_default()
+    }
+
+    /// None where layers and modules are named. Commas belong to a pattern.
+    pub(crate) fn unfrozen_parameters(&self) -> Option<Vec<Regex>> {
+        let patterns = self.unfrozen_parameters.as_ref()?.items();
+        Some(patterns.iter().filter_map(|pattern| Regex::new(pattern).ok()).collect())
+    }
+
+    /// Groups of `unfreeze_schedule`, each with the number of steps before its first.
+    pub(crate) fn unfreeze_schedule(&self, total_steps: u64) -> Vec<(Group, u64)> {
+        let stage = |(group, when): (Group, f64)| (group, share_or_steps(when, total_steps));
+        self.unfreeze_schedule_as_written()
+            .filter_map(|(name, when)| Some((Group::parse(name)?, when)))
+            .map(stage)
+            .collect()
+    }
+
+    pub(super) fn unfreeze_schedule_as_written(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.unfreeze_schedule.iter().filter_map(|(group, when)| Some((group.as_str(), when.as_f64()?)))
+    }
+
+    pub(crate) fn lr_decay(&self) -> f64 {
+        self.lr_decay.unwrap_or(if self.unfreeze_schedule.is_empty() { 1.0 } else { 2.6 })
     }
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
@@ -93,11 +140,7 @@ impl Recipe {
 
     /// Paths of the data files, starting from the recipe's folder.
     pub fn dataset_files(&self) -> Vec<PathBuf> {
-        let files = match &self.dataset {
-            OneOrMany::One(file) => std::slice::from_ref(file),
-            OneOrMany::Many(files) => files,
-        };
-        files.iter().map(|file| self.base_dir.join(file)).collect()
+        self.dataset.items().iter().map(|file| self.base_dir.join(file)).collect()
     }
 
     /// The chat template's text; None for the one that the model brings. An adapter to go on with may bring another.
@@ -117,6 +160,26 @@ impl Recipe {
     /// Steps between two validations while training; None where nothing is held out.
     pub fn eval_steps(&self) -> Option<u64> {
         (self.val_size > 0.0).then(|| self.eval_steps.unwrap_or(self.save_steps))
+    }
+
+    /// Whether the weights that the run began with are kept beside those that are trained.
+    pub(crate) fn remembers_start(&self) -> bool {
+        self.l2sp_alpha.is_some() || self.mixout_p.is_some()
+    }
+
+    /// Passes of each batch through the network in a step.
+    pub(crate) fn passes(&self) -> usize {
+        if self.rdrop_alpha.is_some() { 2 } else { 1 }
+    }
+
+    /// How validations are judged; None where the recipe does not ask for the best one.
+    pub(crate) fn early_stopping(&self) -> Option<EarlyStopping> {
+        let rule = EarlyStopping {
+            metric: self.metric_for_best_model,
+            patience: self.early_stopping_steps,
+            threshold: self.early_stopping_threshold,
+        };
+        (rule.patience.is_some() || self.load_best_model_at_end).then_some(rule)
     }
 
     /// Optimiser steps of the whole run, at least one.
@@ -182,15 +245,22 @@ impl Recipe {
             adam_beta2: other.adam_beta2,
             galore_scale: other.galore_scale,
             learning_rates: other.learning_rates.clone(),
+            lr_decay: other.lr_decay,
             loraplus_lr_ratio: other.loraplus_lr_ratio,
             adam_epsilon: other.adam_epsilon,
             weight_decay: other.weight_decay,
             max_grad_norm: other.max_grad_norm,
+            max_bad_steps: other.max_bad_steps,
             seed: other.seed,
             save_steps: other.save_steps,
             save_total_limit: other.save_total_limit,
             logging_steps: other.logging_steps,
             eval_steps: other.eval_steps,
+            early_stopping_steps: other.early_stopping_steps,
+            early_stopping_threshold: other.early_stopping_threshold,
+            load_best_model_at_end: other.load_best_model_at_end,
+            metric_for_best_model: other.metric_for_best_model,
+            greater_is_better: other.greater_is_better,
             warnings: other.warnings.clone(),
             ..self.clone()
         };
@@ -207,6 +277,13 @@ pub(super) fn patterns<T: Copy>(
 }
 
 impl OneOrMany {
+    pub(super) fn items(&self) -> &[String] {
+        match self {
+            Self::One(item) => std::slice::from_ref(item),
+            Self::Many(items) => items,
+        }
+    }
+
     /// Items of a list, or parts between commas.
     pub(super) fn names(&self) -> Vec<String> {
         match self {

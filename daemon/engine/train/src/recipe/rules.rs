@@ -4,7 +4,8 @@ use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
 use super::{
-    FinetuningType, OneOrMany, Precision, QuantizationType, Recipe, adapter_rules, optimizer_rules, schedule_rules,
+    OneOrMany, Precision, QuantizationType, Recipe, adapter_rules, optimizer_rules, regularization_rules,
+    schedule_rules, trainable_rules, validation_rules,
 };
 
 /// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
@@ -15,7 +16,6 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         share_or_count("warmup_steps", recipe.warmup_steps),
         max_steps(recipe),
         one_warmup(written),
-        validation_rhythm(recipe, written),
         prompt_and_history(recipe),
         dataset_names(recipe),
         recipe.chat_template().err(),
@@ -26,12 +26,16 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         full_in_fewer_bits(recipe),
         full_in_16_bits(recipe),
         device(recipe),
+        no_layers(recipe),
     ];
     let errors = errors.into_iter().flatten().chain(adapter_rules::errors(recipe));
     let errors = errors.chain(schedule_rules::errors(recipe, written)).chain(optimizer_rules::errors(recipe));
+    let errors =
+        errors.chain(trainable_rules::errors(recipe, written)).chain(validation_rules::errors(recipe, written));
+    let errors = errors.chain(regularization_rules::errors(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
     let warnings = warnings.chain(adapter_rules::warnings(recipe)).chain(schedule_rules::warnings(recipe));
-    let warnings = warnings.chain(optimizer_rules::warnings(recipe));
+    let warnings = warnings.chain(optimizer_rules::warnings(recipe)).chain(validation_rules::warnings(recipe));
     (place(errors, written), place(warnings, written))
 }
 
@@ -46,6 +50,17 @@ fn place(problems: impl IntoIterator<Item = Problem>, written: &Written) -> Vec<
 
 pub(super) fn invalid(key: &str, en: &str, zh: &str) -> Problem {
     Problem::error(ProblemCode::InvalidValue, en, zh).key(key)
+}
+
+/// The last line of the error says what is wrong; those before draw it.
+pub(super) fn no_regex(key: &str, pattern: &str, error: &regex::Error) -> Problem {
+    let reason = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
+    invalid(key, "this is not a regular expression", "这不是正确的正则表达式")
+        .found(format!("{pattern}: {reason}"))
+        .fix(
+            "write a part of the names, such as q_proj; put a backslash before a dot",
+            "写名字的一部分，例如 q_proj；点号前加反斜杠",
+        )
 }
 
 pub(super) fn share_or_count(key: &str, value: f64) -> Option<Problem> {
@@ -74,18 +89,6 @@ fn one_warmup(written: &Written) -> Option<Problem> {
             "已经写了 warmup_steps，两者只能写一个",
         )
         .fix("keep one of the two lines", "只保留其中一行")
-    })
-}
-
-fn validation_rhythm(recipe: &Recipe, written: &Written) -> Option<Problem> {
-    // The default of `val_size` is not 0, so a 0 is written; a written `val_size` that does not fit is reported already.
-    let nothing_held_out = written.mark("val_size").is_some() && recipe.val_size == 0.0;
-    (nothing_held_out && recipe.eval_steps.is_some()).then(|| {
-        invalid("eval_steps", "with val_size 0 there are no rows to validate on", "val_size 为 0，没有可用于验证的数据")
-            .fix(
-                "remove eval_steps, or give val_size a share such as 0.1",
-                "删除 eval_steps，或给 val_size 一个比例，例如 0.1",
-            )
     })
 }
 
@@ -184,6 +187,13 @@ fn device(recipe: &Recipe) -> Option<Problem> {
     })
 }
 
+fn no_layers(recipe: &Recipe) -> Option<Problem> {
+    recipe.layers_to_transform().is_some_and(<[usize]>::is_empty).then(|| {
+        invalid("layers_to_transform", "an empty list would train nothing", "空列表表示什么也不训练")
+            .fix("name blocks, or remove this line", "写出块的编号，或删除这一行")
+    })
+}
+
 fn long_warmup(recipe: &Recipe) -> Option<Problem> {
     let limit = recipe.max_steps as f64;
     let warms_up = recipe.lr_scheduler_type.warms_up();
@@ -211,11 +221,12 @@ fn epochs_unused(recipe: &Recipe, written: &Written) -> Option<Problem> {
     })
 }
 
-/// Weights that are all trained have 32 or 16 bits.
+/// Weights that are trained have 32 or 16 bits.
 fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
-    if recipe.finetuning_type != FinetuningType::Full {
+    if !recipe.trains_weights() {
         return None;
     }
+    let method = recipe.finetuning_type.name();
     let (key, found) = match (recipe.quantization_bit, recipe.quantization_type) {
         (Some(bits), _) => ("quantization_bit", bits.to_string()),
         (None, Some(kind)) => ("quantization_type", format!("{kind:?}").to_lowercase()),
@@ -224,8 +235,8 @@ fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
     Some(
         invalid(
             key,
-            "finetuning_type full trains the weights themselves, which cannot be quantised",
-            "finetuning_type 为 full 时训练全部权重，权重不能量化",
+            &format!("finetuning_type {method} trains the weights themselves, which cannot be quantised"),
+            &format!("finetuning_type 为 {method} 时训练模型自身的权重，权重不能量化"),
         )
         .found(found)
         .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora"),
@@ -234,12 +245,12 @@ fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
 
 /// Gradients need a block's weights in `f32`: with a graph for every block there would be two copies of all of them.
 fn full_in_16_bits(recipe: &Recipe) -> Option<Problem> {
-    let full = recipe.finetuning_type == FinetuningType::Full;
-    (full && recipe.precision == Precision::Bf16 && !recipe.gradient_checkpointing).then(|| {
+    let method = recipe.finetuning_type.name();
+    (recipe.trains_weights() && recipe.precision == Precision::Bf16 && !recipe.gradient_checkpointing).then(|| {
         invalid(
             "precision",
-            "with finetuning_type full, bf16 saves memory only where one block after the other is widened to float32",
-            "finetuning_type 为 full 时，只有逐块展开为 float32，bf16 才能节省内存",
+            &format!("with finetuning_type {method}, bf16 saves memory only where one block after the other is widened to float32"),
+            &format!("finetuning_type 为 {method} 时，只有逐块展开为 float32，bf16 才能节省内存"),
         )
         .found("bf16 without gradient_checkpointing")
         .expected("gradient_checkpointing: true")

@@ -315,7 +315,7 @@ fn starts_that_make_no_sense_are_refused() {
 
 #[test]
 fn what_comes_later_is_said_so() {
-    for written in ["stage: dpo", "finetuning_type: freeze", "precision: fp16"] {
+    for written in ["stage: dpo"] {
         let problem = only_problem_with(written);
         assert_eq!(problem.message.en, "not in this version yet", "{problem}");
     }
@@ -344,6 +344,29 @@ fn keys_that_do_not_go_together_are_refused() {
         ("finetuning_type: full\nprecision: bf16\ngradient_checkpointing: true\nema_decay: 0.9", "ema_decay"),
         ("learning_rates: {q_proj: 1e-4, \"a(b\": 1e-4}", "learning_rates.a(b"),
         ("learning_rates: {q_proj: 2}", "learning_rates.q_proj"),
+        ("freeze_trainable_layers: 2", "freeze_trainable_layers"),
+        ("finetuning_type: full\nunfrozen_parameters: [mlp]", "unfrozen_parameters"),
+        ("finetuning_type: freeze\nfreeze_trainable_layers: 0", "freeze_trainable_layers"),
+        ("finetuning_type: freeze\nfreeze_extra_modules: norm\nunfrozen_parameters: [mlp]", "freeze_extra_modules"),
+        ("finetuning_type: freeze\nunfrozen_parameters: [mlp, \"a(b\"]", "unfrozen_parameters"),
+        ("finetuning_type: freeze\nquantization_bit: 4", "quantization_bit"),
+        ("val_size: 0\nearly_stopping_steps: 3", "early_stopping_steps"),
+        ("val_size: 0\nload_best_model_at_end: true", "load_best_model_at_end"),
+        ("load_best_model_at_end: true\ngreater_is_better: true", "greater_is_better"),
+        ("layers_to_transform: []", "layers_to_transform"),
+        ("layers_to_transform: [-1]", "layers_to_transform"),
+        ("rdrop_alpha: 1", "rdrop_alpha"),
+        ("finetuning_type: full\nrdrop_alpha: 1", "rdrop_alpha"),
+        ("l2sp_alpha: 0.1", "l2sp_alpha"),
+        ("mixout_p: 0.1", "mixout_p"),
+        ("finetuning_type: full\ngradient_checkpointing: true\nprecision: bf16\nmixout_p: 0.1", "mixout_p"),
+        ("unfreeze_schedule: {2: 5, all: 9}", "unfreeze_schedule.2"),
+        ("unfreeze_schedule: {head: 0, neck: 5}", "unfreeze_schedule.neck"),
+        ("unfreeze_schedule: {head: 0, 4: 0.2, 2: 0.5}", "unfreeze_schedule.2"),
+        ("unfreeze_schedule: {head: 0, all: 0}", "unfreeze_schedule.all"),
+        ("unfreeze_schedule: {2: 0, 4: 20, all: 10}", "unfreeze_schedule.all"),
+        ("unfreeze_schedule: {2: 0, all: 2.5}", "unfreeze_schedule.all"),
+        ("finetuning_type: freeze\nprecision: bf16", "precision"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
@@ -373,6 +396,8 @@ fn what_others_say_differently_is_told() {
     for (written, fix) in [
         ("load_in_4bit: true", "quantization_bit: 4"),
         ("bf16: true", "precision: bf16"),
+        ("fp16: true", "precision: bf16"),
+        ("precision: fp16", "precision: bf16"),
         ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
         ("optim: lion_32bit", "optim: lion"),
         ("use_galore: true", "optim: galore_adamw"),
@@ -537,6 +562,10 @@ fn reference(schema: &Value) -> String {
         - `quantization_bit: 4` goes with `quantization_type: nf4`, 8 with `int8`; `gguf` stands without `quantization_bit` and `precision`.\n\
         - `double_quantization` needs `nf4`.\n\
         - `galore_adamw` goes with `finetuning_type: full`; `nesterov` needs a `momentum` above 0.\n\
+        - `freeze_trainable_layers`, `freeze_trainable_modules` and `freeze_extra_modules`, or in their place `unfrozen_parameters`, go with\n  \
+          `finetuning_type: freeze`. `unfreeze_schedule` names groups from the top down, the first at 0.\n\
+        - `early_stopping_steps` and `load_best_model_at_end` need a `val_size` above 0.\n\
+        - `l2sp_alpha` and `mixout_p` go with `full` and `freeze`; `rdrop_alpha` needs some dropout or noise.\n\
         - `ema_decay` goes with weights that are trained in 32 bits.\n\
         - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
         - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\

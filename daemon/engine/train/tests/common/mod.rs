@@ -10,6 +10,7 @@ use justtrain_model::{Decoder, Input, Mode};
 use justtrain_train::backward::Backward;
 use justtrain_train::optim::schedule::{Schedule, Shape};
 use justtrain_train::optim::{AdamW, Groups, Optimizer};
+use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::safetensors::SafetensorsFile;
 
@@ -47,10 +48,16 @@ pub(crate) fn torch_name(name: &str) -> String {
 }
 
 /// Loss and gradients by PyTorch's names.
-pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
+pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained<'_>, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
     let (input, targets) = batch(rows);
     let count = targets.len() as f32;
-    let backward = Backward { trained, checkpointing: false, mode: Mode::TUNED, divisor: count };
+    let backward = Backward {
+        trained,
+        checkpointing: false,
+        regularizers: &Regularizers::default(),
+        mode: Mode::TUNED,
+        divisor: count,
+    };
     let mut gradients = Vec::new();
     let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
         gradients.push((torch_name(&parameter.name), gradient));
@@ -61,7 +68,7 @@ pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained, rows: &[Row]) -
 /// Losses and gradient norms of training on the same rows at every step.
 pub(crate) fn train(
     decoder: &mut Decoder,
-    trained: Trained,
+    trained: Trained<'_>,
     optimizer: &mut dyn Optimizer,
     rows: &[Row],
     schedule: &Schedule,
@@ -69,9 +76,18 @@ pub(crate) fn train(
     let step = |index: u64| {
         let (input, targets) = batch(rows);
         let learning_rate = schedule.learning_rate(index);
-        let groups = &Groups::default();
+        let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
         let number = index + 1;
-        let step = Step { trained, checkpointing: false, max_grad_norm: 1.0, number, learning_rate, groups, seed: 0 };
+        let step = Step {
+            trained,
+            checkpointing: false,
+            max_grad_norm: 1.0,
+            number,
+            learning_rate,
+            groups,
+            regularizers,
+            seed: 0,
+        };
         let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
         (measured.loss, measured.grad_norm)
     };

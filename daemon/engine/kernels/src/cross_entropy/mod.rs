@@ -4,6 +4,8 @@
 //! The loss is a sum, so the gradient of the hidden states can be made beside it in the same pass (as in Liger Kernel,
 //! arXiv 2410.10989) and only scaled in the backward.
 
+mod rows;
+
 use std::sync::Arc;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -65,23 +67,51 @@ impl From<Weight> for OutputLayer {
     }
 }
 
+/// What is added up over the targets, beside the plain −log-probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Loss {
+    /// ε of label smoothing (Szegedy et al. 2015, arXiv 1512.00567; as transformers' `LabelSmoother`): a target's loss is
+    /// `(1 − ε)·(−log p[target]) + ε·mean(−log p)`.
+    pub smoothing: f32,
+    /// α of R-Drop (Liang et al. 2021, arXiv 2106.14448). Targets come in pairs of the same token; each pair adds
+    /// `α·½(KL(p₁‖p₂) + KL(p₂‖p₁))` to its two losses.
+    pub consistency: Option<f32>,
+}
+
+impl Loss {
+    /// Targets that belong together.
+    fn group(self) -> usize {
+        if self.consistency.is_some() { 2 } else { 1 }
+    }
+}
+
+/// How a row of logits becomes a loss.
+#[derive(Debug, Clone, Copy)]
+pub struct LossRule {
+    soft_cap: Option<f32>,
+    loss: Loss,
+}
+
 /// Σ −log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is `[tokens, features]`.
 pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
+    linear_loss(hidden, output, targets, Loss::default())
+}
+
+/// The same with more to the loss of each target.
+pub fn linear_loss(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>, loss: Loss) -> Tensor<1> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
+    assert!(targets.len().is_multiple_of(loss.group()), "targets come in pairs");
     if !on_cpu(&hidden) {
-        return reference(hidden, output, targets);
+        return reference(hidden, output, targets, loss);
     }
-    let hidden = hidden.into_dispatch();
+    let (hidden, rule) = (hidden.into_dispatch(), LossRule { soft_cap: *soft_cap, loss });
     Tensor::from_dispatch(match weight {
-        Weight::Dense(weight) => <Dispatch as CrossEntropyOp>::linear_cross_entropy(
-            hidden,
-            weight.clone().into_dispatch(),
-            *soft_cap,
-            targets,
-        ),
+        Weight::Dense(weight) => {
+            <Dispatch as CrossEntropyOp>::linear_cross_entropy(hidden, weight.clone().into_dispatch(), rule, targets)
+        }
         Weight::Packed(weight) => {
-            <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), *soft_cap, targets)
+            <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), rule, targets)
         }
     })
 }
@@ -106,17 +136,25 @@ pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targe
 }
 
 /// The loss by burn's own ops.
-pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
+pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>, loss: Loss) -> Tensor<1> {
     let device = hidden.device();
-    let losses = log_probabilities(hidden, output, &targets)
-        .map(|(log_probabilities, tokens)| -log_probabilities.gather(1, tokens.unsqueeze_dim(1)).sum());
+    let losses = log_probabilities(hidden, output, &targets, loss.group()).map(|(log_p, tokens)| {
+        let of_target = -log_p.clone().gather(1, tokens.unsqueeze_dim(1)).sum();
+        let of_all = -log_p.clone().mean_dim(1).sum();
+        let sum = of_target * (1.0 - loss.smoothing) + of_all * loss.smoothing;
+        let Some(alpha) = loss.consistency else { return sum };
+        let [rows, vocabulary] = log_p.dims();
+        let pairs = log_p.reshape([rows / 2, 2, vocabulary]);
+        let [first, second] = [0, 1].map(|index| pairs.clone().narrow(1, index, 1));
+        sum + ((first.clone().exp() - second.clone().exp()) * (first - second)).sum() * (0.5 * alpha)
+    });
     losses.reduce(|sum, loss| sum + loss).unwrap_or_else(|| Tensor::zeros([1], &device))
 }
 
 /// The scores by burn's own ops.
 pub fn score_reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
     let device = hidden.device();
-    let scores: Vec<_> = log_probabilities(hidden, output, &targets)
+    let scores: Vec<_> = log_probabilities(hidden, output, &targets, 1)
         .map(|(log_probabilities, tokens)| {
             let target = log_probabilities.clone().gather(1, tokens.unsqueeze_dim(1));
             let is_largest = target.clone().greater_equal(log_probabilities.max_dim(1)).float();
@@ -131,13 +169,14 @@ fn log_probabilities(
     hidden: Tensor<2>,
     output: &OutputLayer,
     targets: &Targets,
+    group: usize,
 ) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
     let device = hidden.device();
     let ints = move |values: Vec<i64>| {
         let len = values.len();
         Tensor::<1, Int>::from_data(TensorData::new(values, [len]), &device)
     };
-    let size = chunk_size(output.weight.dims()[0], targets);
+    let size = chunk_size(output.weight.dims()[0], targets, group);
     let (weight, soft_cap) = (output.weight.to_tensor(&hidden.device()).transpose(), output.soft_cap);
     targets.rows.chunks(size).zip(targets.tokens.chunks(size)).map(move |(rows, tokens)| {
         let rows = ints(rows.iter().map(|&row| row as i64).collect());
@@ -152,14 +191,14 @@ pub trait CrossEntropyOp: Backend {
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 
     fn packed_linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: Packed,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 
@@ -182,19 +221,19 @@ impl CrossEntropyOp for Flex {
     fn linear_cross_entropy(
         hidden: FlexTensor,
         weight: FlexTensor,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), soft_cap, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), rule, &targets, Wanted::default()).loss
     }
 
     fn packed_linear_cross_entropy(
         hidden: FlexTensor,
         weight: Packed,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Packed(weight), soft_cap, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::Packed(weight), rule, &targets, Wanted::default()).loss
     }
 
     fn score_targets(
@@ -220,7 +259,7 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
     fn linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
         let wanted = Wanted { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
@@ -229,19 +268,17 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         let weight = Matrix::Dense(contiguous(weight.into_primitive()));
         match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, soft_cap, &targets, wanted);
+                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, rule, &targets, wanted);
                 prep.finish([hidden_grad, weight_grad], loss)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(forward(&hidden, &weight, soft_cap, &targets, Wanted::default()).loss)
-            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, rule, &targets, Wanted::default()).loss),
         }
     }
 
     fn packed_linear_cross_entropy(
         hidden: FloatTensor<Self>,
         weight: Packed,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
         let node = hidden.node();
@@ -249,12 +286,10 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         match CrossEntropy.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let Forward { loss, hidden_grad, .. } =
-                    forward(&hidden, &weight, soft_cap, &targets, Wanted { hidden: true, weight: false });
+                    forward(&hidden, &weight, rule, &targets, Wanted { hidden: true, weight: false });
                 prep.finish([hidden_grad], loss)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(forward(&hidden, &weight, soft_cap, &targets, Wanted::default()).loss)
-            }
+            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, rule, &targets, Wanted::default()).loss),
         }
     }
 
@@ -323,15 +358,21 @@ struct Chunk<'a> {
 /// Bytes of logits that exist at a time.
 pub const CHUNK_BYTES: usize = 32 << 20;
 
-/// Targets whose logits exist at a time.
-fn chunk_size(vocabulary: usize, targets: &Targets) -> usize {
-    (CHUNK_BYTES / 4 / vocabulary).clamp(1, targets.len().max(1))
+/// Targets whose logits exist at a time; a multiple of `group`.
+fn chunk_size(vocabulary: usize, targets: &Targets, group: usize) -> usize {
+    ((CHUNK_BYTES / 4 / vocabulary).min(targets.len()) / group).max(1) * group
 }
 
 /// Calls `each` with the logits of one chunk of targets after the other.
-fn for_each_chunk(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, mut each: impl FnMut(Chunk<'_>)) {
+fn for_each_chunk(
+    hidden: &FlexTensor,
+    weight: &Matrix,
+    targets: &Targets,
+    group: usize,
+    mut each: impl FnMut(Chunk<'_>),
+) {
     let [vocabulary, features] = weight.dims();
-    let size = chunk_size(vocabulary, targets);
+    let size = chunk_size(vocabulary, targets, group);
     let mut logits = uninit(size * vocabulary);
     let mut gathered = uninit(size * features);
     for (index, (rows, tokens)) in targets.rows.chunks(size).zip(targets.tokens.chunks(size)).enumerate() {
@@ -348,7 +389,7 @@ fn for_each_chunk(hidden: &FlexTensor, weight: &Matrix, targets: &Targets, mut e
 
 fn scores(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: &Targets) -> FlexTensor {
     let mut scores = uninit(targets.len() * 2);
-    for_each_chunk(hidden, weight, targets, |chunk| {
+    for_each_chunk(hidden, weight, targets, 1, |chunk| {
         let scores = &mut scores[chunk.first * 2..][..chunk.tokens.len() * 2];
         let rows = chunk.logits.par_chunks_mut(chunk.vocabulary).zip(chunk.tokens);
         rows.zip(scores.par_chunks_mut(2)).for_each(|((logits, &token), score)| {
@@ -364,39 +405,17 @@ fn scores(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: 
     tensor(scores, [targets.len(), 2])
 }
 
-/// Caps a row of logits; returns the slopes of the cap there.
-fn cap_row(logits: &mut [f32], cap: f32) -> Vec<f32> {
-    simd::soft_cap(logits, cap);
-    let mut slopes = uninit(logits.len());
-    simd::cap_slopes(logits, cap, &mut slopes);
-    slopes
-}
-
-fn forward(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: &Targets, wanted: Wanted) -> Forward {
+fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targets, wanted: Wanted) -> Forward {
     let ([tokens, features], [vocabulary, _]) = (shape2(hidden), weight.dims());
     let mut loss = 0.0f64;
     let mut hidden_grad = wanted.hidden.then(|| vec![0.0; tokens * features]);
     let mut weight_grad = wanted.weight.then(|| vec![0.0; vocabulary * features]);
     let mut scratch = Vec::new();
-    for_each_chunk(hidden, weight, targets, |chunk| {
-        // Each row of logits becomes softmax − one-hot, times the cap's slope: the gradient of its loss.
-        let losses: Vec<f32> = chunk
-            .logits
-            .par_chunks_mut(vocabulary)
-            .zip(chunk.tokens)
-            .map(|(logits, &token)| {
-                let slopes = soft_cap.map(|cap| cap_row(logits, cap)).unwrap_or_default();
-                let target = logits[token as usize];
-                let largest = simd::max(logits);
-                let sum = simd::exp_sum(logits, largest);
-                if wanted.hidden || wanted.weight {
-                    simd::scale(logits, 1.0 / sum);
-                    logits[token as usize] -= 1.0;
-                    logits.iter_mut().zip(&slopes).for_each(|(gradient, slope)| *gradient *= slope);
-                }
-                sum.ln() + largest - target
-            })
-            .collect();
+    let (group, make_gradients) = (rule.loss.group(), wanted.hidden || wanted.weight);
+    for_each_chunk(hidden, weight, targets, group, |chunk| {
+        // Each row of logits becomes the gradient of its loss.
+        let rows = chunk.logits.par_chunks_mut(group * vocabulary).zip(chunk.tokens.par_chunks(group));
+        let losses: Vec<f32> = rows.map(|(logits, tokens)| rows::loss(rule, logits, tokens, make_gradients)).collect();
         loss += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         let gradient = View::new(chunk.logits, [chunk.tokens.len(), vocabulary]);
         if let Some(hidden_grad) = &mut hidden_grad {
@@ -425,6 +444,10 @@ mod tests {
 
     type Op = fn(Tensor<2>, &OutputLayer, Arc<Targets>) -> Tensor<1>;
 
+    fn plain(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
+        reference(hidden, output, targets, Loss::default())
+    }
+
     fn targets(rows: &[usize], tokens: &[u32]) -> Arc<Targets> {
         Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec() })
     }
@@ -443,7 +466,7 @@ mod tests {
                     let grads = (loss.clone() * 0.25).backward();
                     (loss.inner(), hidden.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
                 };
-                let (ours, theirs) = (run(linear_cross_entropy), run(reference));
+                let (ours, theirs) = (run(linear_cross_entropy), run(plain));
                 let what = format!("{level:?} {shape:?} {vocabulary} {soft_cap:?}");
                 assert_close(ours.0, theirs.0, 1e-5, &what);
                 assert_close(ours.1, theirs.1, 1e-5, &what);
@@ -464,7 +487,7 @@ mod tests {
                     let grads = (loss.clone() * 0.25).backward();
                     (loss.inner(), hidden.grad(&grads).unwrap())
                 };
-                let (ours, theirs) = (run(linear_cross_entropy), run(reference));
+                let (ours, theirs) = (run(linear_cross_entropy), run(plain));
                 assert_close(ours.0, theirs.0, 1e-5, &format!("{level:?} {name}"));
                 assert_close(ours.1, theirs.1, 1e-4, &format!("{level:?} {name}"));
             }
@@ -478,7 +501,7 @@ mod tests {
         let output = OutputLayer::from(weight);
         let targets = Arc::new(Targets { rows: (0..30).collect(), tokens: (0..30).map(|i| i * 9_999).collect() });
         let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
-        let theirs = reference(hidden.clone(), &output, targets);
+        let theirs = plain(hidden.clone(), &output, targets);
         let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());
         assert_close(ours.inner(), theirs.inner(), 1e-5, "loss");
         assert_close(hidden.grad(&our_grads).unwrap(), hidden.grad(&their_grads).unwrap(), 1e-5, "gradient");
@@ -508,7 +531,47 @@ mod tests {
         for (ours, theirs) in scores.iter().zip(&by_burn) {
             assert!((ours - theirs).abs() < 1e-4 * theirs.abs().max(1.0), "{scores:?}, {by_burn:?}");
         }
-        let loss = values(reference(hidden.clone(), output, targets))[0];
+        let loss = values(plain(hidden.clone(), output, targets))[0];
         assert!((scores[0] + scores[2] + scores[4] - loss).abs() < 1e-4 * loss.max(1.0));
+    }
+
+    /// LabelSmoother of transformers and R-Drop in PyTorch (`scripts/golden/losses.py`).
+    #[test]
+    fn smoothing_and_consistency_equal_pytorch_and_the_reference() {
+        use justtrain_weights::safetensors::SafetensorsFile;
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/losses.safetensors");
+        let goldens = SafetensorsFile::open(&path).unwrap();
+        let device = burn::tensor::Device::flex().autodiff();
+        let read = |name: &str, shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(goldens.read_f32(name).unwrap(), shape), &device)
+        };
+        let (hidden, weight) = (read("hidden", [12, 20]), read("weight", [37, 20]));
+        let targets = targets(&[0, 6, 1, 7, 2, 8, 5, 11], &[3, 3, 36, 36, 0, 0, 5, 5]);
+        for (case, loss, soft_cap) in [
+            ("smoothing", Loss { smoothing: 0.1, consistency: None }, None),
+            ("consistency", Loss { smoothing: 0.0, consistency: Some(2.0) }, None),
+            ("both", Loss { smoothing: 0.2, consistency: Some(0.7) }, Some(3.0)),
+        ] {
+            for op in [linear_loss, reference] {
+                let (hidden, weight) = (track(&hidden), track(&weight));
+                let output = OutputLayer { weight: weight.clone().into(), soft_cap };
+                let sum = op(hidden.clone(), &output, targets.clone(), loss);
+                let grads = sum.clone().backward();
+                let expected = |name: &str, shape| read(&format!("{case}.{name}"), shape).inner();
+                assert_close(sum.inner().unsqueeze(), expected("loss", [1, 1]), 1e-5, case);
+                assert_close(hidden.grad(&grads).unwrap(), expected("hidden", [12, 20]), 1e-4, case);
+                assert_close(weight.grad(&grads).unwrap(), expected("weight", [37, 20]), 1e-4, case);
+            }
+        }
+    }
+
+    #[test]
+    fn equal_predictions_have_nothing_to_agree_on() {
+        let (hidden, weight) = (random([3, 8], 1), Weight::from(random([9, 8], 2)));
+        let (twice, output) = (Tensor::cat(vec![hidden.clone(), hidden], 0), OutputLayer::from(weight));
+        let targets = targets(&[0, 3, 1, 4], &[2, 2, 8, 8]);
+        let loss =
+            |consistency| linear_loss(twice.clone(), &output, targets.clone(), Loss { smoothing: 0.0, consistency });
+        assert_close(loss(Some(5.0)).inner(), loss(None).inner(), 1e-6, "a pair that is one row twice");
     }
 }

@@ -1,0 +1,68 @@
+//! What keeps a model from learning its rows by heart, beside the optimiser's weight decay and mean of weights.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `neftune.rs` | noise on the embeddings |
+//! | `r_drop.rs` | each batch twice, with other dropout masks |
+//! | `l2_sp.rs` | a pull back to the weights that the run began with |
+//! | `mixout.rs` | some weights put back to these for a batch |
+//!
+//! Label smoothing and R-Drop's divergence are a part of the loss and stand in `kernels/src/cross_entropy`, dropout in
+//! `kernels/src/dropout.rs` and `attention.rs`. Every random choice is a function of the batch's seed: there is nothing to
+//! save. None of this acts on a validation.
+
+mod l2_sp;
+mod mixout;
+mod neftune;
+mod r_drop;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use justtrain_kernels::Loss;
+use justtrain_model::Decoder;
+use justtrain_model::parameters::{Parameters, Trained};
+
+use crate::recipe::Recipe;
+
+pub use l2_sp::L2Sp;
+pub use mixout::Mixout;
+pub(crate) use neftune::noisy;
+pub(crate) use r_drop::twice;
+
+/// Numbers of parameters by name, as a run began with them.
+pub type Start = Arc<BTreeMap<String, Vec<f32>>>;
+
+/// By default there are none.
+#[derive(Debug, Clone, Default)]
+pub struct Regularizers {
+    pub loss: Loss,
+    /// α of NEFTune.
+    pub noise: Option<f32>,
+    pub l2_sp: Option<L2Sp>,
+    pub mixout: Option<Mixout>,
+}
+
+impl Regularizers {
+    /// `decoder` has the weights that training starts from.
+    pub(crate) fn new(recipe: &Recipe, decoder: &Decoder, trained: Trained<'_>) -> Self {
+        let start = || -> Start {
+            let mut decoder = decoder.clone();
+            let parameters = decoder.trained_mut(trained);
+            Arc::new(parameters.into_iter().map(|parameter| (parameter.name.clone(), parameter.values())).collect())
+        };
+        let start = if recipe.remembers_start() { start() } else { Start::default() };
+        Self {
+            loss: Loss {
+                smoothing: recipe.label_smoothing_factor as f32,
+                consistency: recipe.rdrop_alpha.map(|alpha| alpha as f32),
+            },
+            noise: recipe.neftune_noise_alpha.map(|alpha| alpha as f32),
+            l2_sp: recipe.l2sp_alpha.map(|alpha| L2Sp { alpha: alpha as f32, start: start.clone() }),
+            mixout: recipe.mixout_p.map(|probability| Mixout { probability: probability as f32, start: start.clone() }),
+        }
+    }
+}
