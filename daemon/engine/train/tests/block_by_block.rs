@@ -119,7 +119,7 @@ fn frozen_layers_below_the_lowest_adapter_change_nothing() {
     let _alone = ALONE.lock().unwrap();
     let mut decoder = decoder();
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, targets, ..LoraConfig::default() }, 1).unwrap();
     for projection in decoder.projections_mut().filter(|projection| !projection.name.contains("layers.2")) {
         projection.lora = None;
     }
@@ -152,7 +152,7 @@ fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize
         Decoder::load(&Checkpoint::open(folder.path()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
     assert_eq!(decoder.blocks().len(), layers);
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, targets, ..LoraConfig::default() }, 1).unwrap();
     let (input, targets) = batch(64);
     let backward = Backward { trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
