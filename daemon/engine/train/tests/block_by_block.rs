@@ -126,7 +126,7 @@ fn frozen_layers_below_the_lowest_adapter_change_nothing() {
     let _alone = ALONE.lock().unwrap();
     let mut decoder = decoder();
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, targets, ..LoraConfig::default() }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, targets, ..LoraConfig::default() }, 1).unwrap();
     for projection in decoder.projections_mut().filter(|projection| !projection.name.contains("layers.2")) {
         projection.lora = None;
     }
@@ -160,7 +160,7 @@ fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bo
         Decoder::load(&Checkpoint::open(folder.path()).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
     assert_eq!(decoder.blocks().len(), layers);
     let targets = LoraTargets::All;
-    attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, targets, ..LoraConfig::default() }, 1).unwrap();
+    attach_lora(&mut decoder, &LoraConfig { rank: 4, targets, ..LoraConfig::default() }, 1).unwrap();
     let (input, targets) = batch(64);
     let of_last = decoder.blocks()[layers - 1].trained_sizes(Trained::Weights);
     let of_last = of_last.into_iter().map(|(name, _)| name).collect();

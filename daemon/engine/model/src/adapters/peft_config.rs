@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use justtrain_worker_api::{Problem, ProblemCode};
 use regex::Regex;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{LoraConfig, LoraTargets, Patterns, TrainedBias};
 use crate::DecoderConfig;
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 
-/// `targets` are the ends of the names of all adapted layers.
+/// `targets` are the ends of the names of all adapted layers, `saved` the modules that are trained in full.
 pub(super) fn value(
     config: &LoraConfig,
     base_model: &str,
@@ -21,11 +21,12 @@ pub(super) fn value(
     decoder: &DecoderConfig,
 ) -> Value {
     let saved = if saved.is_empty() { Value::Null } else { json!(saved) };
-    // A table that is the output layer as well has stayed one.
+    // A table that is the output layer as well has stayed one. Earlier versions of PEFT do not know the key.
     let names = decoder.names;
     let tied = decoder.tied_embeddings
         && [names.embeddings, names.output].iter().any(|name| config.in_full(name, false).weight);
-    json!({
+    let patterns = |of: &mut dyn Iterator<Item = (String, Value)>| Value::Object(of.collect());
+    let mut value = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -38,13 +39,16 @@ pub(super) fn value(
         "inference_mode": true,
         "init_lora_weights": true,
         "modules_to_save": saved,
-        "ensure_weight_tying": tied,
-        "rank_pattern": config.rank_pattern.iter().map(|(pattern, rank)| (pattern.to_owned(), json!(rank))).collect::<Map<_, _>>(),
-        "alpha_pattern": config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.to_owned(), whole(alpha))).collect::<Map<_, _>>(),
+        "rank_pattern": patterns(&mut config.rank_pattern.iter().map(|(name, rank)| (name.to_owned(), json!(rank)))),
+        "alpha_pattern": patterns(&mut config.alpha_pattern.iter().map(|(name, alpha)| (name.to_owned(), whole(alpha)))),
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "layers_to_transform": config.layers,
-    })
+    });
+    if tied {
+        value["ensure_weight_tying"] = true.into();
+    }
+    value
 }
 
 /// PEFT declares an alpha a whole number, which it nearly always is.

@@ -187,7 +187,10 @@ fn lora_target(recipe: &Recipe) -> Vec<Problem> {
             invalid("lora_target", "there is no such linear layer", "没有这样的线性层")
                 .found(format!("\"{name}\""))
                 .expected(format!("all | {}", families::LINEAR_LAYERS.join(" | ")))
-                .fix("write all, or names from this list", "写 all，或写列表中的名字")
+                .fix(
+                    "write all, or names from this list; tables and norms are trained by modules_to_save",
+                    "写 all，或写列表中的名字；词表和归一化层用 modules_to_save 训练",
+                )
         })
         .collect();
     if names.is_empty() {
