@@ -202,7 +202,7 @@ mod tests {
     use crate::packed::testing::every_form;
     use crate::testing::{assert_close, random, track, values};
     use crate::{Activation, gated, rms_norm};
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     type Op = fn(Tensor<2>, &Weight, Option<Factors>) -> Tensor<2>;
 
