@@ -81,3 +81,12 @@ if not (os.path.exists(path) and right(path)):
 print(path)
 PYTHON
 }
+
+# Prints the path of olah, an independent mirror of the hub, installed for JUSTTRAIN_PYTHON into an environment of its own.
+olah() {
+    local environment=$target/olah
+    if [ ! -x "$environment/bin/olah-cli" ]; then
+        "$JUSTTRAIN_PYTHON" -m venv "$environment" >&2 && "$environment/bin/pip" install --quiet olah==0.5.4 >&2
+    fi
+    printf '%s\n' "$environment/bin/olah-cli"
+}
