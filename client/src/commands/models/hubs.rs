@@ -42,7 +42,7 @@ pub(super) async fn search(session: &Session, query: String, limit: u32) -> Resu
                 model.display_name.clone(),
                 size(model),
                 fit(model, ui.lang),
-                show::count(model.downloads),
+                downloads(model),
                 license(model, ui.lang),
                 model.source.clone(),
             ]);
@@ -99,7 +99,7 @@ fn show_offered(offered: &OfferedModel, ui: Ui) {
     let model = offered.model.clone().unwrap_or_default();
     let FoundModel { display_name, source, .. } = &model;
     let (size, fit, license) = (size(&model), fit(&model, ui.lang), license(&model, ui.lang));
-    let downloads = show::count(model.downloads);
+    let downloads = downloads(&model);
     ui.line(say!(
         ui.lang,
         "{display_name}: not here yet; {source} has it ({size}, fits: {fit}, licence: {license}, {downloads} downloads)",
@@ -172,6 +172,11 @@ fn size(model: &FoundModel) -> String {
     }
 }
 
+/// A wheel's are not counted.
+fn downloads(model: &FoundModel) -> String {
+    if model.source == "wheel" { "?".to_owned() } else { show::count(model.downloads) }
+}
+
 fn fit(model: &FoundModel, lang: Lang) -> String {
     match model.fit() {
         Fit::Unspecified => "?".to_owned(),
@@ -200,6 +205,7 @@ mod tests {
             (size(&unknown), fit(&unknown, Lang::En), license(&unknown, Lang::En)),
             ("?".into(), "?".into(), "?".into())
         );
+        assert_eq!(downloads(&FoundModel { source: "wheel".into(), ..FoundModel::default() }), "?");
         let known = FoundModel { size_bytes: 2 << 30, license: "mit".into(), gated: true, ..FoundModel::default() };
         assert_eq!(size(&known), "2.0 GiB");
         assert_eq!(license(&known, Lang::Zh), "mit（需先同意条款）");
