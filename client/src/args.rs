@@ -132,7 +132,7 @@ mod tests {
     fn every_verb_parses() {
         for line in [
             "doctor",
-            "models pull a/b",
+            "models pull a/b --accept-license",
             "models list",
             "models rm a/b",
             "data check d.json --model m",

@@ -99,8 +99,10 @@ mod tests {
         let problem = Problem { code: "DISK_FULL".into(), ..Problem::default() };
         assert_eq!(Exit::of_problems(&[Problem::default(), problem]), Exit::OutOfResources);
         assert_eq!(Exit::of_job(JobReason::DiskFull), Exit::OutOfResources);
-        let wrong = Problem { code: "INVALID_VALUE".into(), ..Problem::default() };
-        assert_eq!(Exit::of_problems(&[wrong]), Exit::InvalidInput);
+        for code in ["INVALID_VALUE", "LICENSE_NOT_ACCEPTED"] {
+            let wrong = Problem { code: code.into(), ..Problem::default() };
+            assert_eq!(Exit::of_problems(&[wrong]), Exit::InvalidInput);
+        }
         assert_eq!(Exit::of_problems(&[]), Exit::Failed);
         assert_eq!(Exit::of_job(JobReason::WorkerCrashed), Exit::Failed);
     }

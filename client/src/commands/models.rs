@@ -6,8 +6,10 @@ mod store;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use justtrain_proto::v1::PullModelRequest;
 
 use crate::failure::Result;
+use crate::pick::model_text;
 use crate::session::{Session, absolute_text};
 use crate::ui::Report;
 
@@ -37,6 +39,9 @@ pub(crate) enum Models {
         source: Option<String>,
         #[command(flatten)]
         files: Files,
+        /// Agree to the model's terms without being asked, such as Gemma's
+        #[arg(long)]
+        accept_license: bool,
     },
     /// Take a GGUF file or a Hugging Face folder of this machine into the store
     Import {
@@ -76,12 +81,25 @@ impl Models {
         match self {
             Self::Search { query, limit } => hubs::search(session, query, limit).await,
             Self::Show { model, files } => hubs::show(session, &model, files).await,
-            Self::Pull { model, source, files } => {
-                hubs::pull(session, &model, source.unwrap_or_default(), files, String::new()).await
+            Self::Pull { model, source, files, accept_license } => {
+                let request = PullModelRequest {
+                    model: model_text(&model)?,
+                    source: source.unwrap_or_default(),
+                    allow: files.allow,
+                    ignore: files.ignore,
+                    accept_license,
+                    ..PullModelRequest::default()
+                };
+                hubs::pull(session, request).await
             }
             Self::Import { path, name } => {
-                let path = absolute_text(Some(&path))?;
-                hubs::pull(session, &path, "file".into(), Files::default(), name.unwrap_or_default()).await
+                let request = PullModelRequest {
+                    model: absolute_text(Some(&path))?,
+                    source: "file".into(),
+                    display_name: name.unwrap_or_default(),
+                    ..PullModelRequest::default()
+                };
+                hubs::pull(session, request).await
             }
             Self::List => store::list(session).await,
             Self::Verify { model } => store::verify(session, &model).await,

@@ -55,13 +55,16 @@ pub struct PullRequest {
     pub selection: Selection,
     /// The name that a model without a repository gets; by default that of its file or folder.
     pub name: Option<ModelName>,
+    /// The person agrees to the model's terms, where it has such.
+    pub accept_license: bool,
 }
 
 /// A model that a pull brought, or found here already.
 #[derive(Debug, Clone)]
 pub struct PulledModel {
     pub model: StoredModel,
-    /// One line for each source that was asked or tried: what it has, or why it was left.
+    /// The terms that were accepted, then one line for each source that was asked or tried: what it has, or why it was
+    /// left.
     pub attempts: Vec<Text>,
 }
 
@@ -92,7 +95,7 @@ impl Hub {
     ///
     /// # Errors
     /// One problem for each source that was tried: `SOURCE_FAILED`, `CHECKSUM_MISMATCH`, `FILE_NOT_FOUND`, `FILE_FORMAT`.
-    /// `DISK_FULL` and `CANCELLED` end the pull at once.
+    /// `DISK_FULL` and `CANCELLED` end the pull at once; `LICENSE_NOT_ACCEPTED` comes before anything is asked for.
     pub async fn pull(
         &self,
         request: PullRequest,
@@ -109,6 +112,10 @@ impl Hub {
         {
             return Ok(PulledModel { model, attempts: Vec::new() });
         }
+        let terms = wanted.terms();
+        if let (Some((name, terms)), false) = (terms, request.accept_license) {
+            return Err(vec![terms.not_accepted(name)]);
+        }
         let http = Http::new(self.patience).map_err(|problem| vec![problem])?;
         let cancel = Cancel::new(cancel);
         let mut meter = Meter::new(&mut progress);
@@ -116,10 +123,12 @@ impl Hub {
         let kinds = sources.iter().map(|source| source.kind().as_str()).collect::<Vec<_>>().join(", ");
         meter.status(Text::new(format!("asking {kinds}"), format!("正在询问 {kinds}")));
         let order = cancel.guard(Order::of(sources, &wanted, &http)).await.map_err(|problem| vec![problem])?;
-        for line in &order.reasons {
+        let accepted = terms.map(|(_, terms)| terms.accepted());
+        let (mut attempts, mut problems): (Vec<_>, _) =
+            (accepted.into_iter().chain(order.reasons).collect(), order.problems);
+        for line in &attempts {
             meter.status(line.clone());
         }
-        let (mut attempts, mut problems) = (order.reasons, order.problems);
         for choice in order.choices {
             let kind = choice.source.kind();
             let mut context = Context {

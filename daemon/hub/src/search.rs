@@ -2,6 +2,7 @@
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
+use crate::catalogue::{self, CatalogueEntry, WheelEntry};
 use crate::hash::Digest;
 use crate::http::Http;
 use crate::sources::{self, Listing, Repository, SourceKind};
@@ -50,10 +51,11 @@ impl OfferedModel {
 }
 
 impl Hub {
-    /// Asks the hub, or its mirror where the hub does not answer, and ModelScope.
+    /// Asks the hub, or its mirror where the hub does not answer, and ModelScope; then come those that the catalogue
+    /// knows a Python wheel of.
     ///
     /// # Errors
-    /// Why each of them brought nothing, when none has answered.
+    /// Why each server brought nothing, when none has answered and the catalogue has nothing either.
     pub async fn search(&self, query: &str, limit: usize) -> Result<Findings, Vec<Problem>> {
         let http = Http::new(self.patience).map_err(|problem| vec![problem])?;
         let [hub, mirror, modelscope] = sources::repositories(&self.settings);
@@ -76,10 +78,19 @@ impl Hub {
             }
             Err(problem) => problems.push(named(problem, modelscope.kind())),
         }
-        if answered { Ok(Findings { models, problems }) } else { Err(problems) }
+        models.extend(catalogue::search(query).take(limit).filter_map(in_a_wheel).map(|(entry, wheel)| FoundModel {
+            name: entry.name.clone(),
+            source: SourceKind::Wheel,
+            license: Some(entry.license.clone()),
+            downloads: None,
+            size_bytes: Some(wheel.size),
+            parameters: None,
+            gated: entry.terms.is_some(),
+        }));
+        if answered || !models.is_empty() { Ok(Findings { models, problems }) } else { Err(problems) }
     }
 
-    /// What the servers have under `name`: the first that has it, in the order of a pull.
+    /// What the sources have under `name`: the first that has it, in the order of a pull.
     ///
     /// # Errors
     /// Why each server does not have it.
@@ -96,8 +107,26 @@ impl Hub {
                 Err(problem) => problems.push(named(problem, server.kind())),
             }
         }
-        Err(problems)
+        let (entry, wheel) = catalogue::find(name.as_str()).and_then(in_a_wheel).ok_or(problems)?;
+        Ok(OfferedModel {
+            name,
+            source: SourceKind::Wheel,
+            revision: wheel.revision(),
+            license: Some(entry.license.clone()),
+            downloads: None,
+            gated: entry.terms.is_some(),
+            files: vec![StoredFile {
+                path: wheel.file.clone(),
+                size: wheel.size,
+                sha256: wheel.sha256.clone(),
+                blob: None,
+            }],
+        })
     }
+}
+
+fn in_a_wheel(entry: &CatalogueEntry) -> Option<(&CatalogueEntry, &WheelEntry)> {
+    Some((entry, entry.wheel.as_ref()?))
 }
 
 fn offered(

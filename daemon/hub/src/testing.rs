@@ -23,6 +23,8 @@ pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
     head: String,
+    /// Of a form.
+    pub(crate) body: String,
 }
 
 impl Asked {
@@ -125,7 +127,7 @@ impl FakeServer {
             while let Ok((stream, _)) = listener.accept().await {
                 let (seen, answer) = (seen.clone(), answer.clone());
                 tokio::spawn(async move {
-                    let Some((stream, asked)) = read_head(stream).await else { return };
+                    let Some((stream, asked)) = read_request(stream).await else { return };
                     let before = {
                         let mut seen = seen.lock().unwrap();
                         seen.push(asked.clone());
@@ -144,7 +146,7 @@ impl FakeServer {
     }
 }
 
-async fn read_head(mut stream: TcpStream) -> Option<(TcpStream, Asked)> {
+async fn read_request(mut stream: TcpStream) -> Option<(TcpStream, Asked)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -152,7 +154,12 @@ async fn read_head(mut stream: TcpStream) -> Option<(TcpStream, Asked)> {
     let head = String::from_utf8(head).unwrap();
     let mut words = head.split(' ').map(str::to_owned);
     let (method, path) = (words.next()?, words.next()?);
-    Some((stream, Asked { method, path, head }))
+    let mut asked = Asked { method, path, head, body: String::new() };
+    let length = asked.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    asked.body = String::from_utf8(body).unwrap();
+    Some((stream, asked))
 }
 
 async fn write_reply(mut stream: TcpStream, reply: Reply, is_head: bool) -> std::io::Result<()> {

@@ -295,6 +295,43 @@ async fn a_search_asks_both_hubs_and_a_look_up_shows_what_a_pull_would_take() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_under_terms_is_asked_for_only_once_they_are_accepted() {
+    let files = vec![FakeFile::small("config.json", "{}"), FakeFile::large("model.safetensors", b"weights".to_vec())];
+    let fake = FakeHub::start("google/gemma-3-270m", files).await;
+    let folder = tempfile::tempdir().unwrap();
+    let hub = hub_at(&folder, fake.address(), NOWHERE);
+    let problems = pull(&hub, "gemma-3-270m", None).await.unwrap_err();
+    assert_eq!(problems.iter().map(|problem| problem.code).collect::<Vec<_>>(), [ProblemCode::LicenseNotAccepted]);
+    assert_eq!(problems[0].expected.as_deref(), Some("https://ai.google.dev/gemma/terms"));
+    assert!(problems[0].message.zh.contains("Gemma Terms of Use"), "{}", problems[0]);
+    assert!(problems[0].fix.en.contains("--accept-license"), "{}", problems[0]);
+    assert!(fake.server.asked().is_empty());
+
+    let accepting = PullRequest { model: "gemma-3-270m".into(), accept_license: true, ..PullRequest::default() };
+    let pulled = request(&hub, accepting).await.unwrap();
+    assert_eq!((pulled.model.name.as_str(), pulled.model.source), ("google/gemma-3-270m", SourceKind::Hub));
+    assert!(pulled.attempts[0].en.contains("Gemma Terms of Use"), "{:?}", pulled.attempts);
+    // What is here has been accepted.
+    pull(&hub, "gemma-3-270m", None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wheels_of_the_catalogue_are_found_where_no_server_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = hub_at(&folder, NOWHERE, NOWHERE);
+    let found = hub.search("gemma 270M", 5).await.unwrap();
+    let [model] = &found.models[..] else { panic!("{found:?}") };
+    assert_eq!((model.source, model.size_bytes, model.gated), (SourceKind::Wheel, Some(253_113_024), true));
+    assert_eq!(found.problems.len(), 3);
+    let offered = hub.look_up("smollm2", &Selection::default()).await.unwrap();
+    assert_eq!(
+        (offered.source, offered.files[0].path.as_str()),
+        (SourceKind::Wheel, "SmolLM2-135M-Instruct.Q4_1.gguf")
+    );
+    assert_eq!(hub.look_up("org/unknown", &Selection::default()).await.unwrap_err().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_cannot_have_it_is_refused_with_those_that_can() {
     let folder = tempfile::tempdir().unwrap();
     let hub = hub_at(&folder, NOWHERE, NOWHERE);

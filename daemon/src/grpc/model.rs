@@ -55,7 +55,8 @@ impl ModelService for Daemon {
             name => Some(ModelName::parse(name).map_err(status::of_problem)?),
         };
         let selection = Selection { allow: request.allow, ignore: request.ignore };
-        let (hub, pull) = (self.hub.clone(), PullRequest { model: request.model, source, selection, name });
+        let (model, accept_license) = (request.model, request.accept_license);
+        let (hub, pull) = (self.hub.clone(), PullRequest { model, source, selection, name, accept_license });
         let operation = self.operations.start(OperationKind::Pull, &key, |handle| async move {
             let cancel = handle.cancelled();
             let report = move |progress: justtrain_hub::PullProgress| {

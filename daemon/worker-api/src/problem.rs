@@ -63,6 +63,8 @@ pub enum ProblemCode {
     Tokenizer,
     /// The named model is not in the store.
     ModelNotFound,
+    /// The model comes under terms that nobody has accepted.
+    LicenseNotAccepted,
     /// A source of models could not deliver: unreachable, refused, or without this model.
     SourceFailed,
     /// A file arrived whole and is not the one that was promised.

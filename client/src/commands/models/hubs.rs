@@ -11,7 +11,7 @@ use super::Files;
 use crate::commands::request_id;
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
-use crate::pick::{model_name, model_text};
+use crate::pick::model_name;
 use crate::session::Session;
 use crate::show::{self, Table};
 use crate::text::{Lang, say};
@@ -42,7 +42,7 @@ pub(super) async fn search(session: &Session, query: String, limit: u32) -> Resu
                 model.display_name.clone(),
                 size(model),
                 fit(model, ui.lang),
-                show::count(model.downloads),
+                downloads(model),
                 license(model, ui.lang),
                 model.source.clone(),
             ]);
@@ -99,7 +99,7 @@ fn show_offered(offered: &OfferedModel, ui: Ui) {
     let model = offered.model.clone().unwrap_or_default();
     let FoundModel { display_name, source, .. } = &model;
     let (size, fit, license) = (size(&model), fit(&model, ui.lang), license(&model, ui.lang));
-    let downloads = show::count(model.downloads);
+    let downloads = downloads(&model);
     ui.line(say!(
         ui.lang,
         "{display_name}: not here yet; {source} has it ({size}, fits: {fit}, licence: {license}, {downloads} downloads)",
@@ -118,20 +118,20 @@ fn list_files(files: &[ModelFile], ui: Ui) {
     ui.line(table);
 }
 
-/// Fetches a model, or takes one of this machine; `name` is what such a one will be called.
-pub(super) async fn pull(session: &Session, model: &str, source: String, files: Files, name: String) -> Result<Report> {
+/// Fetches a model, or takes one of this machine. A person who is there is asked about its terms.
+pub(super) async fn pull(session: &Session, mut request: PullModelRequest) -> Result<Report> {
     let ui = session.ui;
-    let request = PullModelRequest {
-        request_id: request_id(),
-        model: model_text(model)?,
-        source,
-        allow: files.allow,
-        ignore: files.ignore,
-        display_name: name,
-    };
     let daemon = session.connect().await?;
-    let started = daemon.models().pull_model(request).await?.into_inner();
-    let done = operation::follow(session, started).await?;
+    let done = loop {
+        request.request_id = request_id();
+        let started = daemon.models().pull_model(request.clone()).await?.into_inner();
+        match operation::follow(session, started).await {
+            Err(refused) if !request.accept_license && ui.is_live() && agrees(&refused, ui) => {
+                request.accept_license = true;
+            }
+            done => break done?,
+        }
+    };
     if let Some(OperationResult::Pull(pull)) = &done.result {
         for attempt in &pull.attempts {
             ui.line(ui.dim(ui.lang.pick(attempt)));
@@ -152,6 +152,17 @@ pub(super) async fn pull(session: &Session, model: &str, source: String, files: 
     Ok(Report::ok(json::operation(&done, ui.lang)))
 }
 
+/// Whether the pull was refused for terms that nobody has accepted, and the person accepts them now.
+fn agrees(refused: &Failure, ui: Ui) -> bool {
+    let Some(terms) = refused.problems.iter().find(|problem| problem.code == "LICENSE_NOT_ACCEPTED") else {
+        return false;
+    };
+    ui.line(format!("{}\n{}", ui.lang.pick_opt(&terms.message), terms.expected));
+    ui.piece(&say!(ui.lang, "Do you accept? [y/N] ", "是否接受？[y/N] "));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes" | "是")
+}
+
 /// Of the weights; where the hub does not tell, the number of parameters.
 fn size(model: &FoundModel) -> String {
     match (model.size_bytes, model.parameters) {
@@ -159,6 +170,11 @@ fn size(model: &FoundModel) -> String {
         (0, parameters) => format!("{:.1} B", parameters as f64 / 1e9),
         (bytes, _) => show::bytes(bytes),
     }
+}
+
+/// A wheel's are not counted.
+fn downloads(model: &FoundModel) -> String {
+    if model.source == "wheel" { "?".to_owned() } else { show::count(model.downloads) }
 }
 
 fn fit(model: &FoundModel, lang: Lang) -> String {
@@ -189,6 +205,7 @@ mod tests {
             (size(&unknown), fit(&unknown, Lang::En), license(&unknown, Lang::En)),
             ("?".into(), "?".into(), "?".into())
         );
+        assert_eq!(downloads(&FoundModel { source: "wheel".into(), ..FoundModel::default() }), "?");
         let known = FoundModel { size_bytes: 2 << 30, license: "mit".into(), gated: true, ..FoundModel::default() };
         assert_eq!(size(&known), "2.0 GiB");
         assert_eq!(license(&known, Lang::Zh), "mit（需先同意条款）");

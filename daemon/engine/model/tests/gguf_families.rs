@@ -31,6 +31,11 @@ fn check(name: &str, changes: &[(&str, Value)]) {
 }
 
 #[test]
+fn mistral_with_its_window() {
+    check("mistral", &[]);
+}
+
+#[test]
 fn qwen() {
     check("qwen2", &[("use_sliding_window", json!(false)), ("layer_types", Value::Null)]);
     check("qwen3", &[]);

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::gguf::architecture::{self, RowOrder};
 use crate::gguf::{Blocks, Gguf, blocks};
 use crate::mapped;
+use crate::pickle::{self, is_pickle};
 use crate::safetensors::SafetensorsFile;
 use crate::stored::StoredTensor;
 
@@ -43,19 +44,25 @@ impl Checkpoint {
     /// `path` is a GGUF file, a folder with a single one, or a folder with `config.json` and safetensors.
     pub fn open(path: &Path) -> Result<Self, Problem> {
         if !path.is_dir() {
-            return Self::open_gguf(path);
+            return match path.is_file() && is_pickle(path) {
+                true => Err(pickle::refused(path, &[path.to_owned()])),
+                false => Self::open_gguf(path),
+            };
         }
         // Some folders carry the original model's config.json beside a GGUF.
         if path.join("config.json").is_file() && (path.join(INDEX).is_file() || path.join(SINGLE).is_file()) {
             return Self::open_folder(path);
         }
-        let ggufs: Vec<PathBuf> = fs::read_dir(path)
+        let mut files: Vec<PathBuf> = fs::read_dir(path)
             .map_err(|error| mapped::cannot_read(path, &error))?
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|file| file.extension().is_some_and(|extension| extension == "gguf"))
             .collect();
-        match ggufs.as_slice() {
+        files.sort();
+        let pickles: Vec<PathBuf> = files.iter().filter(|file| is_pickle(file)).cloned().collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "gguf"));
+        match files.as_slice() {
             [gguf] => Self::open_gguf(gguf),
+            [] if !pickles.is_empty() => Err(pickle::refused(path, &pickles)),
             [] if path.join("config.json").is_file() => Err(Problem::error(
                 ProblemCode::FileNotFound,
                 "this folder has a configuration and no weights",
@@ -67,7 +74,7 @@ impl Checkpoint {
             .fix("download the model again", "请重新下载模型")),
             _ => Err(Problem::error(ProblemCode::FileFormat, "this folder holds no model", "该文件夹中没有模型")
                 .file(path.display())
-                .found(format!("{} GGUF files and no safetensors", ggufs.len()))
+                .found(format!("{} GGUF files and no safetensors", files.len()))
                 .expected(format!("config.json with {SINGLE}, or exactly one .gguf file"))
                 .fix("name the .gguf file itself", "请直接指定 .gguf 文件")),
         }
@@ -376,6 +383,25 @@ mod tests {
             .unwrap();
         let (opened, whole) = (Checkpoint::open(folder.path()).unwrap(), Checkpoint::open(&fixture("tiny")).unwrap());
         assert_eq!(opened.names().collect::<Vec<_>>(), whole.names().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pickles_are_refused_with_the_way_out_and_never_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("pytorch_model.bin");
+        for (name, text) in [("config.json", "{}"), ("pytorch_model.bin", "GGUF"), ("optimizer.pt", "")] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        for (path, found) in [(folder.path(), "optimizer.pt, pytorch_model.bin"), (&weights, "pytorch_model.bin")] {
+            let problem = Checkpoint::open(path).unwrap_err();
+            assert_eq!((problem.code, problem.found.as_deref()), (ProblemCode::FileFormat, Some(found)));
+            assert!(
+                problem.fix.en.contains("save_pretrained") && problem.fix.zh.contains("save_pretrained"),
+                "{problem}"
+            );
+        }
+        fs::copy(fixture("tiny.gguf"), folder.path().join("x.gguf")).unwrap();
+        assert!(Checkpoint::open(folder.path()).is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod checkpoint;
 pub mod gguf;
 mod mapped;
+mod pickle;
 pub mod safetensors;
 mod stored;
 

