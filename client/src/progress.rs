@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_proto::v1::job_event::Event;
-use justtrain_proto::v1::{Job, JobEvent, JobState, Started, Step};
+use justtrain_proto::v1::{Job, JobEvent, JobState, Rewards, Started, Step};
 
 use crate::show;
 use crate::text::{Lang, say};
@@ -41,10 +41,11 @@ impl TrainView {
             Some(Event::Validation(validation)) => {
                 let (step, loss, perplexity) = (validation.step, validation.loss, validation.perplexity);
                 let accuracy = show::percent(validation.token_accuracy);
+                let rewards = validation.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
                 self.line(&say!(
                     lang,
-                    "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, token accuracy {accuracy}",
-                    "第 {step} 步：验证损失 {loss:.4}，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
+                    "step {step}: validation loss {loss:.4}{rewards}, perplexity {perplexity:.2}, token accuracy {accuracy}",
+                    "第 {step} 步：验证损失 {loss:.4}{rewards}，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
                 ));
             }
             Some(Event::Checkpoint(checkpoint)) => {
@@ -138,11 +139,20 @@ impl TrainView {
 fn numbers(step: &Step, lang: Lang) -> String {
     let Step { loss, learning_rate, tokens_per_second, .. } = step;
     let left = show::duration(step.seconds_left, lang);
+    let rewards = step.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
     say!(
         lang,
-        "loss {loss:.4}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
-        "损失 {loss:.4}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+        "loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
+        "损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
     )
+}
+
+/// What follows a loss where preferences are learnt.
+fn preferences(rewards: &Rewards, lang: Lang) -> String {
+    let accuracy = show::percent(rewards.accuracy);
+    let margin = rewards.margin.map(|margin| say!(lang, ", margin {margin:.3}", "，差距 {margin:.3}"));
+    let margin = margin.unwrap_or_default();
+    say!(lang, " (right {accuracy}{margin})", "（判断正确 {accuracy}{margin}）")
 }
 
 /// Short runs get about twenty lines, long ones a line every ten steps. A resumed job may go back behind the last line.
@@ -187,6 +197,15 @@ mod tests {
         assert_eq!(printed(1..=205, 205)[..3], [1, 11, 21]);
         assert_eq!(printed(1..=205, 205).last(), Some(&205));
         assert_eq!(printed((1..=30).chain(5..=20), 1000), [1, 11, 21, 5, 15]);
+    }
+
+    #[test]
+    fn preferences_are_shown_beside_the_loss() {
+        let rewards = Rewards { accuracy: 0.75, margin: Some(0.5), ..Rewards::default() };
+        let step = Step { loss: 0.5, rewards: Some(rewards), ..Step::default() };
+        assert!(numbers(&step, Lang::En).starts_with("loss 0.5000 (right 75"), "{}", numbers(&step, Lang::En));
+        assert!(numbers(&step, Lang::Zh).contains("差距 0.500"));
+        assert!(numbers(&Step::default(), Lang::En).starts_with("loss 0.0000  lr"));
     }
 
     #[test]

@@ -25,12 +25,14 @@ use crate::simd;
 use crate::soft_cap::soft_capped;
 
 /// Which rows of the hidden states predict which token.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Targets {
     /// Rows of the hidden states, ascending.
     pub rows: Vec<usize>,
     /// The token that the row at the same place must predict.
     pub tokens: Vec<u32>,
+    /// What each one's loss is multiplied by; None for 1.
+    pub weights: Option<Vec<f32>>,
 }
 
 impl Targets {
@@ -45,6 +47,7 @@ impl Targets {
 
     fn check(&self, hidden: [usize; 2], vocabulary: usize) {
         assert_eq!(self.rows.len(), self.tokens.len());
+        assert!(self.weights.as_ref().is_none_or(|weights| weights.len() == self.len()));
         assert!(self.rows.iter().all(|&row| row < hidden[0]), "target rows lie inside the batch");
         assert!(self.tokens.iter().all(|&token| (token as usize) < vocabulary), "target tokens lie in the vocabulary");
     }
@@ -65,7 +68,8 @@ impl From<Weight> for OutputLayer {
     }
 }
 
-/// Σ −log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is `[tokens, features]`.
+/// Σ −weight · log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is
+/// `[tokens, features]`.
 pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
@@ -86,8 +90,8 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Ar
     })
 }
 
-/// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`.
-/// Not differentiable.
+/// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`. Its
+/// weight has no bearing on them. Not differentiable.
 pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
@@ -108,8 +112,18 @@ pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targe
 /// The loss by burn's own ops.
 pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     let device = hidden.device();
-    let losses = log_probabilities(hidden, output, &targets)
-        .map(|(log_probabilities, tokens)| -log_probabilities.gather(1, tokens.unsqueeze_dim(1)).sum());
+    let mut rest = targets.weights.clone();
+    let losses = log_probabilities(hidden, output, &targets).map(|(log_probabilities, tokens)| {
+        let losses = -log_probabilities.gather(1, tokens.unsqueeze_dim(1)).squeeze_dim::<1>(1);
+        match &mut rest {
+            None => losses.sum(),
+            Some(rest) => {
+                let weights: Vec<f32> = rest.drain(..losses.dims()[0]).collect();
+                let shape = [weights.len()];
+                (losses.clone() * Tensor::from_data(TensorData::new(weights, shape), &losses.device())).sum()
+            }
+        }
+    });
     losses.reduce(|sum, loss| sum + loss).unwrap_or_else(|| Tensor::zeros([1], &device))
 }
 
@@ -379,12 +393,14 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets:
     let mut weight_grad = wanted.weight.then(|| vec![0.0; vocabulary * features]);
     let mut scratch = Vec::new();
     for_each_chunk(hidden, weight, targets, |chunk| {
-        // Each row of logits becomes softmax − one-hot, times the cap's slope: the gradient of its loss.
+        // Each row of logits becomes softmax − one-hot, times the cap's slope and its weight: the gradient of its loss.
         let losses: Vec<f32> = chunk
             .logits
             .par_chunks_mut(vocabulary)
             .zip(chunk.tokens)
-            .map(|(logits, &token)| {
+            .enumerate()
+            .map(|(index, (logits, &token))| {
+                let weight = targets.weights.as_ref().map_or(1.0, |weights| weights[chunk.first + index]);
                 let slopes = soft_cap.map(|cap| cap_row(logits, cap)).unwrap_or_default();
                 let target = logits[token as usize];
                 let largest = simd::max(logits);
@@ -393,8 +409,11 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets:
                     simd::scale(logits, 1.0 / sum);
                     logits[token as usize] -= 1.0;
                     logits.iter_mut().zip(&slopes).for_each(|(gradient, slope)| *gradient *= slope);
+                    if weight != 1.0 {
+                        simd::scale(logits, weight);
+                    }
                 }
-                sum.ln() + largest - target
+                weight * (sum.ln() + largest - target)
             })
             .collect();
         loss += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
@@ -426,13 +445,16 @@ mod tests {
     type Op = fn(Tensor<2>, &OutputLayer, Arc<Targets>) -> Tensor<1>;
 
     fn targets(rows: &[usize], tokens: &[u32]) -> Arc<Targets> {
-        Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec() })
+        Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec(), weights: None })
     }
 
     #[test]
     fn loss_and_gradients_equal_the_reference() {
         crate::simd::testing::at_every_level(|level| {
-            let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, targets(&[0, 3, 4, 8], &[36, 0, 5, 5]))];
+            let several = targets(&[0, 3, 4, 8], &[36, 0, 5, 5]);
+            let weights = Some(vec![0.5, -2.0, 1.0, 0.0]);
+            let weighted = Arc::new(Targets { weights, ..Targets::clone(&several) });
+            let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, several.clone()), ([9, 20], 37, weighted)];
             let capped = [None, Some(2.5)].map(|soft_cap| cases.clone().map(|case| (case, soft_cap)));
             for ((shape, vocabulary, targets), soft_cap) in capped.into_iter().flatten() {
                 let (hidden, weight) = (random(shape, 1), random([vocabulary, shape[1]], 2));
@@ -476,7 +498,11 @@ mod tests {
         // 9 million logits: two chunks of at most 32 MiB.
         let (hidden, weight) = (track(&random([30, 4], 1)), Weight::from(random([300_000, 4], 2)));
         let output = OutputLayer::from(weight);
-        let targets = Arc::new(Targets { rows: (0..30).collect(), tokens: (0..30).map(|i| i * 9_999).collect() });
+        let targets = Arc::new(Targets {
+            rows: (0..30).collect(),
+            tokens: (0..30).map(|i| i * 9_999).collect(),
+            weights: Some((0..30).map(|i| i as f32 / 20.0 - 0.5).collect()),
+        });
         let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
         let theirs = reference(hidden.clone(), &output, targets);
         let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());

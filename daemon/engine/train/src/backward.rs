@@ -6,16 +6,17 @@
 //! 2016, arXiv 1604.06174) only the inputs of the blocks are kept and each graph is made anew when its turn comes;
 //! without it all graphs wait. The numbers are the same to the last bit.
 
-use std::sync::Arc;
-
 use burn::tensor::Tensor;
-use justtrain_kernels::{Targets, linear_cross_entropy};
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass};
 
+use crate::objectives::{Loss, Objective, RewardSums};
+use crate::step::MicroBatch;
+
 /// How gradients are made.
 #[derive(Debug, Clone, Copy)]
-pub struct Backward {
+pub struct Backward<'a> {
+    pub objective: &'a dyn Objective,
     pub trained: Trained,
     /// Makes each block's graph twice instead of keeping all.
     pub checkpointing: bool,
@@ -27,9 +28,11 @@ pub struct Backward {
 /// Takes the gradient of a parameter, which it may change: nothing reads that parameter again in this pass.
 pub type Sink<'a> = &'a mut dyn FnMut(Parameter<'_>, Vec<f32>);
 
-impl Backward {
-    /// Returns the sum of the losses of all targets. When that is no finite number, no gradients are made.
-    pub fn run(&self, decoder: &mut Decoder, input: &Input, targets: Arc<Targets>, sink: Sink<'_>) -> f64 {
+impl Backward<'_> {
+    /// Returns the sum of the batch's losses, and of its rewards. When the former is no finite number, no gradients are
+    /// made.
+    pub fn run(&self, decoder: &mut Decoder, batch: &MicroBatch, sink: Sink<'_>) -> (f64, RewardSums) {
+        let input = &batch.input;
         let pass = decoder.pass(input, self.mode);
         let embeddings_trained = self.trained.includes(decoder.embeddings_name());
         let lowest = self.lowest_trained(decoder, embeddings_trained);
@@ -48,8 +51,8 @@ impl Backward {
             }
         }
 
-        let (loss, head_gradients, mut upstream) = self.head(decoder, x, targets);
-        if !loss.is_finite() {
+        let (loss, head_gradients, mut upstream) = self.head(decoder, x, batch);
+        if !loss.0.is_finite() {
             return loss;
         }
         // A table that is the output layer as well has its gradient whole only at the end.
@@ -85,15 +88,14 @@ impl Backward {
     }
 
     /// The loss, the gradients of the last norm and the output layer, and that of the last block's output.
-    fn head(&self, decoder: &Decoder, x: Tensor<2>, targets: Arc<Targets>) -> (f64, Gradients, Tensor<2>) {
+    fn head(&self, decoder: &Decoder, x: Tensor<2>, batch: &MicroBatch) -> ((f64, RewardSums), Gradients, Tensor<2>) {
         let mut head = decoder.head().tracked(self.trained, &decoder.device());
         let x = constant(x).require_grad();
         let (hidden, output) = head.normed(x.clone());
-        let loss = linear_cross_entropy(hidden, output, targets);
-        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
-        let mut gradients = (loss / self.divisor).backward();
+        let Loss { sum, graph, rewards } = self.objective.loss(hidden, output, batch);
+        let mut gradients = (graph / self.divisor).backward();
         let upstream = x.grad_remove(&mut gradients).expect("the loss depends on the last block");
-        (value, head.take_gradients(self.trained, &mut gradients), upstream)
+        ((sum, rewards), head.take_gradients(self.trained, &mut gradients), upstream)
     }
 }
 

@@ -8,12 +8,13 @@ use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, TrainResult,
+    Event, Failure, FailureReason, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, hex, save_final};
-use crate::evaluate::loss_on;
+use crate::evaluate::{Validation, validate};
+use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, LoraTarget, Recipe};
@@ -58,14 +59,25 @@ pub fn train(
     }
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
+    let mut sampler = sampler(&recipe, &train);
+    let settings = settings(&recipe, &trained, &sampler);
+    let objective = objectives::new(&recipe);
+    // Before anything is restored: what is compared with is the model that the first step began with.
+    if objective.preference().is_some() {
+        events.phase(Phase::Evaluating);
+    }
+    let longest = decoder.config().longest_sequence().map_or(recipe.cutoff_len, |limit| limit.min(recipe.cutoff_len));
+    let background =
+        |samples: &[Sample], seen: &[usize]| Background::new(objective.preference(), &decoder, samples, seen, longest);
+    let seen = first_samples(&sampler, settings.schedule.total_steps * settings.accumulation as u64);
+    let held_out = background(&validation, &(0..validation.len()).collect::<Vec<_>>());
+    let background = background(&train, &seen);
     let restored = match resume {
         true => checkpoints
             .restore_newest(&mut decoder, &trained, &fingerprint, |problem| events.warn(problem))
             .map_err(disk_or_model)?,
         false => None,
     };
-    let mut sampler = sampler(&recipe, &train);
-    let settings = settings(&recipe, &trained, &sampler);
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
@@ -76,16 +88,18 @@ pub fn train(
         }
     };
     sampler.restore(state.sampler);
-    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, sampler, settings };
+    let objective = &*objective;
+    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, objective, background, sampler, settings };
 
     let total_steps = trainer.settings.schedule.total_steps;
+    let row_samples = recipe.stage.samples_of_row();
     events.emit(Event::Started {
         first_step: trainer.state.step,
         total_steps,
         epochs: total_steps as f64 * recipe.gradient_accumulation_steps as f64
             / trainer.sampler.batches_per_epoch() as f64,
-        train_rows: train.len() as u64,
-        validation_rows: validation.len() as u64,
+        train_rows: (train.len() / row_samples) as u64,
+        validation_rows: (validation.len() / row_samples) as u64,
         trainable_parameters: trained_numbers(&trainer),
         total_parameters: trainer.decoder.parameters(),
         device: device_name.to_string(),
@@ -106,29 +120,29 @@ pub fn train(
         })
         .map_err(disk_full)
     };
-    let mut validation_loss = None;
+    let (mut validation_loss, mut rewards) = (None, None);
     while !trainer.done() {
         if stop.requested() {
             save(&trainer, events)?;
             let folder = finish(&mut trainer)?;
-            return Ok(outcome(&trainer.state, folder, None, true));
+            return Ok(outcome(&trainer.state, folder, None, rewards, true));
         }
         let event = trainer.step()?;
+        if let Event::Step { rewards: of_step, .. } = &event {
+            rewards = *of_step;
+        }
         events.emit(event);
         let step = trainer.state.step;
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
             trainer.exchange_means();
-            let accuracy = loss_on(&trainer.decoder, &validation, true);
+            let found = validate(&trainer.decoder, &validation, objective, &held_out);
             trainer.exchange_means();
-            validation_loss = Some(accuracy.loss);
-            trainer.validated(accuracy.loss);
-            events.emit(Event::Evaluation {
-                step,
-                loss: accuracy.loss,
-                perplexity: accuracy.loss.exp(),
-                token_accuracy: accuracy.token_accuracy,
-            });
+            validation_loss = Some(found.loss);
+            trainer.validated(found.loss);
+            let Validation { loss, perplexity, token_accuracy, rewards: found } = found;
+            rewards = found;
+            events.emit(Event::Evaluation { step, loss, perplexity, token_accuracy, rewards });
         }
         // After the validation, on which the next learning rate may depend.
         if step.is_multiple_of(recipe.save_steps) || trainer.done() {
@@ -137,13 +151,21 @@ pub fn train(
     }
     events.phase(Phase::Saving);
     let folder = finish(&mut trainer)?;
-    Ok(outcome(&trainer.state, folder, validation_loss, false))
+    Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
 }
 
 /// The order and grouping of the samples.
 pub(crate) fn sampler(recipe: &Recipe, samples: &[Sample]) -> Sampler {
-    let pack_len = recipe.packing.then_some(recipe.cutoff_len);
-    Sampler::new(samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
+    let row_samples = recipe.stage.samples_of_row();
+    let pack_len = recipe.packing.then_some(recipe.cutoff_len * row_samples);
+    Sampler::of_rows(samples, row_samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
+}
+
+/// Those of a run's first batches, each once.
+fn first_samples(sampler: &Sampler, batches: u64) -> Vec<usize> {
+    let mut sampler = sampler.clone();
+    let batches = batches.min(sampler.batches_per_epoch() as u64);
+    (0..batches).flat_map(|_| sampler.next_batch()).collect()
 }
 
 fn samples(
@@ -224,11 +246,20 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
     for sample in samples {
         hash.update((sample.ids.len() as u64).to_le_bytes());
         sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        if sample.rejected {
+            hash.update([1]);
+        }
     }
     hex(&hash.finalize())
 }
 
-fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
+fn outcome(
+    state: &RunState,
+    adapter: std::path::PathBuf,
+    validation_loss: Option<f64>,
+    rewards: Option<Rewards>,
+    stopped: bool,
+) -> Outcome {
     let result = TrainResult {
         steps: state.step,
         first_loss: state.first_loss,
@@ -238,6 +269,7 @@ fn outcome(state: &RunState, adapter: std::path::PathBuf, validation_loss: Optio
         peak_memory_bytes: memory::peak_bytes(),
         seconds: state.seconds,
         adapter,
+        rewards,
     };
     Outcome::Trained { stopped, result }
 }

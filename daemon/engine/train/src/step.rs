@@ -9,11 +9,13 @@ use rayon::prelude::*;
 
 use crate::backward::Backward;
 use crate::gradients::{GradientSums, square_sum};
+use crate::objectives::{Answer, Objective, RewardSums};
 use crate::optim::{Groups, Optimizer, Update};
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
+    pub objective: &'a dyn Objective,
     pub trained: Trained,
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
@@ -32,33 +34,38 @@ pub struct Step<'a> {
 pub struct MicroBatch {
     pub input: Input,
     pub targets: Arc<Targets>,
+    /// Where whole answers are judged: those of the sequences, in their order.
+    pub answers: Vec<Answer>,
     pub dropout_seed: Option<u64>,
 }
 
 /// What a step saw before it changed anything.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Mean over all target tokens.
+    /// Mean over all target tokens, or over all pairs or answers that are judged.
     pub loss: f64,
     /// Of all gradients together, before clipping.
     pub grad_norm: f64,
+    pub rewards: RewardSums,
 }
 
 impl Step<'_> {
     /// Updates the decoder, unless loss or norm is no finite number. A single batch without clipping updates each
     /// parameter as soon as its gradient is there, and keeps none; else the sums are kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
-        let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        let units: usize = batches.iter().map(|batch| self.objective.units(batch)).sum();
         let at_once = batches.len() == 1 && self.max_grad_norm == 0.0;
-        let (mut loss, mut square, mut sums) = (0.0, 0.0, GradientSums::default());
-        for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
+        let (mut loss, mut rewards) = (0.0, RewardSums::default());
+        let (mut square, mut sums) = (0.0, GradientSums::default());
+        for batch in batches {
             let backward = Backward {
+                objective: self.objective,
                 trained: self.trained,
                 checkpointing: self.checkpointing,
-                mode: Mode { adapter: true, dropout_seed },
-                divisor: targets as f32,
+                mode: Mode { adapter: true, dropout_seed: batch.dropout_seed },
+                divisor: units as f32,
             };
-            loss += backward.run(decoder, &input, of_batch, &mut |parameter, gradient| {
+            let of_batch = backward.run(decoder, &batch, &mut |parameter, gradient| {
                 if at_once {
                     square += square_sum(&gradient);
                     self.update(parameter, &gradient, optimizer);
@@ -66,9 +73,11 @@ impl Step<'_> {
                     sums.add(&parameter.name, gradient);
                 }
             });
+            loss += of_batch.0;
+            rewards.add(of_batch.1);
         }
         let grad_norm = if at_once { f64::sqrt(square) } else { sums.norm() };
-        let measured = Measured { loss: loss / targets as f64, grad_norm };
+        let measured = Measured { loss: loss / units as f64, grad_norm, rewards };
         if !at_once && measured.loss.is_finite() && grad_norm.is_finite() {
             self.update_from(sums, grad_norm, decoder, optimizer);
         }

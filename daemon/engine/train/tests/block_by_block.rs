@@ -14,6 +14,8 @@ use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft}
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormats};
 use justtrain_train::backward::Backward;
+use justtrain_train::objectives::Sft;
+use justtrain_train::step::MicroBatch;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write_folder};
 
@@ -53,28 +55,34 @@ fn decoder() -> Decoder {
 }
 
 /// `sequences` of 60 tokens each, all but the first of them targets.
-fn batch(sequences: usize) -> (Input, Arc<Targets>) {
+fn batch(sequences: usize) -> MicroBatch {
     let ids: Vec<u32> = (0..sequences as u32 * 60).map(|i| (i * 7 + i / 11) % 160).collect();
     let starts: Vec<usize> = (0..=sequences).map(|i| i * 60).collect();
     let rows: Vec<usize> = (0..ids.len()).filter(|row| row % 60 != 59).collect();
     let tokens = rows.iter().map(|row| ids[row + 1]).collect();
-    (Input::packed(ids, &starts), Arc::new(Targets { rows, tokens }))
+    MicroBatch {
+        input: Input::packed(ids, &starts),
+        targets: Arc::new(Targets { rows, tokens, weights: None }),
+        answers: Vec::new(),
+        dropout_seed: None,
+    }
 }
 
 type Gradients = BTreeMap<String, Vec<f32>>;
 
 fn block_by_block(decoder: &mut Decoder, trained: Trained, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
-    let (input, targets) = batch(2);
+    let batch = batch(2);
     let mut gradients = Gradients::new();
-    let backward = Backward { trained, checkpointing, mode, divisor: targets.len() as f32 };
-    let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
+    let divisor = batch.targets.len() as f32;
+    let backward = Backward { objective: &Sft, trained, checkpointing, mode, divisor };
+    let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         assert!(gradients.insert(parameter.name, gradient).is_none(), "each gradient leaves once");
     });
     (loss, gradients)
 }
 
 fn in_one_graph(decoder: &Decoder, trained: Trained, mode: Mode) -> (f64, Gradients) {
-    let (input, targets) = batch(2);
+    let MicroBatch { input, targets, .. } = batch(2);
     let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
     let loss = linear_cross_entropy(hidden, &tracked.output_layer(), targets.clone());
@@ -153,13 +161,13 @@ fn peak_by_layers(layers: usize, trained: Trained, checkpointing: bool) -> usize
     assert_eq!(decoder.blocks().len(), layers);
     let targets = LoraTargets::All;
     attach_lora(&mut decoder, &LoraConfig { rank: 4, alpha: 8.0, dropout: 0.0, targets }, 1).unwrap();
-    let (input, targets) = batch(64);
-    let backward = Backward { trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
+    let batch = batch(64);
+    let backward = Backward { objective: &Sft, trained, checkpointing, mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
-    backward.run(&mut decoder, &input, targets.clone(), &mut |_, _| {});
+    backward.run(&mut decoder, &batch, &mut |_, _| {});
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
-    backward.run(&mut decoder, &input, targets, &mut |_, _| {});
+    backward.run(&mut decoder, &batch, &mut |_, _| {});
     PEAK.load(Ordering::Relaxed) - before
 }
 

@@ -5,7 +5,8 @@ use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
 use super::{
-    FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe, optimizer_rules, schedule_rules,
+    FinetuningType, LoraTarget, OneOrMany, Precision, QuantizationType, Recipe, optimizer_rules, preference_rules,
+    schedule_rules,
 };
 
 /// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
@@ -30,9 +31,10 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
     ];
     let errors = errors.into_iter().flatten().chain(lora_target(recipe));
     let errors = errors.chain(schedule_rules::errors(recipe, written)).chain(optimizer_rules::errors(recipe));
+    let errors = errors.chain(preference_rules::errors(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
     let warnings = warnings.chain(lora_unused(recipe)).chain(schedule_rules::warnings(recipe));
-    let warnings = warnings.chain(optimizer_rules::warnings(recipe));
+    let warnings = warnings.chain(optimizer_rules::warnings(recipe)).chain(preference_rules::warnings(recipe));
     (place(errors, written), place(warnings, written))
 }
 
