@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_proto::v1::job_event::Event;
-use justtrain_proto::v1::{Job, JobEvent, JobState, Rewards, Started, Step};
+use justtrain_proto::v1::{Job, JobEvent, JobState, Rewards, Started, Step, ValidationLoss};
 
 use crate::show;
 use crate::text::{Lang, say};
@@ -39,13 +39,13 @@ impl TrainView {
                 }
             }
             Some(Event::Validation(validation)) => {
-                let (step, loss, perplexity) = (validation.step, validation.loss, validation.perplexity);
-                let accuracy = show::percent(validation.token_accuracy);
+                let (step, loss) = (validation.step, validation.loss);
                 let rewards = validation.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
+                let tokens = tokens(validation, lang);
                 self.line(&say!(
                     lang,
-                    "step {step}: validation loss {loss:.4}{rewards}, perplexity {perplexity:.2}, token accuracy {accuracy}",
-                    "第 {step} 步：验证损失 {loss:.4}{rewards}，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
+                    "step {step}: validation loss {loss:.4}{rewards}{tokens}",
+                    "第 {step} 步：验证损失 {loss:.4}{rewards}{tokens}"
                 ));
             }
             Some(Event::Checkpoint(checkpoint)) => {
@@ -144,6 +144,19 @@ fn numbers(step: &Step, lang: Lang) -> String {
         lang,
         "loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
         "损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+    )
+}
+
+/// What a validation says of tokens; a reward model says nothing of them.
+fn tokens(validation: &ValidationLoss, lang: Lang) -> String {
+    let (perplexity, accuracy) = (validation.perplexity, show::percent(validation.token_accuracy));
+    if perplexity == 0.0 {
+        return String::new();
+    }
+    say!(
+        lang,
+        ", perplexity {perplexity:.2}, token accuracy {accuracy}",
+        "，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
     )
 }
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from llama import CONFIG, FOLDER
-from peft import PeftModel
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.utils import use_adapter
@@ -30,9 +30,10 @@ ROWS = 6
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word is a token: `7` is the id 7."""
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(CONFIG.vocab_size)}, unk_token="0"))
+    vocabulary = {str(i): i for i in range(CONFIG.vocab_size) if i != CONFIG.eos_token_id}
+    words = Tokenizer(models.WordLevel(vocabulary | {"</s>": CONFIG.eos_token_id}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="2", pad_token="0", bos_token=None)
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="0", bos_token=None)
 
 
 def text(length: int) -> str:
@@ -44,18 +45,33 @@ def policy():
     return PeftModel.from_pretrained(model, FOLDER / "adapter", is_trainable=True)
 
 
+def reward_model():
+    """The adapter with a head, as PEFT saves `modules_to_save: [score]`."""
+    score = torch.randn(1, CONFIG.hidden_size, generator=torch.Generator().manual_seed(5)) * 0.02
+    model = AutoModelForSequenceClassification.from_pretrained(
+        FOLDER, num_labels=1, dtype=torch.float32, attn_implementation="eager", pad_token_id=0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        config = LoraConfig.from_pretrained(FOLDER / "adapter")
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+        config.save_pretrained(folder)
+        tensors = load_file(FOLDER / "adapter/adapter_model.safetensors")
+        save_file(tensors | {"base_model.model.score.weight": score}, f"{folder}/adapter_model.safetensors")
+        return PeftModel.from_pretrained(model, folder, is_trainable=True), score
+
+
 def arguments(folder: str) -> dict:
     """Every row in each step, so that the order of rows has no bearing."""
     return {
         "output_dir": folder, "per_device_train_batch_size": ROWS, "max_steps": STEPS, "learning_rate": 2e-4,
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "weight_decay": 0.0, "optim": "adamw_torch",
         "report_to": "none", "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
-        "gradient_checkpointing": False, "max_length": 64, "beta": BETA, "remove_unused_columns": False,
+        "gradient_checkpointing": False, "max_length": 64, "remove_unused_columns": False,
         "disable_tqdm": True,
     }  # fmt: skip
 
 
-def run(trainer_class, config_class, data: list[dict], **settings) -> tuple[list[float], object]:
+def run(trainer_class, config_class, data: list[dict], model=None, **settings) -> tuple[list[float], object]:
     losses = []
 
     class Recording(trainer_class):
@@ -65,9 +81,10 @@ def run(trainer_class, config_class, data: list[dict], **settings) -> tuple[list
             return loss
 
     with tempfile.TemporaryDirectory() as folder:
-        config = config_class(**(arguments(folder) | settings))
+        beta = {} if config_class is RewardConfig else {"beta": BETA}
+        config = config_class(**(arguments(folder) | beta | settings))
         trainer = Recording(
-            policy(), args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer()
+            model or policy(), args=config, train_dataset=Dataset.from_list(data), processing_class=tokenizer()
         )
         trainer.train()
     assert len(losses) == STEPS, len(losses)
@@ -142,7 +159,10 @@ def main() -> None:
         tensors[f"rejected.{index}"] = torch.tensor(ids(pair["rejected"]) + [CONFIG.eos_token_id])
         tensors[f"good.{index}"] = torch.tensor([int(row["label"])])
 
+    ranked, score = reward_model()
+    tensors["score"] = score
     curves = {
+        "reward_model": run(RewardTrainer, RewardConfig, pairs, model=ranked),
         "sigmoid": run(DPOTrainer, DPOConfig, pairs, loss_type="sigmoid"),
         "smoothed": run(Smoothed, DPOConfig, pairs),
         "ftx": run(Ftx, DPOConfig, pairs),

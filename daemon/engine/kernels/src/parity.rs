@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
     let targets = Arc::new(Targets {
         rows: (0..TOKENS).step_by(3).collect(),
         tokens: (0..TOKENS as u32).step_by(3).map(|row| row * 37 % VOCABULARY as u32).collect(),
-        weights: None,
+        weights: Some((0..TOKENS).step_by(3).map(|row| row as f32 / 8.0 - 2.0).collect()),
     });
     let (scored, of_head) = (targets.clone(), targets.clone());
     let head = OutputLayer { weight: head, soft_cap: Some(1.5) };

@@ -4,6 +4,9 @@
 use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
 use justtrain_kernels::{Packed, Weight};
 
+/// The head of a reward model, by transformers' name. It is trained whatever else is.
+pub(crate) const SCORE: &str = "score.weight";
+
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained {
@@ -16,7 +19,7 @@ pub enum Trained {
 impl Trained {
     pub fn includes(self, name: &str) -> bool {
         let adapter = name.ends_with(".lora_A") || name.ends_with(".lora_B");
-        adapter == (self == Self::Adapters)
+        name == SCORE || adapter == (self == Self::Adapters)
     }
 }
 

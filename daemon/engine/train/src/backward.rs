@@ -91,8 +91,7 @@ impl Backward<'_> {
     fn head(&self, decoder: &Decoder, x: Tensor<2>, batch: &MicroBatch) -> ((f64, RewardSums), Gradients, Tensor<2>) {
         let mut head = decoder.head().tracked(self.trained, &decoder.device());
         let x = constant(x).require_grad();
-        let (hidden, output) = head.normed(x.clone());
-        let Loss { sum, graph, rewards } = self.objective.loss(hidden, output, batch);
+        let Loss { sum, graph, rewards } = self.objective.loss(&head, x.clone(), batch);
         let mut gradients = (graph / self.divisor).backward();
         let upstream = x.grad_remove(&mut gradients).expect("the loss depends on the last block");
         ((sum, rewards), head.take_gradients(self.trained, &mut gradients), upstream)

@@ -13,8 +13,8 @@ use justtrain_worker_api::{
 };
 
 use crate::EventSink;
-use crate::objectives::{self, Background, Objective, RewardSums, Scored};
-use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
+use crate::objectives::{self, Background, Objective, RewardSums, Scored, rewards_of};
+use crate::prepare::{check_lengths, encode_rows, fits, open_encoder, read_rows};
 use crate::recipe::Recipe;
 use crate::run::no_device;
 
@@ -57,7 +57,7 @@ pub fn evaluate(
     check_lengths(decoder.config(), &judged)?;
     let objective = objectives::new(&recipe);
     let all: Vec<usize> = (0..judged.len()).collect();
-    let preference = objective.preference().filter(|_| rows.iter().all(|row| row.judgement != Judgement::None));
+    let preference = objective.preference().filter(|_| rows.iter().all(|row| fits(recipe.stage, row)));
     let background = Background::new(preference, &decoder, &judged, &all, recipe.cutoff_len);
     // What a model should say is what was chosen.
     let samples: Vec<Sample> = judged.iter().filter(|sample| !sample.rejected).cloned().collect();
@@ -82,7 +82,7 @@ pub fn evaluate(
             token_accuracy: scores.token_accuracy,
             exact_match: matches as f64 / rows.len() as f64,
             rewards: preference
-                .filter(|_| adapter)
+                .filter(|preference| adapter && (decoder.score().is_some() || !preference.judge.has_head()))
                 .and_then(|preference| validate(decoder, &judged, preference, &background).rewards),
         };
         Ok::<_, Failure>((report, answers))
@@ -153,8 +153,8 @@ pub(crate) fn loss_on(decoder: &Decoder, samples: &[Sample], adapter: bool) -> T
     mean_of(&scores_of(decoder, samples, Mode { adapter, dropout_seed: None }))
 }
 
-/// What a validation while training found. Where answers are judged the loss is the method's, and the rest is of the
-/// answers that were chosen.
+/// What a validation while training found. Where answers are judged the loss is the method's, and perplexity and token
+/// accuracy are of the answers that were chosen; 0 for a reward model.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Validation {
     pub(crate) loss: f64,
@@ -174,18 +174,22 @@ pub(crate) fn validate(
         let TokenScores { loss, token_accuracy } = loss_on(decoder, samples, true);
         return Validation { loss, perplexity: loss.exp(), token_accuracy, rewards: None };
     };
-    let scores = scores_of(decoder, samples, Mode::TUNED);
+    // A reward model says nothing of tokens.
+    let scores = if preference.judge.has_head() { Vec::new() } else { scores_of(decoder, samples, Mode::TUNED) };
+    let values = match preference.judge.has_head() {
+        true => rewards_of(decoder, samples),
+        false => scores.iter().map(|score| score.log_probability).collect(),
+    };
     let all: Vec<usize> = (0..samples.len()).collect();
-    let answers = background.answers(preference, decoder, samples, &all).into_iter().zip(&scores);
-    let answers: Vec<Scored> =
-        answers.map(|(answer, score)| Scored { answer, log_probability: score.log_probability }).collect();
+    let answers = background.answers(preference, decoder, samples, &all).into_iter().zip(values);
+    let answers: Vec<Scored> = answers.map(|(answer, value)| Scored { answer, value }).collect();
     let loss = preference.judge(&answers, &mut vec![0.0; answers.len()]);
     let chosen = samples.iter().zip(&scores).filter(|(sample, _)| !sample.rejected).map(|(_, score)| score);
-    let TokenScores { loss: of_chosen, token_accuracy } = mean_of(chosen);
+    let of_chosen = (!scores.is_empty()).then(|| mean_of(chosen));
     Validation {
         loss: loss / preference.judge.units(answers.len()) as f64,
-        perplexity: of_chosen.exp(),
-        token_accuracy,
+        perplexity: of_chosen.map_or(0.0, |scores| scores.loss.exp()),
+        token_accuracy: of_chosen.map_or(0.0, |scores| scores.token_accuracy),
         rewards: RewardSums::new(&*preference.judge, &answers).means(),
     }
 }
@@ -206,8 +210,31 @@ pub(crate) fn scores_of<'a>(
     samples: impl IntoIterator<Item = &'a Sample>,
     mode: Mode,
 ) -> Vec<SampleScore> {
+    in_batches(samples, |samples, batch| {
+        let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
+        let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
+        let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
+        let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
+        let mut numbers = numbers.as_chunks::<2>().0.iter();
+        let score = |sample: &&Sample| {
+            let nothing = SampleScore { targets: sample.targets(), ..SampleScore::default() };
+            numbers.by_ref().take(nothing.targets).fold(nothing, |sum, number| SampleScore {
+                log_probability: sum.log_probability - f64::from(number[0]),
+                correct: sum.correct + f64::from(number[1]),
+                ..sum
+            })
+        };
+        samples.iter().map(score).collect()
+    })
+}
+
+/// What `each` makes of every batch of at most [`BATCH_TOKENS`], or of a single longer sample.
+pub(crate) fn in_batches<'a, T>(
+    samples: impl IntoIterator<Item = &'a Sample>,
+    mut each: impl FnMut(&[&'a Sample], Batch) -> Vec<T>,
+) -> Vec<T> {
     let samples: Vec<&Sample> = samples.into_iter().collect();
-    let (mut scores, mut rest) = (Vec::with_capacity(samples.len()), samples.as_slice());
+    let (mut all, mut rest) = (Vec::with_capacity(samples.len()), samples.as_slice());
     while !rest.is_empty() {
         let mut tokens = 0;
         let fits = rest.iter().take_while(|sample| {
@@ -216,21 +243,9 @@ pub(crate) fn scores_of<'a>(
         });
         let (now, later) = rest.split_at(fits.count().max(1));
         rest = later;
-        let batch = Batch::new(now.iter().copied());
-        let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
-        let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
-        let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
-        let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
-        let mut numbers = numbers.as_chunks::<2>().0.iter();
-        scores.extend(now.iter().map(|sample| {
-            let targets = sample.targets();
-            numbers.by_ref().take(targets).fold(SampleScore { targets, ..SampleScore::default() }, |sum, number| {
-                let log_probability = sum.log_probability - f64::from(number[0]);
-                SampleScore { log_probability, correct: sum.correct + f64::from(number[1]), targets }
-            })
-        }));
+        all.extend(each(now, Batch::new(now.iter().copied())));
     }
-    scores
+    all
 }
 
 /// Greedy answers to the last question of each row.

@@ -56,22 +56,26 @@ pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conve
     Ok(split(rows, held_out, recipe.seed))
 }
 
-/// Rows that the stage cannot learn from, as what they say of their answers is not what it needs.
-fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
-    let is_right = |row: &Conversation| match stage {
+/// Whether a row says of its answers what the stage learns from.
+pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
+    match stage {
         Stage::Sft => row.judgement == Judgement::None,
-        Stage::Dpo => matches!(row.judgement, Judgement::Over(_)),
+        Stage::Dpo | Stage::Rm => matches!(row.judgement, Judgement::Over(_)),
         Stage::Kto => matches!(row.judgement, Judgement::Good(_)),
-    };
-    let other = loaded.conversations.iter().find(|row| !is_right(row))?;
+    }
+}
+
+/// The first row that the stage cannot learn from.
+fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
+    let other = loaded.conversations.iter().find(|row| !fits(stage, row))?;
     let (found, fitting) = match other.judgement {
         Judgement::None => ("answers of which nothing is said", "sft"),
-        Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo"),
+        Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
         Judgement::Good(_) => ("answers that are good or bad", "kto"),
     };
     let expected = match stage {
         Stage::Sft => "an answer in every row",
-        Stage::Dpo => "chosen and rejected in every row",
+        Stage::Dpo | Stage::Rm => "chosen and rejected in every row",
         Stage::Kto => "kto_tag or label, true or false, in every row",
     };
     let problem = Problem::error(

@@ -17,7 +17,7 @@ use crate::evaluate::{Validation, validate};
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use crate::recipe::{FinetuningType, LoraTarget, Recipe, Stage};
 use crate::trainer::{Settings, Trainer};
 use crate::{EventSink, StopToken, memory};
 
@@ -50,6 +50,9 @@ pub fn train(
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
+    if recipe.stage == Stage::Rm && decoder.score().is_none() {
+        decoder.attach_score(recipe.seed);
+    }
     drop(checkpoint);
 
     events.phase(Phase::Tokenizing);
@@ -63,7 +66,7 @@ pub fn train(
     let settings = settings(&recipe, &trained, &sampler);
     let objective = objectives::new(&recipe);
     // Before anything is restored: what is compared with is the model that the first step began with.
-    if objective.preference().is_some() {
+    if objective.preference().is_some_and(|preference| preference.judge.needs_reference()) {
         events.phase(Phase::Evaluating);
     }
     let longest = decoder.config().longest_sequence().map_or(recipe.cutoff_len, |limit| limit.min(recipe.cutoff_len));

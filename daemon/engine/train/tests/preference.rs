@@ -58,6 +58,9 @@ fn decoder() -> Decoder {
 /// 20 steps over all samples, in batches of so many.
 fn train(judge: impl Judge + 'static, chosen_loss: f64, samples: &[Sample], batch_size: usize) -> Vec<Measured> {
     let (mut decoder, mut optimizer) = (decoder(), adamw());
+    if judge.has_head() {
+        decoder.set_score(Goldens::open().0.read_f32("score").unwrap());
+    }
     let objective = Preference { judge: Box::new(judge), chosen_loss };
     let all: Vec<usize> = (0..samples.len()).collect();
     let background = Background::new(Some(&objective), &decoder, samples, &all, 64);
@@ -134,6 +137,12 @@ fn twenty_steps_of_kto_equal_trl() {
     assert_losses(&train(kto, 0.0, &goldens.rated(), 6), &goldens, "kto");
 }
 
+#[test]
+fn twenty_steps_of_a_reward_model_equal_trl() {
+    let goldens = Goldens::open();
+    assert_losses(&train(RewardModel, 0.0, &goldens.pairs(), 12), &goldens, "reward_model");
+}
+
 /// What an answer is compared with is that of the whole step, so that accumulation changes nothing.
 #[test]
 fn accumulation_changes_no_loss() {
@@ -146,6 +155,7 @@ fn accumulation_changes_no_loss() {
     let pairs = goldens.pairs();
     let dpo = Dpo { beta: BETA, label_smoothing: 0.0 };
     close(train(dpo, 0.1, &pairs, 12), train(dpo, 0.1, &pairs, 4));
+    close(train(RewardModel, 0.0, &pairs, 12), train(RewardModel, 0.0, &pairs, 4));
     let pair = KtoPair { beta: BETA };
     close(train(pair, 0.0, &pairs, 12), train(pair, 0.0, &pairs, 2));
     let kto = Kto { beta: BETA, chosen_weight: 1.2, rejected_weight: 0.7 };

@@ -416,6 +416,8 @@ fn a_resumed_preference_run_has_the_losses_and_weights_of_an_uninterrupted_one()
         (false, "stage: dpo\npref_loss: kto_pair\n".to_owned()),
         (true, "stage: kto\n".to_owned()),
         (true, "stage: kto\npacking: true\nquantization_bit: 8\nema_decay: 0.5\n".to_owned()),
+        (false, "stage: rm\ngradient_checkpointing: true\nema_decay: 0.5\n".to_owned()),
+        (false, format!("stage: rm\n{full}")),
         (false, format!("stage: dpo\n{full}")),
         (true, format!("stage: kto\nprecision: bf16\ngradient_checkpointing: true\nmax_grad_norm: 0\n{full}")),
     ];
@@ -482,6 +484,57 @@ fn rows_of_another_stage_are_refused_with_the_stage_that_fits() {
     refused("stage: kto\n", "stage: dpo");
     judged_rows(&desk, true);
     refused("stage: dpo\n", "stage: kto");
+}
+
+/// A reward model is loaded with its head, whichever way it was trained; and text can still be made with it.
+#[test]
+fn a_reward_model_is_validated_with_its_head() {
+    let desk = Desk::new();
+    judged_rows(&desk, false);
+    for (extra, folder) in [("", "adapter"), ("finetuning_type: full\n", "model")] {
+        let text = desk.recipe(&format!("stage: rm\n{extra}")).text;
+        let text =
+            if folder == "model" { text.replace("lora_dropout: 0.1\n", "").replace("0.01", "0.002") } else { text };
+        let recipe = RecipeSource { text, ..desk.recipe("") };
+        let mut events = Vec::new();
+        desk.run(&recipe, folder, false, &mut events, &StopToken::default()).unwrap();
+        let last = events.iter().rev().find_map(|event| match event {
+            Event::Evaluation { rewards, perplexity, .. } => Some((*rewards, *perplexity)),
+            _ => None,
+        });
+        let (validated, perplexity) = last.unwrap();
+        assert_eq!(perplexity, 0.0);
+        let adapter = Some(desk.path(folder).join(folder));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());
+        assert_eq!((report.base.rewards, found.accuracy), (None, validated.accuracy));
+        assert!((found.chosen.unwrap() - validated.chosen.unwrap()).abs() < 1e-4, "{found:?} {validated:?}");
+    }
+}
+
+/// Validation of the tuned model beside the base: what it prefers, and text of the chosen answers.
+#[test]
+fn preferences_are_validated_against_the_base_model() {
+    for (kto, stage) in [(false, "stage: dpo\n"), (true, "stage: kto\n")] {
+        let desk = Desk::new();
+        judged_rows(&desk, kto);
+        let recipe = desk.recipe(stage);
+        let mut events = Vec::new();
+        desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
+        let validated = events.iter().rev().find_map(|event| match event {
+            Event::Evaluation { rewards, .. } => *rewards,
+            _ => None,
+        });
+        let adapter = Some(desk.path("run/adapter"));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());
+        assert!((found.chosen.unwrap() - validated.chosen.unwrap()).abs() < 1e-3, "{found:?} {validated:?}");
+        assert!(report.rows <= 4 && report.base.rewards.is_none());
+    }
 }
 
 /// A cut answer takes its pair with it.

@@ -106,13 +106,16 @@ trait Format: Sync {
 
 /// Of two that fit as many rows, the first is taken.
 const ALL: &[&dyn Format] = &[
-    &preference::Preference,
-    &kto::Kto,
     &messages::Messages,
     &sharegpt::ShareGpt,
     &alpaca::Alpaca,
     &prompt_completion::PromptCompletion,
+    &preference::Preference,
+    &kto::Kto,
 ];
+
+/// Those of [`ALL`] whose rows judge their answers.
+const JUDGED: &[&dyn Format] = &[&preference::Preference, &kto::Kto];
 
 /// Reads every row. `Err` where the file as a whole cannot be used; problems of single rows are in [`Loaded`].
 pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
@@ -167,12 +170,13 @@ fn list_or_json(row: &Row, key: &str) -> Result<Vec<Value>, Problem> {
     }
 }
 
-/// The format that most of the first rows fit.
+/// The format that most of the first rows fit. Rows that judge their answers have the keys of plain ones as well: half of
+/// them are enough.
 fn sniff(rows: &[Value]) -> Option<&'static dyn Format> {
     let fits =
         |format: &dyn Format| rows.iter().take(20).filter_map(Value::as_object).filter(|row| format.fits(row)).count();
-    let best = ALL.iter().copied().rev().max_by_key(|format| fits(*format))?;
-    (fits(best) > 0).then_some(best)
+    let best = ALL.iter().copied().rev().max_by_key(|format| fits(*format)).filter(|best| fits(*best) > 0)?;
+    Some(JUDGED.iter().copied().find(|format| 2 * fits(*format) >= fits(best)).unwrap_or(best))
 }
 
 fn unknown_format(file: &str, rows: &[Value]) -> Problem {

@@ -16,6 +16,8 @@ use crate::{Decoder, WeightFormat, WeightFormats};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// The head of a reward model.
+const SCORE: &str = "base_model.model.score.weight";
 /// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
 /// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
@@ -35,6 +37,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         tensors.insert(key(&projection.name, "A"), lora.a.clone());
         tensors.insert(key(&projection.name, "B"), lora.b.clone());
     }
+    tensors.extend(decoder.score().map(|score| (SCORE.to_owned(), score.clone())));
     let entries: Vec<Entry> = tensors
         .iter()
         .map(|(name, tensor)| Entry { name: name.clone(), shape: tensor.dims().to_vec(), dtype: Dtype::F32 })
@@ -53,7 +56,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
     let config = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if decoder.score().is_some() { "SEQ_CLS" } else { "CAUSAL_LM" },
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": alpha,
@@ -63,7 +66,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         "fan_in_fan_out": decoder.config().names.transposed,
         "inference_mode": true,
         "init_lora_weights": true,
-        "modules_to_save": null,
+        "modules_to_save": decoder.score().map(|_| ["score"]),
         "rank_pattern": {},
         "alpha_pattern": {},
         "use_rslora": false,
@@ -106,6 +109,14 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
         let (a, b) = (read(&names[0], [config.rank, inputs])?, read(&names[1], [outputs, config.rank])?);
         projection.lora = Some(Lora { a, b, scale, dropout: config.dropout, index });
         used += 2;
+    }
+    if file.shape(SCORE).is_some() {
+        let (found, width) = (file.shape(SCORE).unwrap_or_default(), decoder.config().hidden_size);
+        if found != [1, width] {
+            return Err(mismatch(&file, SCORE, &format!("{found:?}"), &format!("{:?}", [1, width])));
+        }
+        decoder.set_score(file.read_f32(SCORE)?);
+        used += 1;
     }
     if used != file.names().count() || used == 0 {
         let layers: Vec<String> = decoder.projections().map(|p| key(&p.name, "")).collect();

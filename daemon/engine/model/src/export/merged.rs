@@ -8,8 +8,9 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use super::{SHARD_BYTES, in_float32};
+use super::{SHARD_BYTES, in_float32, with_score};
 use crate::Decoder;
+use crate::parameters::SCORE;
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -29,15 +30,22 @@ pub fn export_merged(
         .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
     };
     fs::create_dir_all(folder).map_err(cannot_write)?;
+    let score =
+        decoder.score().map(|score| Entry { name: SCORE.to_owned(), shape: score.dims().to_vec(), dtype: Dtype::F32 });
     let entries: Vec<Entry> = checkpoint
         .names()
         .filter_map(|name| {
             Some(Entry { name: name.to_owned(), shape: checkpoint.shape(name)?.to_vec(), dtype: Dtype::F32 })
         })
+        .filter(|entry| entry.name != SCORE)
+        .chain(score)
         .collect();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
-        let mut weight = checkpoint.read_f32(&entry.name, &entry.shape)?;
+        let mut weight = match decoder.score().filter(|_| entry.name == SCORE) {
+            Some(score) => score.clone().into_data().try_into_vec().expect("the head is f32"),
+            None => checkpoint.read_f32(&entry.name, &entry.shape)?,
+        };
         if let Some(update) = adapter_update(decoder, &entry.name) {
             for (weight, update) in weight.iter_mut().zip(update) {
                 *weight += update;
@@ -47,7 +55,9 @@ pub fn export_merged(
         progress(done, entries.len() as u64);
         Ok(weight)
     })?;
-    let text = format!("{:#}\n", in_float32(checkpoint.config()));
+    let config = in_float32(checkpoint.config());
+    let config = if decoder.score().is_some() { with_score(&config) } else { config };
+    let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)
 }

@@ -2,7 +2,7 @@
 
 use justtrain_model::{DecoderConfig, LinearShape};
 
-use crate::recipe::{FinetuningType, LoraTarget, Recipe};
+use crate::recipe::{FinetuningType, LoraTarget, Recipe, Stage};
 
 /// A decoder as far as memory and time depend on it.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,6 +84,7 @@ impl Shape {
             }
             false => (sum(Linear::adapter), sum(|linear| 2 * u64::from(linear.rank > 0))),
         };
+        let (head, heads) = if recipe.stage == Stage::Rm { (hidden as u64, 1) } else { (0, 0) };
         Self {
             hidden,
             intermediate,
@@ -100,8 +101,8 @@ impl Shape {
             norms: layers * vectors.iter().sum::<usize>() as u64 + (last_norm * hidden) as u64,
             full,
             parameters,
-            trained_parameters,
-            trained_tensors,
+            trained_parameters: trained_parameters + head,
+            trained_tensors: trained_tensors + heads,
         }
     }
 

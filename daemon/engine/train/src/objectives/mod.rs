@@ -2,7 +2,7 @@
 //!
 //! An [`Objective`] makes of a batch's hidden states the loss, and a tensor with that loss's gradient. Supervised
 //! fine-tuning sums over tokens ([`Sft`]). The others judge whole answers: each is reduced to one number, its
-//! log-probability ([`Preference`]), and a method is a function of those numbers with its derivatives
+//! log-probability or what a head says ([`Preference`]), and a method is a function of those numbers with its derivatives
 //! ([`Judge`]). So the vocabulary-wide logits never exist whole: the derivative of an answer's number weighs each of its
 //! tokens in the fused output layer.
 //!
@@ -14,6 +14,7 @@
 //! | `ipo.rs` | IPO, `pref_loss: ipo` |
 //! | `orpo.rs` | ORPO, `pref_loss: orpo` |
 //! | `simpo.rs` | SimPO, `pref_loss: simpo` |
+//! | `reward_model.rs` | a reward model, `stage: rm` |
 //! | `kto.rs` | KTO, `stage: kto`; and its form for pairs, `pref_loss: kto_pair` |
 //!
 //! `preference.rs` has answers judged, `background.rs` holds what they are compared with.
@@ -25,13 +26,14 @@ mod ipo;
 mod kto;
 mod orpo;
 mod preference;
+mod reward_model;
 mod sft;
 mod simpo;
 
 use std::fmt::Debug;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::OutputLayer;
+use justtrain_model::Head;
 use justtrain_worker_api::Rewards;
 
 pub use background::Background;
@@ -41,6 +43,8 @@ pub use ipo::Ipo;
 pub use kto::{Kto, KtoPair};
 pub use orpo::Orpo;
 pub use preference::Preference;
+pub(crate) use preference::rewards_of;
+pub use reward_model::RewardModel;
 pub use sft::Sft;
 pub use simpo::SimPo;
 
@@ -51,8 +55,8 @@ pub trait Objective: Debug + Sync {
     /// How many losses of a batch are averaged.
     fn units(&self, batch: &MicroBatch) -> usize;
 
-    /// The sum of a batch's losses. `hidden` are its hidden states after the last norm.
-    fn loss(&self, hidden: Tensor<2>, output: &OutputLayer, batch: &MicroBatch) -> Loss;
+    /// The sum of a batch's losses. `x` is what comes out of the last block.
+    fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss;
 
     /// None where it learns from tokens alone.
     fn preference(&self) -> Option<&Preference> {
@@ -81,37 +85,42 @@ pub struct Answer {
     pub baseline: f64,
 }
 
-/// An answer with its log-probability under the model as it is.
+/// An answer with the one number that the model as it is gives it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
     pub answer: Answer,
-    /// Sum over its tokens.
-    pub log_probability: f64,
+    /// Its log-probability, summed over its tokens; of a reward model, what its head says.
+    pub value: f64,
 }
 
 impl Scored {
     /// How much more probable the answer has become.
     fn ratio(&self) -> f64 {
-        self.log_probability - self.answer.reference
+        self.value - self.answer.reference
     }
 
     /// Log-probability of one token.
     fn mean(&self) -> f64 {
-        self.log_probability / self.answer.tokens as f64
+        self.value / self.answer.tokens as f64
     }
 }
 
-/// A loss, and its derivative by the log-probability of each of the answers that it is of.
+/// A loss, and its derivative by the number of each of the answers that it is of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judged<const N: usize> {
     pub loss: f64,
     pub slopes: [f64; N],
 }
 
-/// A method as a function of log-probabilities.
+/// A method as a function of one number for each answer.
 pub trait Judge: Debug + Sync {
     /// What an answer is worth to the model.
     fn reward(&self, answer: &Scored) -> f64;
+
+    /// Whether the number of an answer is what the head of a reward model says; else it is the log-probability.
+    fn has_head(&self) -> bool {
+        false
+    }
 
     /// Whether answers are compared with what the model said before the run.
     fn needs_reference(&self) -> bool {
@@ -133,7 +142,7 @@ pub trait Judge: Debug + Sync {
         true
     }
 
-    /// The sum of the losses of a batch's answers; adds the derivative by each one's log-probability to `slopes`.
+    /// The sum of the losses of a batch's answers; adds the derivative by each one's number to `slopes`.
     fn judge(&self, answers: &[Scored], slopes: &mut [f64]) -> f64;
 }
 
@@ -222,6 +231,7 @@ pub fn new(recipe: &Recipe) -> Box<dyn Objective> {
             let (chosen_weight, rejected_weight) = (recipe.kto_chosen_weight, recipe.kto_rejected_weight);
             Box::new(Kto { beta, chosen_weight, rejected_weight })
         }
+        Stage::Rm => Box::new(RewardModel),
         Stage::Dpo => match recipe.pref_loss {
             PrefLoss::Sigmoid => Box::new(Dpo { beta, label_smoothing: recipe.dpo_label_smoothing }),
             PrefLoss::Hinge => Box::new(Hinge { beta }),
@@ -248,8 +258,8 @@ fn sigmoid(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn scored(log_probability: f64, reference: f64, tokens: usize, rejected: bool) -> Scored {
-        Scored { answer: Answer { tokens, rejected, reference, baseline: 0.3 }, log_probability }
+    fn scored(value: f64, reference: f64, tokens: usize, rejected: bool) -> Scored {
+        Scored { answer: Answer { tokens, rejected, reference, baseline: 0.3 }, value }
     }
 
     fn judges() -> Vec<Box<dyn Judge>> {
@@ -260,6 +270,7 @@ mod tests {
             Box::new(Ipo { beta: 0.3 }),
             Box::new(Orpo { beta: 0.3 }),
             Box::new(SimPo { beta: 2.0, gamma: 0.5 }),
+            Box::new(RewardModel),
             Box::new(KtoPair { beta: 0.3 }),
             Box::new(Kto { beta: 0.3, chosen_weight: 1.2, rejected_weight: 0.7 }),
         ]
@@ -280,7 +291,7 @@ mod tests {
             for at in 0..4 {
                 let loss = |by: f64| {
                     let mut moved = answers.to_vec();
-                    moved[at].log_probability += by;
+                    moved[at].value += by;
                     judge.judge(&moved, &mut [0.0; 4])
                 };
                 let expected = (loss(1e-5) - loss(-1e-5)) / 2e-5;

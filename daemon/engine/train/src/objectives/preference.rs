@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
-use justtrain_kernels::{OutputLayer, Targets, linear_cross_entropy, score_targets};
+use burn::tensor::{Tensor, TensorData};
+use justtrain_data::{Batch, Sample};
+use justtrain_kernels::{Targets, linear_cross_entropy, score_targets};
+use justtrain_model::parameters::constant;
+use justtrain_model::{Decoder, Head, Input, Mode};
 
 use super::{Answer, Judge, Loss, Objective, RewardSums, Scored};
+use crate::evaluate::in_batches;
 use crate::step::MicroBatch;
 
 #[derive(Debug)]
@@ -20,28 +24,68 @@ impl Objective for Preference {
         self.judge.units(batch.answers.len())
     }
 
-    fn loss(&self, hidden: Tensor<2>, output: &OutputLayer, batch: &MicroBatch) -> Loss {
-        let scores = score_targets(hidden.clone(), output, batch.targets.clone()).inner().into_data();
-        let scores = scores.try_into_vec::<f32>().expect("scores are f32");
-        let mut log_probabilities = scores.as_chunks::<2>().0.iter().map(|score| -f64::from(score[0]));
-        let scored = |answer: &Answer| Scored {
-            answer: answer.clone(),
-            log_probability: log_probabilities.by_ref().take(answer.tokens).sum(),
-        };
+    fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss {
+        let (hidden, output) = head.normed(x);
+        let said = self.judge.has_head().then(|| head.rewards(hidden.clone(), &last_tokens(&batch.input)));
+        let mut values = match &said {
+            Some(said) => numbers(said.clone()),
+            None => {
+                let scores = score_targets(hidden.clone(), output, batch.targets.clone()).inner().into_data();
+                let scores = scores.try_into_vec::<f32>().expect("scores are f32");
+                let mut of_tokens = scores.as_chunks::<2>().0.iter().map(|score| -f64::from(score[0]));
+                batch.answers.iter().map(|answer| of_tokens.by_ref().take(answer.tokens).sum()).collect()
+            }
+        }
+        .into_iter();
+        let scored =
+            |answer: &Answer| Scored { answer: answer.clone(), value: values.next().expect("one for each answer") };
         let answers: Vec<Scored> = batch.answers.iter().map(scored).collect();
         let mut slopes = vec![0.0; answers.len()];
         let sum = self.judge(&answers, &mut slopes);
-        // The op sums −log p: a slope by log p is the opposite of its weight.
-        let weights = answers.iter().zip(slopes);
-        let weights = weights.flat_map(|(scored, slope)| std::iter::repeat_n(-slope as f32, scored.answer.tokens));
-        let targets = Targets { weights: Some(weights.collect()), ..Targets::clone(&batch.targets) };
-        let graph = linear_cross_entropy(hidden, output, Arc::new(targets));
+        let graph = match said {
+            Some(said) => {
+                let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
+                let slopes = TensorData::new(slopes, [answers.len()]);
+                let slopes = constant(Tensor::<1>::from_data(slopes, &said.device().inner()));
+                (said * slopes).sum()
+            }
+            // The op sums −log p: a slope by log p is the opposite of its weight.
+            None => {
+                let weights = answers.iter().zip(slopes);
+                let weights =
+                    weights.flat_map(|(scored, slope)| std::iter::repeat_n(-slope as f32, scored.answer.tokens));
+                let targets = Targets { weights: Some(weights.collect()), ..Targets::clone(&batch.targets) };
+                linear_cross_entropy(hidden, output, Arc::new(targets))
+            }
+        };
         Loss { sum, graph, rewards: RewardSums::new(&*self.judge, &answers) }
     }
 
     fn preference(&self) -> Option<&Preference> {
         Some(self)
     }
+}
+
+/// What the head of a reward model says of each sample. `decoder` tracks no gradients.
+pub(crate) fn rewards_of(decoder: &Decoder, samples: &[Sample]) -> Vec<f64> {
+    let head = decoder.head();
+    let of_batch = |_: &[&Sample], batch: Batch| {
+        let input = Input::packed(batch.ids, &batch.starts);
+        let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
+        numbers(head.rewards(hidden, &last_tokens(&input)))
+    };
+    in_batches(samples, of_batch)
+}
+
+/// The row of each sequence's last token.
+fn last_tokens(input: &Input) -> Vec<usize> {
+    let is_last = |&row: &usize| input.positions.get(row + 1).is_none_or(|&position| position == 0);
+    (0..input.positions.len()).filter(is_last).collect()
+}
+
+fn numbers(tensor: Tensor<1>) -> Vec<f64> {
+    let numbers = tensor.into_data().try_into_vec::<f32>().expect("rewards are f32");
+    numbers.into_iter().map(f64::from).collect()
 }
 
 impl Preference {

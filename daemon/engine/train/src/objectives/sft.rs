@@ -1,7 +1,8 @@
 //! Supervised fine-tuning: cross-entropy, every target token alike.
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{OutputLayer, linear_cross_entropy};
+use justtrain_kernels::linear_cross_entropy;
+use justtrain_model::Head;
 
 use super::{Loss, Objective, RewardSums};
 use crate::step::MicroBatch;
@@ -14,7 +15,8 @@ impl Objective for Sft {
         batch.targets.len()
     }
 
-    fn loss(&self, hidden: Tensor<2>, output: &OutputLayer, batch: &MicroBatch) -> Loss {
+    fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss {
+        let (hidden, output) = head.normed(x);
         let graph = linear_cross_entropy(hidden, output, batch.targets.clone());
         let sum = f64::from(graph.clone().inner().into_scalar::<f32>());
         Loss { sum, graph, rewards: RewardSums::default() }

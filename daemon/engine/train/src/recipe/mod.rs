@@ -49,7 +49,7 @@ pub struct Recipe {
     #[schemars(length(min = 1), extend("x-aliases" = ["base_model"]))]
     pub model_name_or_path: String,
 
-    /// What the model learns from: `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad.
+    /// What the model learns from: `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs.
     #[serde(default)]
     pub stage: Stage,
 
@@ -373,6 +373,7 @@ impl Recipe {
 pub enum Stage {
     #[default]
     Sft,
+    Rm,
     Dpo,
     Kto,
 }
@@ -380,7 +381,7 @@ pub enum Stage {
 impl Stage {
     /// How many samples a row becomes.
     pub(crate) fn samples_of_row(self) -> usize {
-        if self == Self::Dpo { 2 } else { 1 }
+        if matches!(self, Self::Dpo | Self::Rm) { 2 } else { 1 }
     }
 }
 

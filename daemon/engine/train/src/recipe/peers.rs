@@ -91,7 +91,7 @@ const LATER_VALUES: &[(&str, &[&str])] = &[
     ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
     ("precision", &["fp16"]),
     ("pref_loss", &["apo_down", "apo_zero", "bco_pair", "exo_pair", "nca_pair", "robust", "sppo_hard"]),
-    ("stage", &["ppo", "pt", "rm"]),
+    ("stage", &["ppo", "pt"]),
 ];
 
 /// Why `key` is refused, where another tool has it.

@@ -20,7 +20,7 @@ impl Recipe {
     /// Those of [`SETTINGS`] that have a bearing on this run.
     fn preference_settings(&self) -> &'static [&'static str] {
         match (self.stage, self.pref_loss) {
-            (Stage::Sft, _) => &[],
+            (Stage::Sft | Stage::Rm, _) => &[],
             (Stage::Kto, _) => &["pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"],
             (Stage::Dpo, PrefLoss::Sigmoid) => &["pref_loss", "pref_beta", "pref_ftx", "dpo_label_smoothing"],
             (Stage::Dpo, PrefLoss::Simpo) => &["pref_loss", "pref_beta", "pref_ftx", "simpo_gamma"],
