@@ -29,11 +29,12 @@ ROWS = 6
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A word is a token: `7` is the id 7."""
-    vocabulary = {str(i): i for i in range(CONFIG.vocab_size) if i != CONFIG.eos_token_id}
-    words = Tokenizer(models.WordLevel(vocabulary | {"</s>": CONFIG.eos_token_id}, unk_token="0"))
+    """A word is a token: `7` is the id 7. Special tokens are found inside of words, too, so they are no numbers."""
+    special = {"<pad>": 0, "</s>": CONFIG.eos_token_id}
+    vocabulary = special | {str(i): i for i in range(CONFIG.vocab_size) if i not in special.values()}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="0", bos_token=None)
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="<pad>", bos_token=None)
 
 
 def text(length: int) -> str:

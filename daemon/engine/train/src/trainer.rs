@@ -52,7 +52,9 @@ impl Trainer<'_> {
         let samples: Vec<&Sample> = window.iter().flatten().map(|&index| &self.samples[index]).collect();
         let target_tokens: usize = samples.iter().map(|sample| sample.targets()).sum();
         let tokens: u64 = samples.iter().map(|sample| sample.ids.len() as u64).sum();
-        let rows: Vec<u64> = samples.iter().map(|sample| sample.row).collect();
+        let mut rows: Vec<u64> = samples.iter().map(|sample| sample.row).collect();
+        // Both answers of a pair are of one row.
+        rows.dedup();
 
         let number = self.state.step + 1;
         let learning_rate = self.learning_rate();

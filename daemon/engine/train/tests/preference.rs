@@ -12,7 +12,9 @@ use justtrain_kernels::Targets;
 use justtrain_model::adapters::load_peft;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, WeightFormats};
-use justtrain_train::objectives::{Background, Dpo, Hinge, Ipo, Judge, Kto, KtoPair, Orpo, Preference, SimPo};
+use justtrain_train::objectives::{
+    Background, Dpo, Hinge, Ipo, Judge, Kto, KtoPair, Orpo, Preference, RewardModel, SimPo,
+};
 use justtrain_train::optim::Groups;
 use justtrain_train::step::{Measured, MicroBatch, Step};
 use justtrain_weights::Checkpoint;
