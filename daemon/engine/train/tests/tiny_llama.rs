@@ -432,7 +432,8 @@ fn a_resumed_preference_run_has_the_losses_and_weights_of_an_uninterrupted_one()
         let mut events = Vec::new();
         desk.run(&recipe, "whole", false, &mut events, &StopToken::default()).unwrap();
         let (whole, rewards) = (losses(&events), all_rewards(&events));
-        assert!(whole.last().unwrap() < &whole[0], "{extra}: {whole:?}");
+        let lowest = whole.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(lowest < whole[0] * 0.95, "{extra}: {whole:?}");
         assert_eq!(rewards.len(), whole.len(), "{extra}");
         let validated: Vec<Option<Rewards>> = events
             .iter()
