@@ -2,7 +2,7 @@
 
 use justtrain_proto::v1::operation::Result as OperationResult;
 use justtrain_proto::v1::{
-    Accuracy, Evaluation, FoundModel, Job, JobReason, Model, ModelFile, Operation, Problem, TrainResult,
+    Accuracy, Evaluation, FoundModel, Job, JobReason, Model, ModelFile, Operation, Problem, Rewards, TrainResult,
 };
 use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
@@ -67,6 +67,16 @@ fn train_result(result: &TrainResult) -> Value {
         "peak_memory_bytes": result.peak_memory_bytes,
         "seconds": result.seconds,
         "adapter_path": result.adapter_path,
+        "rewards": result.rewards.as_ref().map(rewards),
+    })
+}
+
+fn rewards(rewards: &Rewards) -> Value {
+    json!({
+        "chosen": rewards.chosen,
+        "rejected": rewards.rejected,
+        "accuracy": rewards.accuracy,
+        "margin": rewards.margin,
     })
 }
 
@@ -143,6 +153,7 @@ fn evaluation(report: &Evaluation) -> Value {
             "perplexity": accuracy.perplexity,
             "token_accuracy": accuracy.token_accuracy,
             "exact_match": accuracy.exact_match,
+            "rewards": accuracy.rewards.as_ref().map(rewards),
         })
     };
     json!({

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_proto::v1::job_event::Event;
-use justtrain_proto::v1::{Job, JobEvent, JobState, Started, Step, StepSkipped};
+use justtrain_proto::v1::{Job, JobEvent, JobState, Rewards, Started, Step, StepSkipped, ValidationLoss};
 
 use crate::show;
 use crate::text::{Lang, say};
@@ -42,12 +42,13 @@ impl TrainView {
             }
             Some(Event::Skipped(skipped)) => self.line(&self.ui.yellow(&skipped_line(skipped, lang))),
             Some(Event::Validation(validation)) => {
-                let (step, loss, perplexity) = (validation.step, validation.loss, validation.perplexity);
-                let accuracy = show::percent(validation.token_accuracy);
+                let (step, loss) = (validation.step, validation.loss);
+                let rewards = validation.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
+                let tokens = tokens(validation, lang);
                 self.line(&say!(
                     lang,
-                    "step {step}: validation loss {loss:.4}, perplexity {perplexity:.2}, token accuracy {accuracy}",
-                    "第 {step} 步：验证损失 {loss:.4}，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
+                    "step {step}: validation loss {loss:.4}{rewards}{tokens}",
+                    "第 {step} 步：验证损失 {loss:.4}{rewards}{tokens}"
                 ));
             }
             Some(Event::Checkpoint(checkpoint)) => {
@@ -141,10 +142,11 @@ impl TrainView {
 fn numbers(step: &Step, lang: Lang) -> String {
     let Step { loss, learning_rate, tokens_per_second, .. } = step;
     let left = show::duration(step.seconds_left, lang);
+    let rewards = step.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
     say!(
         lang,
-        "loss {loss:.4}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
-        "损失 {loss:.4}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+        "loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
+        "损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
     )
 }
 
@@ -162,6 +164,27 @@ fn skipped_line(skipped: &StepSkipped, lang: Lang) -> String {
         "step {step} skipped: {what} is not a finite number ({in_a_row} of at most {limit} in a row); data rows {rows}",
         "第 {step} 步已跳过：{what}不是有限数值（连续第 {in_a_row} 次，最多 {limit} 次）；数据行 {rows}"
     )
+}
+
+/// What a validation says of tokens; a reward model says nothing of them.
+fn tokens(validation: &ValidationLoss, lang: Lang) -> String {
+    let (perplexity, accuracy) = (validation.perplexity, show::percent(validation.token_accuracy));
+    if perplexity == 0.0 {
+        return String::new();
+    }
+    say!(
+        lang,
+        ", perplexity {perplexity:.2}, token accuracy {accuracy}",
+        "，困惑度 {perplexity:.2}，词元准确率 {accuracy}"
+    )
+}
+
+/// What follows a loss where preferences are learnt.
+fn preferences(rewards: &Rewards, lang: Lang) -> String {
+    let accuracy = show::percent(rewards.accuracy);
+    let margin = rewards.margin.map(|margin| say!(lang, ", margin {margin:.3}", "，差距 {margin:.3}"));
+    let margin = margin.unwrap_or_default();
+    say!(lang, " (right {accuracy}{margin})", "（判断正确 {accuracy}{margin}）")
 }
 
 /// Short runs get about twenty lines, long ones a line every ten steps. A resumed job may go back behind the last line.
@@ -216,6 +239,15 @@ mod tests {
         let many = StepSkipped { rows: (1..=40).collect(), loss_is_finite: true, ..skipped };
         let line = skipped_line(&many, Lang::Zh);
         assert!(line.contains("梯度不是有限数值") && line.ends_with("19, 20, …"), "{line}");
+    }
+
+    #[test]
+    fn preferences_are_shown_beside_the_loss() {
+        let rewards = Rewards { accuracy: 0.75, margin: Some(0.5), ..Rewards::default() };
+        let step = Step { loss: 0.5, rewards: Some(rewards), ..Step::default() };
+        assert!(numbers(&step, Lang::En).starts_with("loss 0.5000 (right 75"), "{}", numbers(&step, Lang::En));
+        assert!(numbers(&step, Lang::Zh).contains("差距 0.500"));
+        assert!(numbers(&Step::default(), Lang::En).starts_with("loss 0.0000  lr"));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) enum Data {
 pub(crate) struct File {
     /// The data, a JSON or JSONL file
     file: PathBuf,
-    /// alpaca, sharegpt, messages or prompt_completion; recognised by default
+    /// alpaca, sharegpt, messages, prompt_completion, preference or kto; recognised by default
     #[arg(long)]
     format: Option<String>,
     /// Longest row in tokens; 2048 by default
@@ -193,10 +193,11 @@ impl Preview {
 fn show_row(ui: Ui, row: &PreviewRow) {
     let (number, total) = (row.row, row.tokens.len());
     let targets = row.tokens.iter().filter(|token| token.target).count();
+    let answer = answer(row, ui.lang);
     let title = say!(
         ui.lang,
-        "Row {number}: {total} tokens, {targets} count for the loss",
-        "第 {number} 条：{total} 个词元，{targets} 个计入损失"
+        "Row {number}{answer}: {total} tokens, {targets} count for the loss",
+        "第 {number} 条{answer}：{total} 个词元，{targets} 个计入损失"
     );
     ui.line(ui.bold(title));
     let painted = row.tokens.iter().map(|token| {
@@ -211,10 +212,19 @@ fn show_row(ui: Ui, row: &PreviewRow) {
     ui.line(painted.collect::<String>());
 }
 
+/// Which answer of a row that judges answers.
+fn answer(row: &PreviewRow, lang: Lang) -> String {
+    match row.chosen {
+        None => String::new(),
+        Some(true) => say!(lang, ", chosen", "（选中）"),
+        Some(false) => say!(lang, ", rejected", "（拒绝）"),
+    }
+}
+
 /// A line a token: id, text as JSON, whether it is a target.
 fn list_row(ui: Ui, row: &PreviewRow) {
-    let number = row.row;
-    ui.line(say!(ui.lang, "# row {number}: id text target", "# 第 {number} 条：id text target"));
+    let (number, answer) = (row.row, answer(row, ui.lang));
+    ui.line(say!(ui.lang, "# row {number}{answer}: id text target", "# 第 {number} 条{answer}：id text target"));
     for token in &row.tokens {
         ui.line(format!("{}\t{}\t{}", token.id, json!(token.text), token.target));
     }
@@ -223,6 +233,7 @@ fn list_row(ui: Ui, row: &PreviewRow) {
 fn row_json(row: &PreviewRow) -> serde_json::Value {
     json!({
         "row": row.row,
+        "chosen": row.chosen,
         "rendered": row.rendered,
         "tokens": row.tokens.iter().map(|token| json!({"id": token.id, "text": token.text, "target": token.target})).collect::<Vec<_>>(),
     })

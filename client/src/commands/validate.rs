@@ -81,7 +81,15 @@ fn table(ui: Ui, report: &Evaluation) -> Table {
         (say!(ui.lang, "token accuracy", "词元准确率"), |accuracy| show::percent(accuracy.token_accuracy)),
         (say!(ui.lang, "exact match", "完全一致"), |accuracy| show::percent(accuracy.exact_match)),
     ];
-    for (label, value) in rows {
+    // Of the tuned model alone.
+    let judged: Option<(String, Measure)> = report.tuned.as_ref().and_then(|tuned| tuned.rewards.as_ref()).map(|_| {
+        let right: Measure = |accuracy| {
+            let right = accuracy.rewards.as_ref().map(|rewards| show::percent(rewards.accuracy));
+            right.unwrap_or_else(|| "-".to_owned())
+        };
+        (say!(ui.lang, "preferences right", "偏好判断正确"), right)
+    });
+    for (label, value) in rows.into_iter().chain(judged) {
         let cell = |accuracy: &Option<Accuracy>| accuracy.as_ref().map_or_else(|| "-".to_owned(), value);
         table.row([label, cell(&report.base), cell(&report.tuned)]);
     }
@@ -90,16 +98,23 @@ fn table(ui: Ui, report: &Evaluation) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use justtrain_proto::v1::Rewards;
+
     use super::*;
     use crate::text::Lang;
 
     #[test]
     fn base_stands_beside_tuned() {
-        let accuracy = |exact_match| Accuracy { loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, exact_match };
+        let accuracy =
+            |exact_match| Accuracy { loss: 1.0, perplexity: 2.7, token_accuracy: 0.5, exact_match, rewards: None };
         let report = Evaluation { base: Some(accuracy(0.25)), tuned: Some(accuracy(1.0)), ..Evaluation::default() };
         let text = table(Ui::plain(Lang::Zh), &report).to_string();
         assert!(text.ends_with("完全一致     25.0%  100.0%"), "{text}");
         let base_only = Evaluation { tuned: None, ..report };
         assert!(table(Ui::plain(Lang::En), &base_only).to_string().ends_with("25.0%      -"));
+        let rewards = Some(Rewards { accuracy: 0.75, ..Rewards::default() });
+        let tuned = Some(Accuracy { rewards, ..accuracy(1.0) });
+        let judged = table(Ui::plain(Lang::En), &Evaluation { tuned, ..base_only }).to_string();
+        assert!(judged.contains("preferences right") && judged.ends_with("75.0%"), "{judged}");
     }
 }

@@ -5,7 +5,7 @@ use justtrain_jobs::{
 };
 use justtrain_proto::v1;
 use justtrain_worker_api::{
-    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Severity, Text, Turn,
+    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Rewards, Severity, Text, Turn,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -66,7 +66,7 @@ pub(super) fn data_file(data: Option<v1::DataFile>) -> Result<DataFile, Status> 
     if data.path.is_empty() {
         return Err(status::invalid("data.path", "", "the path of a data file"));
     }
-    let formats = "alpaca, sharegpt, messages or prompt_completion";
+    let formats = "alpaca, sharegpt, messages, prompt_completion, preference or kto";
     Ok(DataFile { path: data.path.into(), format: parse::<FormatName>("data.format", &data.format, formats)? })
 }
 
@@ -119,6 +119,7 @@ pub(super) fn job(job: &Job) -> v1::Job {
             peak_memory_bytes: result.peak_memory_bytes,
             seconds: result.seconds,
             adapter_path: result.adapter.display().to_string(),
+            rewards: result.rewards.map(rewards),
         }),
         run_dir: job.run_dir.display().to_string(),
     }
@@ -184,6 +185,7 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             tokens_per_second,
             seconds_left,
             peak_memory_bytes,
+            rewards: judged,
         } => Out::Step(v1::Step {
             step,
             total_steps,
@@ -196,12 +198,14 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             tokens_per_second,
             seconds_left,
             peak_memory_bytes,
+            rewards: judged.map(rewards),
         }),
         Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
             Out::Skipped(v1::StepSkipped { step, loss_is_finite, rows, in_a_row, limit })
         }
-        Event::Evaluation { step, loss, perplexity, token_accuracy } => {
-            Out::Validation(v1::ValidationLoss { step, loss, perplexity, token_accuracy })
+        Event::Evaluation { step, loss, perplexity, token_accuracy, rewards: judged } => {
+            let rewards = judged.map(rewards);
+            Out::Validation(v1::ValidationLoss { step, loss, perplexity, token_accuracy, rewards })
         }
         Event::Checkpoint { step, path } => {
             Out::Checkpoint(v1::CheckpointSaved { step, path: path.display().to_string() })
@@ -213,6 +217,11 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         | Event::GenerateFailed { .. }
         | Event::Ready => Out::Bookmark(v1::Bookmark {}),
     }
+}
+
+fn rewards(rewards: Rewards) -> v1::Rewards {
+    let Rewards { chosen, rejected, accuracy } = rewards;
+    v1::Rewards { chosen, rejected, accuracy, margin: chosen.zip(rejected).map(|(chosen, rejected)| chosen - rejected) }
 }
 
 pub(super) fn operation(operation: &Operation) -> v1::Operation {
@@ -263,6 +272,7 @@ fn evaluation(report: &EvaluationReport) -> v1::Evaluation {
         perplexity: report.perplexity,
         token_accuracy: report.token_accuracy,
         exact_match: report.exact_match,
+        rewards: report.rewards.map(rewards),
     };
     v1::Evaluation {
         rows: report.rows,

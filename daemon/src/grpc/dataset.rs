@@ -77,6 +77,7 @@ impl DatasetService for Daemon {
             Outcome::DataPreviewed { rows } => {
                 let rows = rows.into_iter().map(|row| PreviewRow {
                     row: row.row,
+                    chosen: row.chosen,
                     rendered: row.rendered,
                     tokens: row
                         .tokens

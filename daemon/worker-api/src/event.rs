@@ -73,6 +73,9 @@ pub enum Event {
         tokens_per_second: f64,
         seconds_left: f64,
         peak_memory_bytes: u64,
+        /// Where preferences are learnt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rewards: Option<Rewards>,
     },
     /// A step whose loss or gradient was no finite number: nothing has changed, and the next batches are tried.
     StepSkipped {
@@ -92,6 +95,8 @@ pub enum Event {
         loss: f64,
         perplexity: f64,
         token_accuracy: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rewards: Option<Rewards>,
     },
     Checkpoint {
         step: u64,
@@ -122,6 +127,18 @@ pub enum Event {
     },
     /// `Command::Serve` has loaded its model.
     Ready,
+}
+
+/// How the model values answers that people have judged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Mean over the chosen or good answers, where there are any.
+    pub chosen: Option<f64>,
+    /// Mean over the rejected or bad answers.
+    pub rejected: Option<f64>,
+    /// Share of pairs whose chosen answer has the higher reward; of single answers, of those with a reward on the right
+    /// side of 0.
+    pub accuracy: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +204,9 @@ pub struct TrainResult {
     pub seconds: f64,
     /// The folder of the newest weights: PEFT's for an adapter, Hugging Face's after full fine-tuning.
     pub adapter: PathBuf,
+    /// Where preferences are learnt: of the last validation, else of the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
 }
 
 /// What the daemon must know of a recipe before a job can start.
@@ -237,6 +257,10 @@ pub enum FormatName {
     /// OpenAI `messages`.
     Messages,
     PromptCompletion,
+    /// Two answers, of which one was chosen.
+    Preference,
+    /// An answer, and whether it is good.
+    Kto,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,6 +294,9 @@ pub struct PreviewRow {
     /// The chat template's output.
     pub rendered: String,
     pub tokens: Vec<PreviewToken>,
+    /// Of a row that judges answers: whether this one is the better, or a good one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -301,6 +328,9 @@ pub struct AccuracyReport {
     pub token_accuracy: f64,
     /// Share of rows whose greedy answer equals the reference after trimming white space.
     pub exact_match: f64,
+    /// Of the tuned model, where the recipe learns preferences: against the base model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

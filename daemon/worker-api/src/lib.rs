@@ -25,6 +25,6 @@ pub use estimate::{
 pub use event::{
     AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,
     GenerationEnd, GpuReport, LogLevel, Message, OpReport, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport,
-    RecipeSummary, Sample, TrainResult,
+    RecipeSummary, Rewards, Sample, TrainResult,
 };
 pub use problem::{Problem, ProblemCode, Severity, Text};

@@ -2,7 +2,7 @@
 
 use justtrain_worker_api::{DataFile, DataReport, Problem, Sample as Understood, Turn};
 
-use crate::{EncodeOptions, Encoder, read_conversations};
+use crate::{Conversation, EncodeOptions, Encoder, Judgement, read_conversations};
 
 /// Problems listed; the rest are counted.
 const LISTED: usize = 100;
@@ -27,29 +27,26 @@ pub fn check(
         target_tokens: None,
         longest_row_tokens: None,
         cut_rows: None,
-        first_row: loaded
-            .conversations
-            .first()
-            .map(|row| Understood { turns: row.turns.iter().map(Turn::from).collect() }),
+        first_row: loaded.conversations.first().map(understood),
     };
     if let Some(encoder) = encoder {
         let whole = EncodeOptions { cutoff_len: usize::MAX, train_on_prompt: false, mask_history: false };
         let cut = EncodeOptions { cutoff_len, ..whole };
         let (mut tokens, mut targets, mut longest, mut cut_rows) = (0, 0, 0, 0);
         for (done, conversation) in (1u64..).zip(&loaded.conversations) {
-            let encoded = encoder.encode(conversation, &whole).and_then(|sample| {
-                let len = sample.ids.len();
+            let encoded = encoder.encode_row(conversation, &whole).and_then(|samples| {
+                let len = samples.iter().map(|sample| sample.ids.len()).max().unwrap_or(0);
                 longest = longest.max(len as u64);
                 if len <= cutoff_len {
-                    return Ok(sample);
+                    return Ok(samples);
                 }
                 cut_rows += 1;
-                encoder.encode(conversation, &cut)
+                encoder.encode_row(conversation, &cut)
             });
             match encoded {
-                Ok(sample) => {
-                    tokens += sample.ids.len() as u64;
-                    targets += sample.targets() as u64;
+                Ok(samples) => {
+                    tokens += samples.iter().map(|sample| sample.ids.len() as u64).sum::<u64>();
+                    targets += samples.iter().map(|sample| sample.targets() as u64).sum::<u64>();
                 }
                 Err(problem) => {
                     report.usable_rows -= 1;
@@ -67,4 +64,13 @@ pub fn check(
     problems.truncate(LISTED);
     report.problems = problems;
     Ok(report)
+}
+
+/// The turns, with the rejected answer of a pair after the chosen one.
+fn understood(row: &Conversation) -> Understood {
+    let rejected = match &row.judgement {
+        Judgement::Over(rejected) => Some(Turn { role: "rejected".to_owned(), content: rejected.text() }),
+        _ => None,
+    };
+    Understood { turns: row.turns.iter().map(Turn::from).chain(rejected).collect() }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::{Chat, ChatTemplate, Conversation, End, Tokenizer};
+use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub struct Sample {
     pub target: Vec<bool>,
     /// 1-based row in the data file.
     pub row: u64,
+    /// The answer is not to be given: the worse one of a pair, or one that is said to be bad.
+    pub rejected: bool,
 }
 
 impl Sample {
@@ -49,6 +51,20 @@ impl Encoder {
             .map_err(|problem| problem.file(conversation.file.display()).row(conversation.row))
     }
 
+    /// The samples of a row: one, or of a pair the chosen answer and the rejected one. Of what a row judges only the
+    /// last answer counts.
+    pub fn encode_row(&self, row: &Conversation, options: &EncodeOptions) -> Result<Vec<Sample>, Problem> {
+        if row.judgement == Judgement::None {
+            return self.encode(row, options).map(|sample| vec![sample]);
+        }
+        let options = EncodeOptions { mask_history: true, train_on_prompt: false, ..*options };
+        let mut samples =
+            row.answers().iter().map(|answer| self.encode(answer, &options)).collect::<Result<Vec<_>, _>>()?;
+        let last = samples.last_mut().expect("a row has an answer");
+        last.rejected = row.judgement != Judgement::Good(true);
+        Ok(samples)
+    }
+
     /// Token ids of a conversation that waits for the assistant's answer, or for the rest of it where the last message
     /// is the assistant's.
     pub fn encode_prompt(&self, chat: Chat<'_>) -> Result<Vec<u32>, Problem> {
@@ -70,7 +86,7 @@ impl Encoder {
         let whole = encoding.ids.len();
         let mut ids = encoding.ids;
         ids.truncate(options.cutoff_len);
-        let sample = Sample { ids, target, row: conversation.row };
+        let sample = Sample { ids, target, row: conversation.row, rejected: false };
         if sample.targets() == 0 {
             return Err(Problem::warning(
                 ProblemCode::AnswerCut,

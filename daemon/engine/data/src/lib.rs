@@ -17,7 +17,7 @@ pub mod tokenizer;
 pub use chat_template::{Chat, ChatTemplate, End};
 pub use check::check;
 pub use encode::{EncodeOptions, Encoder, Sample};
-pub use formats::{Conversation, Loaded, read_conversations};
+pub use formats::{Conversation, Judgement, Loaded, read_conversations};
 pub use message::Message;
 pub use packing::{Batch, Sampler, SamplerState};
 pub use preview::preview;

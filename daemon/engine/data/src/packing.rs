@@ -50,13 +50,16 @@ pub struct SamplerState {
 /// Shuffles the samples anew for each epoch and groups them. The order depends on seed and epoch only.
 #[derive(Debug, Clone)]
 pub struct Sampler {
+    /// Tokens of each row.
     lengths: Vec<usize>,
+    /// Samples of each row.
+    row_samples: usize,
     batch_size: usize,
     /// With packing, the most tokens of one pack.
     pack_len: Option<usize>,
     seed: u64,
     state: SamplerState,
-    /// The batches of `state.epoch`, as indices of samples.
+    /// The batches of `state.epoch`, as indices of rows.
     plan: Vec<Vec<usize>>,
 }
 
@@ -64,9 +67,21 @@ impl Sampler {
     /// Without `pack_len` a batch has `batch_size` samples; with it, `batch_size` packs, each filled with samples up to
     /// `pack_len` tokens.
     pub fn new(samples: &[Sample], batch_size: usize, pack_len: Option<usize>, seed: u64) -> Self {
-        let lengths = samples.iter().map(|sample| sample.ids.len()).collect();
-        let mut sampler =
-            Self { lengths, batch_size, pack_len, seed, state: SamplerState::default(), plan: Vec::new() };
+        Self::of_rows(samples, 1, batch_size, pack_len, seed)
+    }
+
+    /// The same for rows of several samples each, which lie one after the other and stay together.
+    pub fn of_rows(
+        samples: &[Sample],
+        row_samples: usize,
+        batch_size: usize,
+        pack_len: Option<usize>,
+        seed: u64,
+    ) -> Self {
+        let tokens = |row: &[Sample]| row.iter().map(|sample| sample.ids.len()).sum();
+        let lengths = samples.chunks(row_samples).map(tokens).collect();
+        let state = SamplerState::default();
+        let mut sampler = Self { lengths, row_samples, batch_size, pack_len, seed, state, plan: Vec::new() };
         sampler.plan = sampler.plan_epoch(0);
         sampler
     }
@@ -93,7 +108,8 @@ impl Sampler {
             self.restore(SamplerState { epoch: self.state.epoch + 1, batch: 0 });
         }
         self.state.batch += 1;
-        self.plan[self.state.batch - 1].clone()
+        let rows = self.plan[self.state.batch - 1].iter();
+        rows.flat_map(|row| row * self.row_samples..(row + 1) * self.row_samples).collect()
     }
 
     /// The batch taken last was the epoch's last.
@@ -159,6 +175,7 @@ mod tests {
             ids: (0..len as u32).collect(),
             target: (0..len).map(|at| at >= len / 2).collect(),
             row: row as u64 + 1,
+            rejected: false,
         };
         lengths.iter().enumerate().map(sample).collect()
     }
@@ -171,7 +188,7 @@ mod tests {
         assert_eq!(batch.target_rows, [1, 2, 4, 5]);
         assert_eq!(batch.target_ids, [2, 3, 1, 2]);
         // A first token that is marked has nothing before it.
-        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1 };
+        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1, rejected: false };
         assert!(Batch::new([&first, &first]).target_rows.is_empty());
     }
 
@@ -197,6 +214,18 @@ mod tests {
             assert_ne!(sampler.plan, first);
             assert_eq!(Sampler::new(&samples, 2, pack_len, 5).plan, first);
             assert_ne!(Sampler::new(&samples, 2, pack_len, 6).plan, first);
+        }
+    }
+
+    #[test]
+    fn the_samples_of_a_row_stay_together() {
+        let samples = samples(&[3, 9, 4, 4, 2, 2, 7, 8]);
+        for pack_len in [None, Some(20)] {
+            let mut sampler = Sampler::of_rows(&samples, 2, 2, pack_len, 5);
+            let mut seen: Vec<usize> = (0..sampler.batches_per_epoch()).flat_map(|_| sampler.next_batch()).collect();
+            assert!(seen.chunks(2).all(|row| row[0] % 2 == 0 && row[1] == row[0] + 1), "{seen:?}");
+            seen.sort_unstable();
+            assert_eq!(seen, (0..8).collect::<Vec<_>>());
         }
     }
 

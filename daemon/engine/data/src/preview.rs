@@ -1,8 +1,8 @@
-//! Rows token by token, with the loss mask.
+//! Rows token by token, with the loss mask; of a pair both answers.
 
 use justtrain_worker_api::{DataFile, PreviewRow, PreviewToken, Problem};
 
-use crate::{EncodeOptions, Encoder, End, read_conversations};
+use crate::{EncodeOptions, Encoder, End, Judgement, read_conversations};
 
 /// `rows` usable rows from the `offset`-th on.
 pub fn preview(
@@ -16,20 +16,22 @@ pub fn preview(
     if loaded.conversations.is_empty() {
         return Err(loaded.problems.into_iter().next().expect("a row that cannot be used has its problem"));
     }
-    let conversations = loaded.conversations.iter().skip(offset).take(rows);
-    conversations
-        .map(|conversation| {
-            let sample = encoder.encode(conversation, options)?;
+    let mut previews = Vec::new();
+    for conversation in loaded.conversations.iter().skip(offset).take(rows) {
+        let samples = encoder.encode_row(conversation, options)?;
+        for (sample, answer) in samples.iter().zip(conversation.answers()) {
             let tokens = sample.ids.iter().zip(&sample.target).map(|(&id, &target)| PreviewToken {
                 id,
                 text: encoder.tokenizer.token_text(id),
                 target,
             });
-            Ok(PreviewRow {
+            previews.push(PreviewRow {
                 row: conversation.row,
-                rendered: encoder.template.render(conversation.into(), End::Complete)?,
+                rendered: encoder.template.render(answer.as_ref().into(), End::Complete)?,
                 tokens: tokens.collect(),
-            })
-        })
-        .collect()
+                chosen: (conversation.judgement != Judgement::None).then_some(!sample.rejected),
+            });
+        }
+    }
+    Ok(previews)
 }

@@ -49,13 +49,14 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::Message;
+    use crate::{Judgement, Message};
 
     fn rows(prompts: &[&str]) -> Vec<Conversation> {
         let row = |(row, prompt): (u64, &&str)| Conversation {
             turns: vec![Message::new("user", *prompt), Message::new("assistant", row.to_string())],
             tools: Vec::new(),
             documents: Vec::new(),
+            judgement: Judgement::None,
             file: Path::new("data.json").into(),
             row,
         };

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use justtrain_data::{ChatTemplate, Conversation, EncodeOptions, Encoder, Message, Tokenizer};
+use justtrain_data::{ChatTemplate, Conversation, EncodeOptions, Encoder, Judgement, Message, Tokenizer};
 use justtrain_weights::gguf::Gguf;
 use justtrain_worker_api::ProblemCode;
 use serde_json::Value;
@@ -35,7 +35,8 @@ fn goldens() -> Vec<Golden> {
                 let turns: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
                 let tools = case["tools"].as_array().cloned().unwrap_or_default();
                 let file = Path::new("data.json").into();
-                let conversation = Conversation { turns, tools, documents: Vec::new(), file, row: 1 };
+                let conversation =
+                    Conversation { turns, tools, documents: Vec::new(), judgement: Judgement::None, file, row: 1 };
                 let said = serde_json::from_value(case["said"].clone()).unwrap();
                 (conversation, case["rendered"].as_str().unwrap().to_owned(), said)
             });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{
-    Chat, ChatTemplate, Conversation, EncodeOptions, Encoder, End, Message, Tokenizer, check, preview,
+    Chat, ChatTemplate, Conversation, EncodeOptions, Encoder, End, Judgement, Message, Tokenizer, check, preview,
 };
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, FormatName, ProblemCode};
@@ -32,7 +32,15 @@ fn json(path: &str) -> Value {
 }
 
 fn conversation(turns: Vec<Message>) -> Conversation {
-    Conversation { turns, tools: Vec::new(), documents: Vec::new(), file: Path::new("data.json").into(), row: 4 }
+    let judgement = Judgement::None;
+    Conversation {
+        turns,
+        tools: Vec::new(),
+        documents: Vec::new(),
+        judgement,
+        file: Path::new("data.json").into(),
+        row: 4,
+    }
 }
 
 const OPTIONS: EncodeOptions = EncodeOptions { cutoff_len: 2048, train_on_prompt: false, mask_history: false };

@@ -265,7 +265,7 @@ fn whole_rows(bench: &Bench) {
     let output = OutputLayer::from(Weight::from(tensor([VOCABULARY, HIDDEN])));
     let targets = 300;
     let rows = (0..targets).map(|index| 2 * index).collect();
-    let targets_of_300 = Arc::new(Targets { rows, tokens: (0..targets as u32).collect() });
+    let targets_of_300 = Arc::new(Targets { rows, tokens: (0..targets as u32).collect(), weights: None });
     let product = targets * HIDDEN * VOCABULARY;
     bench.run("linear_cross_entropy, 300 targets, both", 4 * product, 2 * HIDDEN * VOCABULARY, || {
         black_box(linear_cross_entropy(hidden.clone(), &output, targets_of_300.clone()).backward());

@@ -80,9 +80,13 @@ fn cases() -> Vec<Case> {
     let targets = Arc::new(Targets {
         rows: (0..TOKENS).step_by(3).collect(),
         tokens: (0..TOKENS as u32).step_by(3).map(|row| row * 37 % VOCABULARY as u32).collect(),
+        weights: Some((0..TOKENS).step_by(3).map(|row| row as f32 / 8.0 - 2.0).collect()),
     });
-    let in_pairs =
-        Arc::new(Targets { rows: (0..TOKENS).collect(), tokens: (0..TOKENS as u32).map(|row| row / 2).collect() });
+    let in_pairs = Arc::new(Targets {
+        rows: (0..TOKENS).collect(),
+        tokens: (0..TOKENS as u32).map(|row| row / 2).collect(),
+        weights: None,
+    });
     let (scored, of_head) = (targets.clone(), targets.clone());
     let head = OutputLayer { weight: head, soft_cap: Some(1.5) };
     vec![

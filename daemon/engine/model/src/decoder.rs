@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use justtrain_kernels::{OutputLayer, Segments, Weight, embedding, linear};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::block::{Block, BlockDropout, Pass};
 use crate::config::Positions;
 use crate::generate::KvCache;
 use crate::layers::{InFull, Norm, Projection};
-use crate::parameters::{Parameter, Parameters};
+use crate::parameters::{Parameter, Parameters, SCORE};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
 
@@ -60,6 +62,8 @@ pub struct Decoder {
     /// None where the embedding table is the output layer.
     output: Option<Weight>,
     output_name: String,
+    /// `[1, hidden]`; what makes it a reward model.
+    score: Option<Tensor<2>>,
 }
 
 #[derive(Debug, Clone)]
@@ -76,12 +80,13 @@ impl PositionTable {
     }
 }
 
-/// What turns the last block's output into logits.
+/// What turns the last block's output into logits, or into rewards.
 #[derive(Debug, Clone)]
 pub struct Head {
     norm: Norm,
     output: OutputLayer,
     output_name: String,
+    score: Option<Tensor<2>>,
 }
 
 impl Head {
@@ -89,12 +94,25 @@ impl Head {
     pub fn normed(&self, x: Tensor<2>) -> (Tensor<2>, &OutputLayer) {
         (self.norm.forward(x), &self.output)
     }
+
+    /// What a reward model says of a sequence at these rows of normed hidden states, which are those of last tokens.
+    pub fn rewards(&self, hidden: Tensor<2>, rows: &[usize]) -> Tensor<1> {
+        let score = self.score.clone().expect("only a reward model is asked");
+        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let (count, device) = (rows.len(), hidden.device());
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device);
+        hidden.select(0, rows).matmul(score.transpose()).flatten(0, 1)
+    }
 }
 
 impl Parameters for Head {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
         let mut parameters: Vec<Parameter<'_>> = self.norm.parameters_mut().collect();
-        parameters.push(Parameter::weight(self.output_name.clone(), &mut self.output.weight));
+        // A reward model has no use for logits.
+        parameters.push(match &mut self.score {
+            None => Parameter::weight(self.output_name.clone(), &mut self.output.weight),
+            Some(score) => Parameter::matrix(SCORE.to_owned(), score),
+        });
         parameters
     }
 }
@@ -109,6 +127,7 @@ impl Parameters for Decoder {
         if let Some(output) = &mut self.output {
             parameters.push(Parameter::weight(self.output_name.clone(), output));
         }
+        parameters.extend(self.score.iter_mut().map(|score| Parameter::matrix(SCORE.to_owned(), score)));
         parameters
     }
 }
@@ -142,6 +161,10 @@ impl Decoder {
                 false => Some(loader.table(&config.names.output_weight(), table)?),
             },
             output_name: config.names.output_weight(),
+            score: match checkpoint.shape(SCORE) {
+                None => None,
+                Some(_) => Some(loader.score(SCORE, config.hidden_size)?),
+            },
             formats,
             config,
         };
@@ -230,7 +253,29 @@ impl Decoder {
                 Some(_) => self.output_name.clone(),
                 None => self.embeddings_name.clone(),
             },
+            score: self.score.clone(),
         }
+    }
+
+    /// Makes it a reward model whose head is random, spread as transformers does (standard deviation 0.02).
+    pub fn attach_score(&mut self, seed: u64) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(u64::MAX);
+        // Irwin–Hall: the sum of twelve uniform numbers is near enough to a normal one.
+        let mut number = || (0..12).map(|_| rng.random_range(-0.5..0.5f32)).sum::<f32>() * 0.02;
+        let width = self.config.hidden_size;
+        let numbers: Vec<f32> = (0..width).map(|_| number()).collect();
+        self.set_score(numbers);
+    }
+
+    /// The head of a reward model: a number for each of the hidden features.
+    pub fn set_score(&mut self, numbers: Vec<f32>) {
+        let shape = [1, self.config.hidden_size];
+        self.score = Some(Tensor::from_data(TensorData::new(numbers, shape), &self.device()));
+    }
+
+    pub fn score(&self) -> Option<&Tensor<2>> {
+        self.score.as_ref()
     }
 
     /// The name of the embedding table among the parameters.

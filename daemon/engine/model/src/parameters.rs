@@ -8,6 +8,9 @@ use justtrain_kernels::{Packed, Weight};
 
 use crate::layers::InFull;
 
+/// The head of a reward model, by transformers' name. It is trained whatever else is.
+pub(crate) const SCORE: &str = "score.weight";
+
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained<'a> {
@@ -24,6 +27,7 @@ impl Trained<'_> {
         let of_pair = || [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
         let of_adapter = || of_pair() || InFull::marks(name);
         match self {
+            _ if name == SCORE => true,
             Self::Adapters => of_adapter(),
             Self::Weights => !of_adapter(),
             Self::Named(names) => names.contains(name),

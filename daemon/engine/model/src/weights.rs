@@ -90,6 +90,12 @@ impl<'a> Loader<'a> {
         self.matrix(name, shape, WeightFormat::F32)
     }
 
+    /// The head of a reward model, which is always `f32`.
+    pub(crate) fn score(&self, name: &str, width: usize) -> Result<Tensor<2>, Problem> {
+        let elements = self.checkpoint.read_f32(self.take(name), &[1, width])?;
+        Ok(Tensor::from_data(TensorData::new(elements, [1, width]), self.device))
+    }
+
     pub(crate) fn norm(&self, name: String, width: usize, config: &DecoderConfig) -> Result<Norm, Problem> {
         Ok(Norm {
             weight: self.vector(&format!("{name}.weight"), width)?,

@@ -6,18 +6,18 @@
 //! 2016, arXiv 1604.06174) only the inputs of the blocks are kept and each graph is made anew when its turn comes;
 //! without it all graphs wait. The numbers are the same to the last bit.
 
-use std::sync::Arc;
-
 use burn::tensor::Tensor;
-use justtrain_kernels::{Targets, linear_loss};
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass};
 
+use crate::objectives::{Loss, Objective, RewardSums};
 use crate::regularizers::{Regularizers, noisy};
+use crate::step::MicroBatch;
 
 /// How gradients are made.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
+    pub objective: &'a dyn Objective,
     pub trained: Trained<'a>,
     /// Makes each block's graph twice instead of keeping all.
     pub checkpointing: bool,
@@ -31,8 +31,10 @@ pub struct Backward<'a> {
 pub type Sink<'a> = &'a mut dyn FnMut(Parameter<'_>, Vec<f32>);
 
 impl Backward<'_> {
-    /// Returns the sum of the losses of all targets. When that is no finite number, no gradients are made.
-    pub fn run(&self, decoder: &mut Decoder, input: &Input, targets: Arc<Targets>, sink: Sink<'_>) -> f64 {
+    /// Returns the sum of the batch's losses, and of its rewards. When the former is no finite number, no gradients are
+    /// made.
+    pub fn run(&self, decoder: &mut Decoder, batch: &MicroBatch, sink: Sink<'_>) -> (f64, RewardSums) {
+        let input = &batch.input;
         let pass = decoder.pass(input, self.mode);
         let tables_trained = self.tables_trained(decoder, input);
         let lowest = self.lowest_trained(decoder, tables_trained);
@@ -55,8 +57,8 @@ impl Backward<'_> {
         }
 
         let all_below_frozen = kept.is_empty() && !tables_trained;
-        let (loss, head_gradients, upstream) = self.head(decoder, x, targets, !all_below_frozen);
-        if !loss.is_finite() {
+        let (loss, head_gradients, upstream) = self.head(decoder, x, batch, !all_below_frozen);
+        if !loss.0.is_finite() {
             return loss;
         }
         // A table that is the output layer as well has its gradient whole only at the end.
@@ -103,18 +105,16 @@ impl Backward<'_> {
         &self,
         decoder: &Decoder,
         x: Tensor<2>,
-        targets: Arc<Targets>,
+        batch: &MicroBatch,
         track_input: bool,
-    ) -> (f64, Gradients, Option<Tensor<2>>) {
+    ) -> ((f64, RewardSums), Gradients, Option<Tensor<2>>) {
         let mut head = decoder.head().tracked(self.trained, &decoder.device());
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
-        let (hidden, output) = head.normed(x.clone());
-        let loss = linear_loss(hidden, output, targets, self.regularizers.loss);
-        let value = f64::from(loss.clone().inner().into_scalar::<f32>());
-        let mut gradients = (loss / self.divisor).backward();
+        let Loss { sum, graph, rewards } = self.objective.loss(&head, x.clone(), batch);
+        let mut gradients = (graph / self.divisor).backward();
         let upstream = track_input.then(|| x.grad_remove(&mut gradients).expect("the loss depends on the last block"));
-        (value, head.take_gradients(self.trained, &mut gradients), upstream)
+        ((sum, rewards), head.take_gradients(self.trained, &mut gradients), upstream)
     }
 
     /// The gradients of the embedding table and of learned positions, as far as they are trained. `table` is what the

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use justtrain_data::tokenizer::TextStream;
-use justtrain_data::{Batch, Conversation, Encoder, Message, Sample, read_conversations};
+use justtrain_data::{Batch, Conversation, Encoder, Judgement, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
 use justtrain_model::{Decoder, Input, Mode, apply_tuned, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     AccuracyReport, DataFile, EvaluateOptions, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
-    GenerateOptions, ModelFiles, Phase, Problem, ProblemCode, RecipeSource,
+    GenerateOptions, ModelFiles, Phase, Problem, ProblemCode, RecipeSource, Rewards,
 };
 
 use crate::EventSink;
-use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
+use crate::objectives::{self, Background, Objective, RewardSums, Scored, rewards_of};
+use crate::prepare::{check_lengths, encode_rows, fits, open_encoder, read_rows};
 use crate::recipe::Recipe;
 use crate::run::no_device;
 
@@ -53,8 +54,18 @@ pub fn evaluate(
     if options.max_samples > 0 {
         rows.truncate(options.max_samples as usize);
     }
-    let samples = encode_rows(&encoder, &recipe, &rows, events)?;
-    check_lengths(decoder.config(), &samples)?;
+    let judged = encode_rows(&encoder, &recipe, &rows, events)?;
+    check_lengths(decoder.config(), &judged)?;
+    let objective = objectives::new(&recipe);
+    let all: Vec<usize> = (0..judged.len()).collect();
+    let preference = objective.preference().filter(|_| rows.iter().all(|row| fits(recipe.stage, row)));
+    let background = Background::new(preference, &decoder, &judged, &all, recipe.cutoff_len);
+    // What a model should say is what was chosen.
+    let samples: Vec<Sample> = judged.iter().filter(|sample| !sample.rejected).cloned().collect();
+    rows.retain(|row| row.judgement != Judgement::Good(false));
+    if samples.is_empty() {
+        return Err(nothing_held_out().because(FailureReason::DataInvalid));
+    }
 
     events.phase(Phase::Evaluating);
     let passes = 1 + u64::from(model.adapter.is_some());
@@ -71,6 +82,9 @@ pub fn evaluate(
             perplexity: scores.loss.exp(),
             token_accuracy: scores.token_accuracy,
             exact_match: matches as f64 / rows.len() as f64,
+            rewards: preference
+                .filter(|preference| adapter && (decoder.score().is_some() || !preference.judge.has_head()))
+                .and_then(|preference| validate(decoder, &judged, preference, &background).rewards),
         };
         Ok::<_, Failure>((report, answers))
     };
@@ -110,24 +124,118 @@ fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Convers
         }
     };
     if rows.is_empty() {
-        let problem = Problem::error(ProblemCode::FileEmpty, "there are no held-out rows", "没有留出的数据行")
-            .key("val_size")
-            .found("0")
-            .expected("at least one row")
-            .fix(
-                "name a data file with --data, or set val_size in the recipe",
-                "请用 --data 指定数据文件，或在配方中设置 val_size",
-            );
-        return Err(problem.because(FailureReason::DataInvalid));
+        return Err(nothing_held_out().because(FailureReason::DataInvalid));
     }
     Ok(rows)
 }
 
+fn nothing_held_out() -> Problem {
+    Problem::error(ProblemCode::FileEmpty, "there are no held-out rows", "没有留出的数据行")
+        .key("val_size")
+        .found("0")
+        .expected("at least one row")
+        .fix(
+            "name a data file with --data, or set val_size in the recipe",
+            "请用 --data 指定数据文件，或在配方中设置 val_size",
+        )
+}
+
+/// What a model says of a sample's targets, the right prefix given.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct SampleScore {
+    pub(crate) log_probability: f64,
+    /// Targets that are the most probable token.
+    pub(crate) correct: f64,
+    pub(crate) targets: usize,
+}
+
 /// Loss and token accuracy, the right prefix given. `decoder` tracks no gradients.
 pub(crate) fn loss_on(decoder: &Decoder, samples: &[Sample], adapter: bool) -> TokenScores {
-    let mode = Mode { adapter, dropout_seed: None };
+    mean_of(&scores_of(decoder, samples, Mode { adapter, dropout_seed: None }))
+}
+
+/// What a validation while training found. Where answers are judged the loss is the method's, and perplexity and token
+/// accuracy are of the answers that were chosen; 0 for a reward model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Validation {
+    pub(crate) loss: f64,
+    pub(crate) perplexity: f64,
+    pub(crate) token_accuracy: f64,
+    pub(crate) rewards: Option<Rewards>,
+}
+
+/// Of the model as it is, on held-out rows.
+pub(crate) fn validate(
+    decoder: &Decoder,
+    samples: &[Sample],
+    objective: &dyn Objective,
+    background: &Background,
+) -> Validation {
+    let Some(preference) = objective.preference() else {
+        let TokenScores { loss, token_accuracy } = loss_on(decoder, samples, true);
+        return Validation { loss, perplexity: loss.exp(), token_accuracy, rewards: None };
+    };
+    // A reward model says nothing of tokens.
+    let scores = if preference.judge.has_head() { Vec::new() } else { scores_of(decoder, samples, Mode::TUNED) };
+    let values = match preference.judge.has_head() {
+        true => rewards_of(decoder, samples),
+        false => scores.iter().map(|score| score.log_probability).collect(),
+    };
+    let all: Vec<usize> = (0..samples.len()).collect();
+    let answers = background.answers(preference, decoder, samples, &all).into_iter().zip(values);
+    let answers: Vec<Scored> = answers.map(|(answer, value)| Scored { answer, value }).collect();
+    let loss = preference.judge(&answers, &mut vec![0.0; answers.len()]);
+    let chosen = samples.iter().zip(&scores).filter(|(sample, _)| !sample.rejected).map(|(_, score)| score);
+    let of_chosen = (!scores.is_empty()).then(|| mean_of(chosen));
+    Validation {
+        loss: loss / preference.judge.units(answers.len()) as f64,
+        perplexity: of_chosen.map_or(0.0, |scores| scores.loss.exp()),
+        token_accuracy: of_chosen.map_or(0.0, |scores| scores.token_accuracy),
+        rewards: RewardSums::new(&*preference.judge, &answers).means(),
+    }
+}
+
+fn mean_of<'a>(scores: impl IntoIterator<Item = &'a SampleScore>) -> TokenScores {
     let (mut loss, mut correct, mut count) = (0.0, 0.0, 0);
-    let mut rest = samples;
+    for score in scores {
+        loss -= score.log_probability;
+        correct += score.correct;
+        count += score.targets;
+    }
+    TokenScores { loss: loss / count as f64, token_accuracy: correct / count as f64 }
+}
+
+/// Of each sample, a few at a time.
+pub(crate) fn scores_of<'a>(
+    decoder: &Decoder,
+    samples: impl IntoIterator<Item = &'a Sample>,
+    mode: Mode,
+) -> Vec<SampleScore> {
+    in_batches(samples, |samples, batch| {
+        let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
+        let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
+        let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
+        let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
+        let mut numbers = numbers.as_chunks::<2>().0.iter();
+        let score = |sample: &&Sample| {
+            let nothing = SampleScore { targets: sample.targets(), ..SampleScore::default() };
+            numbers.by_ref().take(nothing.targets).fold(nothing, |sum, number| SampleScore {
+                log_probability: sum.log_probability - f64::from(number[0]),
+                correct: sum.correct + f64::from(number[1]),
+                ..sum
+            })
+        };
+        samples.iter().map(score).collect()
+    })
+}
+
+/// What `each` makes of every batch of at most [`BATCH_TOKENS`], or of a single longer sample.
+pub(crate) fn in_batches<'a, T>(
+    samples: impl IntoIterator<Item = &'a Sample>,
+    mut each: impl FnMut(&[&'a Sample], Batch) -> Vec<T>,
+) -> Vec<T> {
+    let samples: Vec<&Sample> = samples.into_iter().collect();
+    let (mut all, mut rest) = (Vec::with_capacity(samples.len()), samples.as_slice());
     while !rest.is_empty() {
         let mut tokens = 0;
         let fits = rest.iter().take_while(|sample| {
@@ -136,17 +244,9 @@ pub(crate) fn loss_on(decoder: &Decoder, samples: &[Sample], adapter: bool) -> T
         });
         let (now, later) = rest.split_at(fits.count().max(1));
         rest = later;
-        let batch = Batch::new(now);
-        let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids });
-        let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
-        count += targets.len();
-        let scores = score_targets(hidden, &decoder.output_layer(), targets).into_data();
-        for score in scores.try_into_vec::<f32>().expect("scores are f32").chunks(2) {
-            loss += f64::from(score[0]);
-            correct += f64::from(score[1]);
-        }
+        all.extend(each(now, Batch::new(now.iter().copied())));
     }
-    TokenScores { loss: loss / count as f64, token_accuracy: correct / count as f64 }
+    all
 }
 
 /// Greedy answers to the last question of each row. Beyond the rows that are shown, an answer ends as soon as it cannot be

@@ -11,6 +11,7 @@ pub mod evaluate;
 mod events;
 mod gradients;
 mod memory;
+pub mod objectives;
 pub mod optim;
 mod prepare;
 pub mod recipe;

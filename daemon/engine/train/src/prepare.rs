@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use justtrain_data::{
-    ChatTemplate, Conversation, EncodeOptions, Encoder, Sample, Tokenizer, read_conversations, split,
+    ChatTemplate, Conversation, EncodeOptions, Encoder, Judgement, Loaded, Sample, Tokenizer, read_conversations, split,
 };
 use justtrain_model::DecoderConfig;
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 
 use crate::EventSink;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Stage};
 
 /// Beside an adapter's weights.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -39,8 +39,9 @@ pub fn adapter_template(adapter: Option<&Path>) -> Option<String> {
 pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conversation>), Failure> {
     let (mut rows, mut problems) = (Vec::new(), Vec::new());
     for path in recipe.dataset_files() {
-        match read_conversations(&DataFile { path, format: recipe.dataset_format.name() }) {
+        match read_conversations(&DataFile { path: path.clone(), format: recipe.dataset_format.name() }) {
             Ok(loaded) => {
+                problems.extend(other_kind(recipe.stage, &loaded).map(|problem| problem.file(path.display())));
                 rows.extend(loaded.conversations);
                 problems.extend(loaded.problems);
             }
@@ -53,6 +54,40 @@ pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conve
     }
     let held_out = recipe.validation_rows(rows.len());
     Ok(split(rows, held_out, recipe.seed))
+}
+
+/// Whether a row says of its answers what the stage learns from.
+pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
+    match stage {
+        Stage::Sft => row.judgement == Judgement::None,
+        Stage::Dpo | Stage::Rm => matches!(row.judgement, Judgement::Over(_)),
+        Stage::Kto => matches!(row.judgement, Judgement::Good(_)),
+    }
+}
+
+/// The first row that the stage cannot learn from.
+fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
+    let other = loaded.conversations.iter().find(|row| !fits(stage, row))?;
+    let (found, fitting) = match other.judgement {
+        Judgement::None => ("answers of which nothing is said", "sft"),
+        Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
+        Judgement::Good(_) => ("answers that are good or bad", "kto"),
+    };
+    let expected = match stage {
+        Stage::Sft => "an answer in every row",
+        Stage::Dpo | Stage::Rm => "chosen and rejected in every row",
+        Stage::Kto => "kto_tag or label, true or false, in every row",
+    };
+    let problem = Problem::error(
+        ProblemCode::InvalidValue,
+        "these rows are not what this stage learns from",
+        "这些数据不适用于该 stage",
+    );
+    let problem = problem.key("stage").row(other.row).found(found).expected(expected);
+    Some(problem.fix(
+        format!("write stage: {fitting}, or name another data file"),
+        format!("写 stage: {fitting}，或换一个数据文件"),
+    ))
 }
 
 /// Learned positions end: no sequence may be longer than their table.
@@ -85,8 +120,8 @@ pub(crate) fn encode_rows(
     };
     let (mut samples, mut cut) = (Vec::with_capacity(rows.len()), Vec::new());
     for (done, row) in rows.iter().enumerate() {
-        match encoder.encode(row, &options) {
-            Ok(sample) => samples.push(sample),
+        match encoder.encode_row(row, &options) {
+            Ok(of_row) => samples.extend(of_row),
             Err(problem) if problem.code == ProblemCode::AnswerCut => cut.push(problem),
             Err(problem) => return Err(problem.because(FailureReason::DataInvalid)),
         }

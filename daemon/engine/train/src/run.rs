@@ -9,17 +9,18 @@ use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Text,
-    TrainResult,
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards,
+    Text, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::early_stopping::Best;
-use crate::evaluate::loss_on;
+use crate::evaluate::{TokenScores, Validation, validate};
+use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
-use crate::recipe::{FinetuningType, Recipe};
+use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
 use crate::regularizers::Regularizers;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
@@ -55,6 +56,9 @@ pub fn train(
         }
     };
     decoder.set_dropout(recipe.attention_dropout as f32, recipe.resid_pdrop as f32);
+    if recipe.stage == TrainingStage::Rm && decoder.score().is_none() {
+        decoder.attach_score(recipe.seed);
+    }
 
     events.phase(Phase::Tokenizing);
     let (train, validation) = samples(&recipe, &encoder, events)?;
@@ -67,6 +71,19 @@ pub fn train(
     let regularizers = Regularizers::new(&recipe, &decoder, Trained::Named(&own));
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
+    let mut sampler = sampler(&recipe, &train);
+    let settings = settings(&recipe, &decoder, &trained, &sampler, regularizers)?;
+    let objective = objectives::new(&recipe);
+    // Before anything is restored: what is compared with is the model that the first step began with.
+    if objective.preference().is_some_and(|preference| preference.judge.needs_reference()) {
+        events.phase(Phase::Evaluating);
+    }
+    let longest = decoder.config().longest_sequence().map_or(recipe.cutoff_len, |limit| limit.min(recipe.cutoff_len));
+    let background =
+        |samples: &[Sample], seen: &[usize]| Background::new(objective.preference(), &decoder, samples, seen, longest);
+    let seen = first_samples(&sampler, settings.schedule.total_steps * settings.accumulation as u64);
+    let held_out = background(&validation, &(0..validation.len()).collect::<Vec<_>>());
+    let background = background(&train, &seen);
     let restored = match resume {
         true => checkpoints
             .restore_newest(&mut decoder, &checkpoint, &trained, &fingerprint, |problem| events.warn(problem))
@@ -76,8 +93,6 @@ pub fn train(
     // Its pages need not stay in memory; a run that goes back reads it again.
     drop(checkpoint);
     let reopen = || Checkpoint::open(&model.path).map_err(model_invalid);
-    let mut sampler = sampler(&recipe, &train);
-    let settings = settings(&recipe, &decoder, &trained, &sampler, regularizers)?;
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(&recipe);
     let state = match restored {
@@ -88,16 +103,18 @@ pub fn train(
         }
     };
     sampler.restore(state.sampler);
-    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, sampler, settings };
+    let objective = &*objective;
+    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, objective, background, sampler, settings };
 
     let total_steps = trainer.settings.schedule.total_steps;
+    let row_samples = recipe.stage.samples_of_row();
     events.emit(Event::Started {
         first_step: trainer.state.step,
         total_steps,
         epochs: total_steps as f64 * recipe.gradient_accumulation_steps as f64
             / trainer.sampler.batches_per_epoch() as f64,
-        train_rows: train.len() as u64,
-        validation_rows: validation.len() as u64,
+        train_rows: (train.len() / row_samples) as u64,
+        validation_rows: (validation.len() / row_samples) as u64,
         trainable_parameters: trained_numbers(&trainer),
         total_parameters: trainer.decoder.parameters(),
         device: device_name.to_string(),
@@ -122,18 +139,23 @@ pub fn train(
         save_result(trainer)
     };
     let best_dir = run_dir.join("best");
-    let mut validation_loss = None;
+    let (mut validation_loss, mut rewards) = (None, None);
     while !trainer.done() {
         if stop.requested() {
             save(&trainer, events)?;
             let folder = finish(&mut trainer)?;
-            return Ok(outcome(&trainer.state, folder, None, true));
+            return Ok(outcome(&trainer.state, folder, None, rewards, true));
         }
         if let Some(stage) = trainer.settings.trainable.begins(trainer.state.step) {
             events.emit(unfrozen(stage, trainer.state.step));
         }
         match trainer.step() {
-            Stepped::Done(event) => events.emit(event),
+            Stepped::Done(event) => {
+                if let Event::Step { rewards: of_step, .. } = &event {
+                    rewards = *of_step;
+                }
+                events.emit(event);
+            }
             Stepped::Skipped(event) => {
                 events.emit(event);
                 continue;
@@ -158,19 +180,15 @@ pub fn train(
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
             trainer.exchange_means();
-            let accuracy = loss_on(&trainer.decoder, &validation, true);
-            validation_loss = Some(accuracy.loss);
-            if trainer.validated(accuracy) && recipe.load_best_model_at_end {
+            let found = validate(&trainer.decoder, &validation, objective, &held_out);
+            let Validation { loss, perplexity, token_accuracy, rewards: of_validation } = found;
+            (validation_loss, rewards) = (Some(loss), of_validation);
+            if trainer.validated(TokenScores { loss, token_accuracy }) && recipe.load_best_model_at_end {
                 fs::create_dir_all(&best_dir).map_err(|error| disk_full(cannot_write(&best_dir, &error)))?;
                 save_final(&best_dir, &trainer.decoder, &trained, |_| Ok(())).map_err(disk_full)?;
             }
             trainer.exchange_means();
-            events.emit(Event::Evaluation {
-                step,
-                loss: accuracy.loss,
-                perplexity: accuracy.loss.exp(),
-                token_accuracy: accuracy.token_accuracy,
-            });
+            events.emit(Event::Evaluation { step, loss, perplexity, token_accuracy, rewards });
         }
         // After the validation, on which the next learning rate may depend.
         if step.is_multiple_of(recipe.save_steps) || trainer.done() {
@@ -190,7 +208,7 @@ pub fn train(
             save_result(&trainer)?
         }
     };
-    Ok(outcome(&trainer.state, folder, validation_loss, false))
+    Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
 }
 
 /// Puts the recipe's adapter on the decoder: a fresh one, or the one to go on with.
@@ -222,8 +240,16 @@ fn adapt(
 
 /// The order and grouping of the samples.
 pub(crate) fn sampler(recipe: &Recipe, samples: &[Sample]) -> Sampler {
-    let pack_len = recipe.packing.then_some(recipe.cutoff_len);
-    Sampler::new(samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
+    let row_samples = recipe.stage.samples_of_row();
+    let pack_len = recipe.packing.then_some(recipe.cutoff_len * row_samples);
+    Sampler::of_rows(samples, row_samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
+}
+
+/// Those of a run's first batches, each once.
+fn first_samples(sampler: &Sampler, batches: u64) -> Vec<usize> {
+    let mut sampler = sampler.clone();
+    let batches = batches.min(sampler.batches_per_epoch() as u64);
+    (0..batches).flat_map(|_| sampler.next_batch()).collect()
 }
 
 fn samples(
@@ -305,11 +331,20 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
     for sample in samples {
         hash.update((sample.ids.len() as u64).to_le_bytes());
         sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        if sample.rejected {
+            hash.update([1]);
+        }
     }
     hex(&hash.finalize())
 }
 
-fn outcome(state: &RunState, adapter: PathBuf, validation_loss: Option<f64>, stopped: bool) -> Outcome {
+fn outcome(
+    state: &RunState,
+    adapter: PathBuf,
+    validation_loss: Option<f64>,
+    rewards: Option<Rewards>,
+    stopped: bool,
+) -> Outcome {
     let result = TrainResult {
         steps: state.step,
         first_loss: state.first_loss,
@@ -319,6 +354,7 @@ fn outcome(state: &RunState, adapter: PathBuf, validation_loss: Option<f64>, sto
         peak_memory_bytes: memory::peak_bytes(),
         seconds: state.seconds,
         adapter,
+        rewards,
     };
     Outcome::Trained { stopped, result }
 }

@@ -9,12 +9,14 @@ use rayon::prelude::*;
 
 use crate::backward::Backward;
 use crate::gradients::{GradientSums, square_sum};
+use crate::objectives::{Answer, Objective, RewardSums};
 use crate::optim::{Groups, Optimizer, Update};
 use crate::regularizers::Regularizers;
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
+    pub objective: &'a dyn Objective,
     pub trained: Trained<'a>,
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
@@ -34,16 +36,19 @@ pub struct Step<'a> {
 pub struct MicroBatch {
     pub input: Input,
     pub targets: Arc<Targets>,
+    /// Where whole answers are judged: those of the sequences, in their order.
+    pub answers: Vec<Answer>,
     pub dropout_seed: Option<u64>,
 }
 
 /// What a step saw before it changed anything.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Mean over all target tokens.
+    /// Mean over all target tokens, or over all pairs or answers that are judged.
     pub loss: f64,
     /// Of all gradients together, before clipping.
     pub grad_norm: f64,
+    pub rewards: RewardSums,
     /// Some parameters are updated already, though a later gradient was no finite number.
     pub half_done: bool,
 }
@@ -59,22 +64,24 @@ impl Step<'_> {
     /// parameter as soon as its gradient is there, and keeps none, up to the first that is not finite; else the sums are
     /// kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
-        let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        let units: usize = batches.iter().map(|batch| self.objective.units(batch)).sum();
         let Regularizers { l2_sp, mixout, .. } = self.regularizers;
         let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none();
-        let (mut loss, mut square, mut updated, mut sums) = (0.0, 0.0f64, false, GradientSums::default());
-        for MicroBatch { input, targets: of_batch, dropout_seed } in batches {
+        let (mut loss, mut rewards) = (0.0, RewardSums::default());
+        let (mut square, mut updated, mut sums) = (0.0f64, false, GradientSums::default());
+        for batch in batches {
             let backward = Backward {
+                objective: self.objective,
                 trained: self.trained,
                 checkpointing: self.checkpointing,
-                mode: Mode { adapter: true, dropout_seed },
-                divisor: targets as f32,
+                mode: Mode { adapter: true, dropout_seed: batch.dropout_seed },
+                divisor: units as f32,
                 regularizers: self.regularizers,
             };
-            let mixing = mixout.as_ref().zip(dropout_seed);
+            let mixing = mixout.as_ref().zip(batch.dropout_seed);
             let mut mixed = mixing.map(|(mixout, seed)| mixout.mixed(decoder, self.trained, seed));
             let decoder = mixed.as_mut().unwrap_or(&mut *decoder);
-            loss += backward.run(decoder, &input, of_batch, &mut |parameter, mut gradient| {
+            let of_batch = backward.run(decoder, &batch, &mut |parameter, mut gradient| {
                 if let Some((mixout, seed)) = mixing {
                     mixout.mask(&parameter, seed, &mut gradient);
                 }
@@ -89,6 +96,8 @@ impl Step<'_> {
                     sums.add(&parameter.name, gradient);
                 }
             });
+            loss += of_batch.0;
+            rewards.add(of_batch.1);
         }
         if let Some(l2_sp) = l2_sp.as_ref().filter(|_| !at_once) {
             for parameter in decoder.trained_mut(self.trained) {
@@ -96,8 +105,8 @@ impl Step<'_> {
             }
         }
         let grad_norm = if at_once { square.sqrt() } else { sums.norm() };
-        let measured =
-            Measured { loss: loss / targets as f64, grad_norm, half_done: updated && !grad_norm.is_finite() };
+        let half_done = updated && !grad_norm.is_finite();
+        let measured = Measured { loss: loss / units as f64, grad_norm, rewards, half_done };
         if !at_once && measured.is_finite() {
             self.update_from(sums, grad_norm, decoder, optimizer);
         }

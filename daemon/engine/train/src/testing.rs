@@ -44,7 +44,12 @@ pub(crate) fn batch() -> MicroBatch {
         ids.extend(ints(format!("ids.{index}")).into_iter().map(|id| id as u32));
         starts.push(ids.len());
     }
-    MicroBatch { input: Input::packed(ids, &starts), targets: Arc::new(targets), dropout_seed: None }
+    MicroBatch {
+        input: Input::packed(ids, &starts),
+        targets: Arc::new(targets),
+        answers: Vec::new(),
+        dropout_seed: None,
+    }
 }
 
 /// `float64` numbers of a file of reference values.

@@ -13,6 +13,7 @@ use crate::checkpoint::RunState;
 use crate::early_stopping::EarlyStopping;
 use crate::evaluate::TokenScores;
 use crate::memory;
+use crate::objectives::{Background, Objective};
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
 use crate::optim::{Groups, Optimizer};
 use crate::regularizers::{Regularizers, twice};
@@ -25,6 +26,8 @@ pub(crate) struct Trainer<'a> {
     pub(crate) optimizer: Box<dyn Optimizer>,
     pub(crate) state: RunState,
     pub(crate) samples: &'a [Sample],
+    pub(crate) objective: &'a dyn Objective,
+    pub(crate) background: Background,
     pub(crate) sampler: Sampler,
     pub(crate) settings: Settings,
 }
@@ -71,13 +74,17 @@ impl Trainer<'_> {
     pub(crate) fn step(&mut self) -> Stepped {
         let start = Instant::now();
         let window = self.next_window();
-        let target_tokens: usize = window.iter().map(|batch| batch.target_ids.len()).sum();
-        let tokens: u64 = window.iter().map(|batch| batch.ids.len() as u64).sum();
-        let rows: Vec<u64> = window.iter().flat_map(|batch| batch.rows.clone()).collect();
+        let samples: Vec<&Sample> = window.iter().flatten().map(|&index| &self.samples[index]).collect();
+        let target_tokens: usize = samples.iter().map(|sample| sample.targets()).sum();
+        let tokens: u64 = samples.iter().map(|sample| sample.ids.len() as u64).sum();
+        let mut rows: Vec<u64> = samples.iter().map(|sample| sample.row).collect();
+        // Both answers of a pair are of one row.
+        rows.dedup();
 
         let number = self.state.step + 1;
         let learning_rate = self.learning_rate();
         let step = Step {
+            objective: self.objective,
             trained: self.settings.trainable.after(self.state.step),
             checkpointing: self.settings.checkpointing,
             max_grad_norm: self.settings.max_grad_norm,
@@ -92,7 +99,7 @@ impl Trainer<'_> {
         if !measured.is_finite() {
             return self.bad_step(&measured, rows);
         }
-        let Measured { loss, grad_norm, .. } = measured;
+        let Measured { loss, grad_norm, rewards, .. } = measured;
 
         let seconds = start.elapsed().as_secs_f64();
         let total_steps = self.settings.schedule.total_steps;
@@ -118,6 +125,7 @@ impl Trainer<'_> {
             tokens_per_second: tokens as f64 / seconds,
             seconds_left: state.seconds / number as f64 * (total_steps - number) as f64,
             peak_memory_bytes: memory::peak_bytes(),
+            rewards: rewards.means(),
         })
     }
 
@@ -168,25 +176,32 @@ impl Trainer<'_> {
         self.settings.early_stopping.is_some_and(|rule| rule.observe(&mut self.state.best, step, scores))
     }
 
-    /// The batches of one step. A window ends with its epoch, even when it is shorter than the others.
-    fn next_window(&mut self) -> Vec<Batch> {
+    /// The batches of one step, as indices of samples. A window ends with its epoch, even when it is shorter than the
+    /// others.
+    fn next_window(&mut self) -> Vec<Vec<usize>> {
         let mut window = Vec::new();
         loop {
-            let indices = self.sampler.next_batch();
-            window.push(Batch::new(indices.into_iter().map(|index| &self.samples[index])));
+            window.push(self.sampler.next_batch());
             if window.len() == self.settings.accumulation || self.sampler.epoch_is_done() {
                 return window;
             }
         }
     }
 
-    fn micro_batches(&self, window: Vec<Batch>) -> Vec<MicroBatch> {
-        let in_pairs = self.settings.regularizers.loss.consistency.is_some();
-        let micro_batch = |(index, batch): (usize, Batch)| {
+    fn micro_batches(&self, window: Vec<Vec<usize>>) -> Vec<MicroBatch> {
+        let mut answers = match self.objective.preference() {
+            None => Vec::new(),
+            Some(preference) => self.background.answers(preference, &self.decoder, self.samples, &window.concat()),
+        }
+        .into_iter();
+        let in_pairs = self.settings.regularizers.in_pairs;
+        let micro_batch = |(index, samples): (usize, Vec<usize>)| {
+            let batch = Batch::new(samples.iter().map(|&sample| &self.samples[sample]));
             let batch = if in_pairs { twice(batch) } else { batch };
             MicroBatch {
                 input: Input::packed(batch.ids, &batch.starts),
-                targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids }),
+                targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
+                answers: answers.by_ref().take(samples.len()).collect(),
                 dropout_seed: Some(self.dropout_seed(index)),
             }
         };

@@ -14,7 +14,9 @@ use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft}
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormats};
 use justtrain_train::backward::Backward;
+use justtrain_train::objectives::Sft;
 use justtrain_train::regularizers::Regularizers;
+use justtrain_train::step::MicroBatch;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write_folder};
 
@@ -54,34 +56,35 @@ fn decoder() -> Decoder {
 }
 
 /// `sequences` of 60 tokens each, all but the first of them targets.
-fn batch(sequences: usize) -> (Input, Arc<Targets>) {
+fn batch(sequences: usize) -> MicroBatch {
     let ids: Vec<u32> = (0..sequences as u32 * 60).map(|i| (i * 7 + i / 11) % 160).collect();
     let starts: Vec<usize> = (0..=sequences).map(|i| i * 60).collect();
     let rows: Vec<usize> = (0..ids.len()).filter(|row| row % 60 != 59).collect();
     let tokens = rows.iter().map(|row| ids[row + 1]).collect();
-    (Input::packed(ids, &starts), Arc::new(Targets { rows, tokens }))
+    MicroBatch {
+        input: Input::packed(ids, &starts),
+        targets: Arc::new(Targets { rows, tokens, weights: None }),
+        answers: Vec::new(),
+        dropout_seed: None,
+    }
 }
 
 type Gradients = BTreeMap<String, Vec<f32>>;
 
 fn block_by_block(decoder: &mut Decoder, trained: Trained<'_>, checkpointing: bool, mode: Mode) -> (f64, Gradients) {
-    let (input, targets) = batch(2);
+    let batch = batch(2);
     let mut gradients = Gradients::new();
-    let backward = Backward {
-        trained,
-        checkpointing,
-        regularizers: &Regularizers::default(),
-        mode,
-        divisor: targets.len() as f32,
-    };
-    let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
+    let divisor = batch.targets.len() as f32;
+    let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
+    let backward = Backward { objective, trained, checkpointing, regularizers, mode, divisor };
+    let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         assert!(gradients.insert(parameter.name, gradient).is_none(), "each gradient leaves once");
     });
     (loss, gradients)
 }
 
 fn in_one_graph(decoder: &Decoder, trained: Trained<'_>, mode: Mode) -> (f64, Gradients) {
-    let (input, targets) = batch(2);
+    let MicroBatch { input, targets, .. } = batch(2);
     let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
     let loss = linear_cross_entropy(hidden, &tracked.output_layer(), targets.clone());
@@ -161,17 +164,17 @@ fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bo
     assert_eq!(decoder.blocks().len(), layers);
     let targets = LoraTargets::All;
     attach_lora(&mut decoder, &LoraConfig { rank: 4, targets, ..LoraConfig::default() }, 1).unwrap();
-    let (input, targets) = batch(64);
+    let batch = batch(64);
     let of_last = decoder.blocks()[layers - 1].trained_sizes(Trained::Weights);
     let of_last = of_last.into_iter().map(|(name, _)| name).collect();
     let trained = trained.unwrap_or(Trained::Named(&of_last));
-    let backward =
-        Backward { trained, checkpointing, regularizers: &Regularizers::default(), mode: Mode::TUNED, divisor: 1.0 };
+    let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
+    let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor: 1.0 };
     // The first run fills what stays: thread-local buffers and tables.
-    backward.run(&mut decoder, &input, targets.clone(), &mut |_, _| {});
+    backward.run(&mut decoder, &batch, &mut |_, _| {});
     let before = LIVE.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
-    backward.run(&mut decoder, &input, targets, &mut |_, _| {});
+    backward.run(&mut decoder, &batch, &mut |_, _| {});
     PEAK.load(Ordering::Relaxed) - before
 }
 

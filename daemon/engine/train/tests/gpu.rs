@@ -14,6 +14,7 @@ use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
+use justtrain_train::objectives::Sft;
 use justtrain_train::optim::{AdamW, Groups};
 use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
@@ -52,10 +53,12 @@ fn train(mut decoder: Decoder, trained: Trained<'_>, checkpointing: bool) -> Vec
         let ids: Vec<u32> = (first..first + 60).map(|i| i * 31 % 90).collect();
         let rows: Vec<usize> = (5..59).step_by(2).collect();
         let tokens = rows.iter().map(|row| ids[row + 1]).collect();
-        MicroBatch { input: Input::packed(ids, &[0, 7, 60]), targets: Arc::new(Targets { rows, tokens }), dropout_seed }
+        let targets = Arc::new(Targets { rows, tokens, weights: None });
+        MicroBatch { input: Input::packed(ids, &[0, 7, 60]), targets, answers: Vec::new(), dropout_seed }
     };
     let step = |number| {
         let step = Step {
+            objective: &Sft,
             trained,
             checkpointing,
             max_grad_norm: 1.0,

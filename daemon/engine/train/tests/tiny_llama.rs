@@ -10,7 +10,7 @@ use justtrain_train::StopToken;
 use justtrain_train::evaluate::evaluate;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{
-    DataFile, EvaluateOptions, Event, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource,
+    DataFile, EvaluateOptions, Event, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource, Rewards,
 };
 
 use desk::{Desk, StopAfter, losses};
@@ -375,4 +375,175 @@ fn bad_rows_and_cut_answers_are_refused_with_their_place() {
     let failure = refuse("");
     assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::DataInvalid, ProblemCode::NoAnswer));
     assert_eq!(failure.problems[0].row, Some(25));
+}
+
+/// Pairs, or answers that are good or bad.
+fn judged_rows(desk: &Desk, kto: bool) {
+    let row = |i: usize| {
+        let (prompt, right, wrong) = (format!("{i}+{}", i * 3 % 7), i + i * 3 % 7, "no ".repeat(1 + i % 3));
+        match (kto, i % 4) {
+            (false, _) => format!(r#"{{"prompt":"{prompt}","chosen":"is {right}","rejected":"{wrong}"}}"#),
+            (true, 3) => format!(r#"{{"prompt":"{prompt}","completion":"{wrong}","label":false}}"#),
+            (true, _) => format!(r#"{{"prompt":"{prompt}","completion":"is {right}","label":true}}"#),
+        }
+    };
+    fs::write(desk.path("data.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+fn all_rewards(events: &[Event]) -> Vec<Rewards> {
+    events.iter().filter_map(|event| if let Event::Step { rewards, .. } = event { *rewards } else { None }).collect()
+}
+
+#[test]
+fn a_resumed_preference_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
+    let full = "lora_dropout: 0.0\nfinetuning_type: full\n";
+    let kinds = [
+        (false, "stage: dpo\n".to_owned()),
+        (false, "stage: dpo\npacking: true\ndpo_label_smoothing: 0.1\npref_ftx: 0.5\n".to_owned()),
+        (false, "stage: dpo\npref_loss: ipo\nquantization_bit: 4\ngradient_checkpointing: true\n".to_owned()),
+        (false, "stage: dpo\npref_loss: orpo\n".to_owned()),
+        (false, "stage: dpo\npref_loss: simpo\npref_beta: 2\n".to_owned()),
+        (false, "stage: dpo\npref_loss: hinge\n".to_owned()),
+        (false, "stage: dpo\npref_loss: kto_pair\n".to_owned()),
+        (true, "stage: kto\n".to_owned()),
+        (true, "stage: kto\npacking: true\nquantization_bit: 8\nema_decay: 0.5\n".to_owned()),
+        (false, "stage: rm\ngradient_checkpointing: true\nema_decay: 0.5\n".to_owned()),
+        (false, format!("stage: rm\n{full}")),
+        (false, format!("stage: dpo\n{full}")),
+        (true, format!("stage: kto\nprecision: bf16\ngradient_checkpointing: true\nmax_grad_norm: 0\n{full}")),
+    ];
+    for (kto, extra) in kinds {
+        let desk = Desk::new();
+        judged_rows(&desk, kto);
+        let mut text = desk.recipe(&extra).text;
+        if extra.contains("full") {
+            text = text.replace("lora_dropout: 0.1\n", "").replace("learning_rate: 0.01", "learning_rate: 0.002");
+        }
+        let recipe = RecipeSource { text, ..desk.recipe("") };
+        let mut events = Vec::new();
+        desk.run(&recipe, "whole", false, &mut events, &StopToken::default()).unwrap();
+        let (whole, rewards) = (losses(&events), all_rewards(&events));
+        let lowest = whole.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!(lowest < whole[0] * 0.95, "{extra}: {whole:?}");
+        assert_eq!(rewards.len(), whole.len(), "{extra}");
+        let validated: Vec<Option<Rewards>> = events
+            .iter()
+            .filter_map(|event| if let Event::Evaluation { rewards, .. } = event { Some(*rewards) } else { None })
+            .collect();
+        let last = validated.last().unwrap().unwrap();
+        // Of rated answers a few rows need not have both kinds.
+        assert!(last.accuracy > 0.7 && last.chosen.unwrap_or(0.0) > last.rejected.unwrap_or(-1.0), "{extra}: {last:?}");
+        let stop = StopToken::default();
+        let mut first = StopAfter { step: 4, stop: stop.clone(), events: Vec::new() };
+        desk.run(&recipe, "cut", false, &mut first, &stop).unwrap();
+        let mut rest = Vec::new();
+        desk.run(&recipe, "cut", true, &mut rest, &StopToken::default()).unwrap();
+        assert_eq!([losses(&first.events), losses(&rest)].concat(), whole, "{extra}");
+        assert_eq!([all_rewards(&first.events), all_rewards(&rest)].concat(), rewards, "{extra}");
+        let file = if extra.contains("full") { "model/model.safetensors" } else { "adapter/adapter_model.safetensors" };
+        let weights = |run: &str| fs::read(desk.path(run).join(file)).unwrap();
+        assert_eq!(weights("cut"), weights("whole"), "{extra}");
+    }
+}
+
+/// The new adapter changes nothing yet: chosen and rejected are as probable as the reference says, in any layout.
+#[test]
+fn the_first_step_of_dpo_has_no_rewards() {
+    for extra in ["", "packing: true\n", "quantization_bit: 4\n", "finetuning_type: full\n"] {
+        let desk = Desk::new();
+        judged_rows(&desk, false);
+        let text = desk.recipe(&format!("stage: dpo\n{extra}")).text.replace("lora_dropout: 0.1\n", "");
+        let mut events = Vec::new();
+        desk.run(&RecipeSource { text, ..desk.recipe("") }, "run", false, &mut events, &StopToken::default()).unwrap();
+        let rewards = all_rewards(&events)[0];
+        assert!(rewards.chosen.unwrap().abs() < 1e-4 && rewards.rejected.unwrap().abs() < 1e-4, "{rewards:?}");
+        assert!((losses(&events)[0] - f64::ln(2.0)).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn rows_of_another_stage_are_refused_with_the_stage_that_fits() {
+    let desk = Desk::new();
+    let refused = |extra: &str, fitting: &str| {
+        let failure = desk.run(&desk.recipe(extra), "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+        assert_eq!(failure.reason, FailureReason::DataInvalid);
+        let problem = &failure.problems[0];
+        assert_eq!((problem.key.as_deref(), problem.row), (Some("stage"), Some(1)));
+        assert!(problem.fix.en.contains(fitting) && problem.fix.zh.contains(fitting), "{problem}");
+    };
+    refused("stage: dpo\n", "stage: sft");
+    judged_rows(&desk, false);
+    refused("", "stage: dpo");
+    refused("stage: kto\n", "stage: dpo");
+    judged_rows(&desk, true);
+    refused("stage: dpo\n", "stage: kto");
+}
+
+/// A reward model is loaded with its head, whichever way it was trained; and text can still be made with it.
+#[test]
+fn a_reward_model_is_validated_with_its_head() {
+    let desk = Desk::new();
+    judged_rows(&desk, false);
+    for (extra, folder) in [("", "adapter"), ("finetuning_type: full\n", "model")] {
+        let text = desk.recipe(&format!("stage: rm\n{extra}")).text;
+        let text =
+            if folder == "model" { text.replace("lora_dropout: 0.1\n", "").replace("0.01", "0.002") } else { text };
+        let recipe = RecipeSource { text, ..desk.recipe("") };
+        let mut events = Vec::new();
+        desk.run(&recipe, folder, false, &mut events, &StopToken::default()).unwrap();
+        let last = events.iter().rev().find_map(|event| match event {
+            Event::Evaluation { rewards, perplexity, .. } => Some((*rewards, *perplexity)),
+            _ => None,
+        });
+        let (validated, perplexity) = last.unwrap();
+        assert_eq!(perplexity, 0.0);
+        let adapter = Some(desk.path(folder).join(folder));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());
+        assert_eq!((report.base.rewards, found.accuracy), (None, validated.accuracy));
+        assert!((found.chosen.unwrap() - validated.chosen.unwrap()).abs() < 1e-4, "{found:?} {validated:?}");
+    }
+}
+
+/// Validation of the tuned model beside the base: what it prefers, and text of the chosen answers.
+#[test]
+fn preferences_are_validated_against_the_base_model() {
+    for (kto, stage) in [(false, "stage: dpo\n"), (true, "stage: kto\n")] {
+        let desk = Desk::new();
+        judged_rows(&desk, kto);
+        let recipe = desk.recipe(stage);
+        let mut events = Vec::new();
+        desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
+        let validated = events.iter().rev().find_map(|event| match event {
+            Event::Evaluation { rewards, .. } => *rewards,
+            _ => None,
+        });
+        let adapter = Some(desk.path("run/adapter"));
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
+        let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
+        let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());
+        assert!((found.chosen.unwrap() - validated.chosen.unwrap()).abs() < 1e-3, "{found:?} {validated:?}");
+        assert!(report.rows <= 4 && report.base.rewards.is_none());
+    }
+}
+
+/// A cut answer takes its pair with it.
+#[test]
+fn a_pair_of_which_one_answer_is_cut_is_left_out() {
+    let desk = Desk::new();
+    judged_rows(&desk, false);
+    let rows = fs::read_to_string(desk.path("data.jsonl")).unwrap();
+    let long = format!(r#"{{"prompt":"{}","chosen":"a","rejected":"b"}}"#, "x".repeat(60));
+    fs::write(desk.path("data.jsonl"), format!("{rows}\n{long}")).unwrap();
+    let mut events = Vec::new();
+    let recipe = desk.recipe("stage: dpo\nmax_steps: 1\n");
+    desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
+    let counted = events.iter().find_map(|event| match event {
+        Event::Started { train_rows, validation_rows, .. } => Some(train_rows + validation_rows),
+        _ => None,
+    });
+    assert_eq!(counted, Some(24));
 }

@@ -18,29 +18,35 @@ impl Format for Alpaca {
     }
 
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem> {
-        let mut turns = Vec::new();
-        if let Some(system) = optional_text(row, "system")?.filter(|text| !text.is_empty()) {
-            turns.push(Message::new("system", system));
-        }
-        match row.get("history") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(pairs)) => {
-                for pair in pairs {
-                    let [Value::String(question), Value::String(answer)] = pair.as_array().map_or(&[][..], |p| p)
-                    else {
-                        return Err(wrong_type("history", pair, "a list of two texts: [question, answer]"));
-                    };
-                    turns.extend([Message::new("user", question.as_str()), Message::new("assistant", answer.as_str())]);
-                }
-            }
-            Some(other) => return Err(wrong_type("history", other, "a list of [question, answer]")),
-        }
-        let instruction = required_text(row, "instruction")?;
-        let prompt = match optional_text(row, "input")?.filter(|text| !text.is_empty()) {
-            Some(input) => format!("{instruction}\n{input}"),
-            None => instruction.to_owned(),
-        };
-        turns.extend([Message::new("user", prompt), Message::new("assistant", answer(row, "output")?)]);
+        let mut turns = read_prompt(row)?;
+        turns.push(Message::new("assistant", answer(row, "output")?));
         Ok(turns)
     }
+}
+
+/// Everything before the answer.
+pub(super) fn read_prompt(row: &Row) -> Result<Vec<Message>, Problem> {
+    let mut turns = Vec::new();
+    if let Some(system) = optional_text(row, "system")?.filter(|text| !text.is_empty()) {
+        turns.push(Message::new("system", system));
+    }
+    match row.get("history") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(pairs)) => {
+            for pair in pairs {
+                let [Value::String(question), Value::String(answer)] = pair.as_array().map_or(&[][..], |p| p) else {
+                    return Err(wrong_type("history", pair, "a list of two texts: [question, answer]"));
+                };
+                turns.extend([Message::new("user", question.as_str()), Message::new("assistant", answer.as_str())]);
+            }
+        }
+        Some(other) => return Err(wrong_type("history", other, "a list of [question, answer]")),
+    }
+    let instruction = required_text(row, "instruction")?;
+    let prompt = match optional_text(row, "input")?.filter(|text| !text.is_empty()) {
+        Some(input) => format!("{instruction}\n{input}"),
+        None => instruction.to_owned(),
+    };
+    turns.push(Message::new("user", prompt));
+    Ok(turns)
 }

@@ -5,10 +5,13 @@
 
 mod alpaca;
 mod file;
+mod kto;
 mod messages;
+mod preference;
 mod prompt_completion;
 mod sharegpt;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,9 +30,22 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// Texts to answer from.
     pub documents: Vec<Value>,
+    pub judgement: Judgement,
     pub file: Arc<Path>,
     /// 1-based row in `file`.
     pub row: u64,
+}
+
+/// What a row says of its last turn.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Judgement {
+    /// Nothing: it is the answer.
+    #[default]
+    None,
+    /// It was chosen over this one.
+    Over(Message),
+    /// Whether it is good.
+    Good(bool),
 }
 
 impl Conversation {
@@ -37,6 +53,23 @@ impl Conversation {
     pub fn prompt(&self) -> Chat<'_> {
         let chat = Chat::from(self);
         chat.first(chat.messages.len() - 1)
+    }
+
+    /// The same with another last turn, of which nothing is said.
+    pub fn answered(&self, answer: Message) -> Self {
+        let mut other = Self { judgement: Judgement::None, ..self.clone() };
+        other.turns.pop();
+        other.turns.push(answer);
+        other
+    }
+
+    /// The row as conversations of one answer each: the chosen one, and the rejected one where it has one.
+    pub fn answers(&self) -> Vec<Cow<'_, Self>> {
+        let rejected = match &self.judgement {
+            Judgement::Over(rejected) => Some(Cow::Owned(self.answered(rejected.clone()))),
+            _ => None,
+        };
+        std::iter::once(Cow::Borrowed(self)).chain(rejected).collect()
     }
 }
 
@@ -57,12 +90,32 @@ trait Format: Sync {
     /// Keys of which a row of this format has all of at least one list.
     fn signature(&self) -> &'static [&'static [&'static str]];
 
+    /// Whether a row with these keys is of this format.
+    fn fits(&self, row: &Row) -> bool {
+        self.signature().iter().any(|keys| keys.iter().all(|&key| row.contains_key(key)))
+    }
+
     /// The row's turns. The caller adds file and row to a problem, and checks the turns' order.
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem>;
+
+    /// What the row says of the last of these turns.
+    fn judgement(&self, _row: &Row) -> Result<Judgement, Problem> {
+        Ok(Judgement::None)
+    }
 }
 
-const ALL: &[&dyn Format] =
-    &[&messages::Messages, &sharegpt::ShareGpt, &alpaca::Alpaca, &prompt_completion::PromptCompletion];
+/// Of two that fit as many rows, the first is taken.
+const ALL: &[&dyn Format] = &[
+    &messages::Messages,
+    &sharegpt::ShareGpt,
+    &alpaca::Alpaca,
+    &prompt_completion::PromptCompletion,
+    &preference::Preference,
+    &kto::Kto,
+];
+
+/// Those of [`ALL`] whose rows judge their answers.
+const JUDGED: &[&dyn Format] = &[&preference::Preference, &kto::Kto];
 
 /// Reads every row. `Err` where the file as a whole cannot be used; problems of single rows are in [`Loaded`].
 pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
@@ -89,10 +142,12 @@ pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
 }
 
 fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Result<Conversation, Problem> {
+    let judgement = format.judgement(object)?;
     Ok(Conversation {
         turns: check_turns(format.turns(object)?)?,
         tools: list_or_json(object, "tools")?,
         documents: list_or_json(object, "documents")?,
+        judgement,
         file: Arc::clone(file),
         row,
     })
@@ -115,16 +170,13 @@ fn list_or_json(row: &Row, key: &str) -> Result<Vec<Value>, Problem> {
     }
 }
 
-/// The format that most of the first rows fit.
+/// The format that most of the first rows fit. Rows that judge their answers have the keys of plain ones as well: half of
+/// them are enough.
 fn sniff(rows: &[Value]) -> Option<&'static dyn Format> {
-    let fits = |format: &dyn Format| {
-        let objects = rows.iter().take(20).filter_map(Value::as_object);
-        objects
-            .filter(|row| format.signature().iter().any(|keys| keys.iter().all(|&key| row.contains_key(key))))
-            .count()
-    };
-    let best = ALL.iter().copied().rev().max_by_key(|format| fits(*format))?;
-    (fits(best) > 0).then_some(best)
+    let fits =
+        |format: &dyn Format| rows.iter().take(20).filter_map(Value::as_object).filter(|row| format.fits(row)).count();
+    let best = ALL.iter().copied().rev().max_by_key(|format| fits(*format)).filter(|best| fits(*best) > 0)?;
+    Some(JUDGED.iter().copied().find(|format| 2 * fits(*format) >= fits(best)).unwrap_or(best))
 }
 
 fn unknown_format(file: &str, rows: &[Value]) -> Problem {
@@ -137,8 +189,9 @@ fn unknown_format(file: &str, rows: &[Value]) -> Problem {
         .row(1)
         .found(keys)
         .expected(
-            "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\") or \
-             prompt_completion (\"prompt\", \"completion\")",
+            "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\"), \
+             prompt_completion (\"prompt\", \"completion\"), preference (\"prompt\", \"chosen\", \"rejected\") or \
+             kto (\"prompt\", \"completion\", \"label\")",
         )
         .fix("rename the keys of your rows to one of these formats", "请把数据的键改为以上格式之一")
 }
@@ -370,6 +423,92 @@ mod tests {
             (broken.problems[0].code, broken.problems[0].key.as_deref()),
             (ProblemCode::WrongType, Some("tools"))
         );
+    }
+
+    /// Each way in which others write the same pair.
+    #[test]
+    fn pairs_are_read_from_every_layout() {
+        let turn = |role: &str, text: &str| format!(r#"{{"role":"{role}","content":"{text}"}}"#);
+        let (question, good, bad) = (turn("user", "hi"), turn("assistant", "hello"), turn("assistant", "go away"));
+        for row in [
+            r#"{"prompt":"hi","chosen":"hello","rejected":"go away"}"#.to_owned(),
+            r#"{"instruction":"hi","input":"","chosen":"hello","rejected":"go away"}"#.to_owned(),
+            r#"{"conversations":[{"from":"human","value":"hi"}],"chosen":{"from":"gpt","value":"hello"},
+                "rejected":{"from":"gpt","value":"go away"}}"#
+                .to_owned(),
+            format!(r#"{{"prompt":[{question}],"chosen":[{good}],"rejected":[{bad}]}}"#),
+            format!(r#"{{"messages":[{question}],"chosen":{good},"rejected":{bad}}}"#),
+            format!(r#"{{"chosen":[{question},{good}],"rejected":[{question},{bad}]}}"#),
+            format!(r#"{{"prompt":"hi","chosen":[{question},{good}],"rejected":[{question},{bad}]}}"#),
+        ] {
+            let loaded = read(&row).unwrap();
+            assert_eq!((loaded.format, loaded.problems.as_slice()), (FormatName::Preference, &[][..]), "{row}");
+            let pair = &loaded.conversations[0];
+            let said: Vec<String> = pair.turns.iter().map(Message::text).collect();
+            assert_eq!(said, ["hi", "hello"], "{row}");
+            assert_eq!(pair.judgement, Judgement::Over(Message::new("assistant", "go away")), "{row}");
+            let answers = pair.answers();
+            assert_eq!((answers.len(), answers[1].turns[1].text()), (2, "go away".to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_pair_that_is_none_is_reported() {
+        let loaded = read(
+            r#"[{"prompt":"a","chosen":"b","rejected":"c"},
+                {"prompt":"a","chosen":"b"},
+                {"prompt":"a","chosen":" ","rejected":"c"},
+                {"chosen":"b","rejected":"c"},
+                {"prompt":"a","chosen":"b","rejected":7},
+                {"chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],
+                 "rejected":[{"role":"user","content":"x"},{"role":"assistant","content":"c"}]},
+                {"prompt":"a","chosen":"b","rejected":[{"role":"user","content":"a"}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(loaded.conversations.len(), 1);
+        let found: Vec<_> =
+            loaded.problems.iter().map(|p| (p.code, p.row.unwrap(), p.key.as_deref().unwrap_or(""))).collect();
+        let expected = [
+            (ProblemCode::NoAnswer, 2, "rejected"),
+            (ProblemCode::NoAnswer, 3, "chosen"),
+            (ProblemCode::MissingKey, 4, "prompt"),
+            (ProblemCode::WrongType, 5, "rejected"),
+            (ProblemCode::BadConversation, 6, "rejected"),
+            (ProblemCode::BadConversation, 7, "rejected"),
+        ];
+        assert_eq!(found, expected);
+        assert!(loaded.problems.iter().all(|p| !p.message.zh.is_empty() && !p.fix.zh.is_empty()));
+    }
+
+    #[test]
+    fn rated_answers_are_read_beside_the_keys_of_any_format() {
+        for row in [
+            r#"{"prompt":"hi","completion":"hello","label":true}"#,
+            r#"{"instruction":"hi","output":"hello","kto_tag":true}"#,
+            r#"{"conversations":[{"from":"human","value":"hi"},{"from":"gpt","value":"hello"}],"kto_tag":true}"#,
+            r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"hello"}],"label":true}"#,
+        ] {
+            let loaded = read(row).unwrap();
+            assert_eq!((loaded.format, loaded.problems.as_slice()), (FormatName::Kto, &[][..]), "{row}");
+            let row = &loaded.conversations[0];
+            assert_eq!((row.turns[1].text(), &row.judgement), ("hello".to_owned(), &Judgement::Good(true)));
+        }
+        let loaded = read(
+            r#"[{"prompt":"a","completion":"b","label":false},{"prompt":"a","completion":"b"},
+                {"prompt":"a","completion":"b","label":"good"},{"label":true}]"#,
+        )
+        .unwrap();
+        let found: Vec<_> =
+            loaded.problems.iter().map(|p| (p.code, p.row.unwrap(), p.key.as_deref().unwrap_or(""))).collect();
+        let expected = [
+            (ProblemCode::MissingKey, 2, "label"),
+            (ProblemCode::WrongType, 3, "label"),
+            (ProblemCode::MissingKey, 4, "prompt"),
+        ];
+        assert_eq!(found, expected);
+        // A label of another kind says nothing of the answer.
+        let other = read(r#"{"prompt":"a","completion":"b","label":"sports"}"#).unwrap();
+        assert_eq!(other.format, FormatName::PromptCompletion);
     }
 
     #[test]

@@ -25,19 +25,24 @@ impl Format for ShareGpt {
             turns.push(Message::new("system", system));
         }
         for said in required_list(row, "conversations")? {
-            let said = said.as_object().ok_or_else(|| wrong_type("conversations", said, "{\"from\", \"value\"}"))?;
-            let value = required_text(said, "value")?;
-            turns.push(match required_text(said, "from")? {
-                "human" | "user" => Message::new("user", value),
-                "gpt" | "assistant" => Message::new("assistant", value),
-                "system" => Message::new("system", value),
-                "observation" | "tool" => Message::new("tool", value),
-                "function_call" => calls(value)?,
-                other => return Err(unknown_role(other)),
-            });
+            turns.push(read_said("conversations", said)?);
         }
         Ok(turns)
     }
+}
+
+/// `{from, value}` under `key`.
+pub(super) fn read_said(key: &str, said: &Value) -> Result<Message, Problem> {
+    let said = said.as_object().ok_or_else(|| wrong_type(key, said, "{\"from\", \"value\"}"))?;
+    let value = required_text(said, "value")?;
+    Ok(match required_text(said, "from")? {
+        "human" | "user" => Message::new("user", value),
+        "gpt" | "assistant" => Message::new("assistant", value),
+        "system" => Message::new("system", value),
+        "observation" | "tool" => Message::new("tool", value),
+        "function_call" => calls(value)?,
+        other => return Err(unknown_role(other)),
+    })
 }
 
 /// One call, or a list of them: `{"name", "arguments"}` as JSON text.

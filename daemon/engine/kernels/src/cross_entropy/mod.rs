@@ -27,12 +27,14 @@ use crate::simd;
 use crate::soft_cap::soft_capped;
 
 /// Which rows of the hidden states predict which token.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Targets {
     /// Rows of the hidden states, ascending.
     pub rows: Vec<usize>,
     /// The token that the row at the same place must predict.
     pub tokens: Vec<u32>,
+    /// What each one's loss is multiplied by; None for 1.
+    pub weights: Option<Vec<f32>>,
 }
 
 impl Targets {
@@ -47,6 +49,7 @@ impl Targets {
 
     fn check(&self, hidden: [usize; 2], vocabulary: usize) {
         assert_eq!(self.rows.len(), self.tokens.len());
+        assert!(self.weights.as_ref().is_none_or(|weights| weights.len() == self.len()));
         assert!(self.rows.iter().all(|&row| row < hidden[0]), "target rows lie inside the batch");
         assert!(self.tokens.iter().all(|&token| (token as usize) < vocabulary), "target tokens lie in the vocabulary");
     }
@@ -92,7 +95,8 @@ pub struct LossRule {
     loss: Loss,
 }
 
-/// Σ −log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is `[tokens, features]`.
+/// Σ −weight · log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is
+/// `[tokens, features]`.
 pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<1> {
     linear_loss(hidden, output, targets, Loss::default())
 }
@@ -102,6 +106,7 @@ pub fn linear_loss(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
     assert!(targets.len().is_multiple_of(loss.group()), "targets come in pairs");
+    assert!(loss.consistency.is_none() || targets.weights.is_none(), "pairs have no weights");
     if !on_cpu(&hidden) {
         return reference(hidden, output, targets, loss);
     }
@@ -116,8 +121,8 @@ pub fn linear_loss(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets
     })
 }
 
-/// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`.
-/// Not differentiable.
+/// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`. Its
+/// weight has no bearing on them. Not differentiable.
 pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
     let OutputLayer { weight, soft_cap } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
@@ -138,10 +143,19 @@ pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targe
 /// The loss by burn's own ops.
 pub fn reference(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>, loss: Loss) -> Tensor<1> {
     let device = hidden.device();
+    let mut rest = targets.weights.clone();
     let losses = log_probabilities(hidden, output, &targets, loss.group()).map(|(log_p, tokens)| {
-        let of_target = -log_p.clone().gather(1, tokens.unsqueeze_dim(1)).sum();
-        let of_all = -log_p.clone().mean_dim(1).sum();
-        let sum = of_target * (1.0 - loss.smoothing) + of_all * loss.smoothing;
+        let of_target = -log_p.clone().gather(1, tokens.unsqueeze_dim(1)).squeeze_dim::<1>(1);
+        let of_all = -log_p.clone().mean_dim(1).squeeze_dim::<1>(1);
+        let losses = of_target * (1.0 - loss.smoothing) + of_all * loss.smoothing;
+        let sum = match &mut rest {
+            None => losses.sum(),
+            Some(rest) => {
+                let weights: Vec<f32> = rest.drain(..losses.dims()[0]).collect();
+                let shape = [weights.len()];
+                (losses.clone() * Tensor::from_data(TensorData::new(weights, shape), &losses.device())).sum()
+            }
+        };
         let Some(alpha) = loss.consistency else { return sum };
         let [rows, vocabulary] = log_p.dims();
         let pairs = log_p.reshape([rows / 2, 2, vocabulary]);
@@ -414,8 +428,18 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targe
     let (group, make_gradients) = (rule.loss.group(), wanted.hidden || wanted.weight);
     for_each_chunk(hidden, weight, targets, group, |chunk| {
         // Each row of logits becomes the gradient of its loss.
-        let rows = chunk.logits.par_chunks_mut(group * vocabulary).zip(chunk.tokens.par_chunks(group));
-        let losses: Vec<f32> = rows.map(|(logits, tokens)| rows::loss(rule, logits, tokens, make_gradients)).collect();
+        let rows = chunk.logits.par_chunks_mut(group * vocabulary).zip(chunk.tokens.par_chunks(group)).enumerate();
+        let loss_of = |(index, (logits, tokens)): (usize, (&mut [f32], &[u32]))| {
+            let loss = rows::loss(rule, logits, tokens, make_gradients);
+            let Some(weights) = &targets.weights else { return loss };
+            let weight = weights[chunk.first + index];
+            if make_gradients {
+                simd::scale(logits, weight);
+            }
+            weight * loss
+        };
+        let losses: Vec<f32> = rows.map(loss_of).collect();
+
         loss += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         let gradient = View::new(chunk.logits, [chunk.tokens.len(), vocabulary]);
         if let Some(hidden_grad) = &mut hidden_grad {
@@ -449,13 +473,16 @@ mod tests {
     }
 
     fn targets(rows: &[usize], tokens: &[u32]) -> Arc<Targets> {
-        Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec() })
+        Arc::new(Targets { rows: rows.to_vec(), tokens: tokens.to_vec(), weights: None })
     }
 
     #[test]
     fn loss_and_gradients_equal_the_reference() {
         crate::simd::testing::at_every_level(|level| {
-            let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, targets(&[0, 3, 4, 8], &[36, 0, 5, 5]))];
+            let several = targets(&[0, 3, 4, 8], &[36, 0, 5, 5]);
+            let weights = Some(vec![0.5, -2.0, 1.0, 0.0]);
+            let weighted = Arc::new(Targets { weights, ..Targets::clone(&several) });
+            let cases = [([1, 3], 2, targets(&[0], &[1])), ([9, 20], 37, several.clone()), ([9, 20], 37, weighted)];
             let capped = [None, Some(2.5)].map(|soft_cap| cases.clone().map(|case| (case, soft_cap)));
             for ((shape, vocabulary, targets), soft_cap) in capped.into_iter().flatten() {
                 let (hidden, weight) = (random(shape, 1), random([vocabulary, shape[1]], 2));
@@ -499,7 +526,11 @@ mod tests {
         // 9 million logits: two chunks of at most 32 MiB.
         let (hidden, weight) = (track(&random([30, 4], 1)), Weight::from(random([300_000, 4], 2)));
         let output = OutputLayer::from(weight);
-        let targets = Arc::new(Targets { rows: (0..30).collect(), tokens: (0..30).map(|i| i * 9_999).collect() });
+        let targets = Arc::new(Targets {
+            rows: (0..30).collect(),
+            tokens: (0..30).map(|i| i * 9_999).collect(),
+            weights: Some((0..30).map(|i| i as f32 / 20.0 - 0.5).collect()),
+        });
         let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
         let theirs = plain(hidden.clone(), &output, targets);
         let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());

@@ -18,6 +18,8 @@ use crate::{Decoder, WeightFormat, WeightFormats};
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before.
 const PICKLED: &str = "adapter_model.bin";
+/// The head of a reward model.
+const SCORE: &str = "base_model.model.score.weight";
 /// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
 /// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
@@ -61,8 +63,12 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         let tensor = tensors.get(&entry.name).unwrap_or_else(|| &tensors[&table]);
         Ok(tensor.stored_values())
     })?;
-    let saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
-    let config = peft_config::value(config, base_model, &targets(decoder, config), &saved, decoder.config());
+    let mut saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
+    saved.extend(decoder.score().map(|_| "score".to_owned()));
+    let mut config = peft_config::value(config, base_model, &targets(decoder, config), &saved, decoder.config());
+    if decoder.score().is_some() {
+        config["task_type"] = "SEQ_CLS".into();
+    }
     let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
@@ -128,6 +134,9 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
     });
     let sizes = decoder.trained_sizes(Trained::Adapters);
     config.modules_to_save = saved_modules(sizes.iter().map(|(name, _)| name.as_str()));
+    if file.shape(SCORE).is_some() {
+        decoder.attach_score(0);
+    }
     let mut used = BTreeSet::new();
     if decoder.config().tied_embeddings {
         // The same numbers once more.
@@ -160,7 +169,7 @@ pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
 
 /// Whether tensors of the base model are trained beside the pairs.
 pub(crate) fn trains_in_full(folder: &Path) -> Result<bool, Problem> {
-    Ok(open(folder)?.names().any(|name| !name.contains(".lora_")))
+    Ok(open(folder)?.names().any(|name| !name.contains(".lora_") && name != SCORE))
 }
 
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {

@@ -10,10 +10,10 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use super::{SHARD_BYTES, in_float32};
+use super::{SHARD_BYTES, in_float32, with_score};
 use crate::Decoder;
 use crate::layers::{InFull, Projection};
-use crate::parameters::{Parameter, Parameters, Trained};
+use crate::parameters::{Parameter, Parameters, SCORE, Trained};
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -33,11 +33,15 @@ pub fn export_merged(
         .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
     };
     fs::create_dir_all(folder).map_err(cannot_write)?;
+    let score =
+        decoder.score().map(|score| Entry { name: SCORE.to_owned(), shape: score.dims().to_vec(), dtype: Dtype::F32 });
     let entries: Vec<Entry> = checkpoint
         .names()
         .filter_map(|name| {
             Some(Entry { name: name.to_owned(), shape: checkpoint.shape(name)?.to_vec(), dtype: Dtype::F32 })
         })
+        .filter(|entry| entry.name != SCORE)
+        .chain(score)
         .collect();
     let mut tuned = decoder.clone();
     let in_full: HashMap<String, Parameter<'_>> = tuned
@@ -48,9 +52,12 @@ pub fn export_merged(
         .collect();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
-        let mut weight = match in_full.iter().find(|(name, _)| is_named(name, &entry.name)) {
-            Some((_, tensor)) => tensor.stored_values(),
-            None => checkpoint.read_f32(&entry.name, &entry.shape)?,
+        let score = decoder.score().filter(|_| entry.name == SCORE);
+        let in_full = in_full.iter().find(|(name, _)| is_named(name, &entry.name));
+        let mut weight = match (score, in_full) {
+            (Some(score), _) => score.clone().into_data().try_into_vec().expect("the head is f32"),
+            (None, Some((_, tensor))) => tensor.stored_values(),
+            (None, None) => checkpoint.read_f32(&entry.name, &entry.shape)?,
         };
         if let Some(projection) = adapted(decoder, &entry.name) {
             merge(projection, &mut weight);
@@ -59,7 +66,9 @@ pub fn export_merged(
         progress(done, entries.len() as u64);
         Ok(weight)
     })?;
-    let text = format!("{:#}\n", in_float32(checkpoint.config()));
+    let config = in_float32(checkpoint.config());
+    let config = if decoder.score().is_some() { with_score(&config) } else { config };
+    let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)
 }

@@ -9,9 +9,9 @@ use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use super::{SHARD_BYTES, in_float32};
+use super::{SHARD_BYTES, in_float32, with_score};
 use crate::Decoder;
-use crate::parameters::{Parameter, Parameters, Trained};
+use crate::parameters::{Parameter, Parameters, SCORE, Trained};
 
 /// Writes the decoder's weights and `config`, the base model's `config.json`, into `folder`, which is made where it is
 /// missing; the caller adds the tokenizer. Returns the bytes written.
@@ -28,7 +28,8 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
     let entries: Vec<Entry> = parameters.iter().map(entry).collect();
     let by_name: HashMap<&str, &Parameter<'_>> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| Ok(by_name[entry.name.as_str()].stored_values()))?;
-    let text = format!("{:#}\n", in_float32(config));
+    let config = if decoder.score().is_some() { with_score(config) } else { config.clone() };
+    let text = format!("{:#}\n", in_float32(&config));
     let path = folder.join("config.json");
     fs::write(&path, &text).map_err(|error| cannot_write(&path, &error))?;
     Ok(size + text.len() as u64)
@@ -37,6 +38,9 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
 /// Puts the weights of such a folder on a decoder of the same shape.
 pub fn load_model(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
     let checkpoint = Checkpoint::open(folder)?;
+    if checkpoint.shape(SCORE).is_some() {
+        decoder.set_score(vec![0.0; decoder.config().hidden_size]);
+    }
     for mut parameter in decoder.trained_mut(Trained::Weights) {
         parameter.set_stored(checkpoint.read_f32(&parameter.name, &parameter.stored_shape())?);
     }

@@ -19,6 +19,9 @@ const TIMED_TOKENS: u64 = 1024;
 /// Measured (`scripts/estimate-check`).
 const SHARE_OF_PRODUCTS: f64 = 0.75;
 
+/// What a forward pass takes of a step: one of three products.
+const SHARE_OF_FORWARD: f64 = 1.0 / 3.0;
+
 /// None for a GPU that has not done such work: a timing of the processor says nothing about it.
 pub(super) fn time(
     recipe: &Recipe,
@@ -36,12 +39,14 @@ pub(super) fn time(
             (work.tokens as f64 * per_second / flops(recipe, shape, work), SpeedBasis::Measured)
         }
     };
-    Some(TimeEstimate { tokens_per_second, seconds: work.tokens as f64 / tokens_per_second, basis })
+    let tokens = work.tokens as f64 + work.reference_tokens as f64 * SHARE_OF_FORWARD;
+    Some(TimeEstimate { tokens_per_second, seconds: tokens / tokens_per_second, basis })
 }
 
 /// Floating-point operations of the whole run, two for each multiply-add.
 pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
-    let (layers, graph_layers, tokens) = (shape.layers as f64, shape.trained.graph_layers as f64, work.tokens as f64);
+    let (layers, graph_layers) = (shape.layers as f64, shape.trained.graph_layers as f64);
+    let tokens = work.tokens as f64 + work.baseline_tokens as f64 * SHARE_OF_FORWARD;
     // Gradient checkpointing makes every block's forward a second time.
     let again = f64::from(u8::from(recipe.gradient_checkpointing));
     let sum = |count: fn(Linear) -> u64| shape.linears.iter().map(|&layer| count(layer) as f64).sum::<f64>();

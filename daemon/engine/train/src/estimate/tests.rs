@@ -38,7 +38,7 @@ fn smollm2() -> DecoderConfig {
 }
 
 fn rows(lengths: &[usize]) -> Rows {
-    let sample = |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1 };
+    let sample = |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1, rejected: false };
     let train: Vec<_> = lengths.iter().map(sample).collect();
     Rows { read: train.len(), all: train.len(), train, validation: Vec::new(), file_bytes: 0, model_bytes: 0 }
 }
@@ -324,4 +324,24 @@ fn a_job_on_a_gpu_is_refused_for_the_disk_alone() {
     let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
     assert_eq!((problems.len(), problems[0].code), (1, ProblemCode::DiskFull));
     assert!(found.iter().all(|remedy| remedy.memory_bytes.is_none()), "{found:?}");
+}
+
+#[test]
+fn preferences_are_counted_with_both_answers_and_what_is_scored_without_a_gradient() {
+    let plan = |lines: &str| {
+        let recipe = recipe(&format!("num_train_epochs: 2\ngradient_accumulation_steps: 1\n{lines}"));
+        Work::plan(&recipe, &rows(&[100, 60, 80, 70]))
+    };
+    let dpo = plan("stage: dpo\n");
+    assert_eq!((dpo.steps, dpo.tokens, dpo.largest.tokens), (4, 620, 160));
+    // The reference is scored once, however many epochs there are.
+    assert_eq!((dpo.reference_tokens, dpo.baseline_tokens), (310, 0));
+    let part = plan("stage: dpo\nmax_steps: 1\n");
+    assert_eq!(part.reference_tokens, part.tokens);
+    let orpo = plan("stage: dpo\npref_loss: orpo\n");
+    assert_eq!((orpo.tokens, orpo.reference_tokens, orpo.baseline_tokens), (620, 0, 0));
+    let kto = plan("stage: kto\n");
+    assert_eq!((kto.steps, kto.tokens, kto.reference_tokens, kto.baseline_tokens), (8, 620, 620, 620));
+    // A shorter cutoff that takes one answer takes its pair.
+    assert_eq!(plan("stage: dpo\ncutoff_len: 65\n").largest.tokens, 130);
 }

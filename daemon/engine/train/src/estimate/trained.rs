@@ -3,7 +3,7 @@
 use justtrain_model::DecoderConfig;
 use justtrain_model::adapters::{LoraConfig, LoraStart};
 
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Stage};
 use crate::trainable;
 
 /// Tensors by their sizes.
@@ -58,6 +58,9 @@ pub(super) struct TrainedShape {
 impl TrainedShape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
         let mut trained = Self::default();
+        if recipe.stage == Stage::Rm {
+            trained.changed.add(&[1, config.hidden_size]);
+        }
         if recipe.trains_weights() {
             // What a selection names and the model does not have is refused elsewhere.
             let names = trainable::weights(recipe, config).unwrap_or_default();

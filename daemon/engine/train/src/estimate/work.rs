@@ -7,6 +7,7 @@ use justtrain_worker_api::Failure;
 
 use crate::EventSink;
 use crate::evaluate::BATCH_TOKENS;
+use crate::objectives::{self, Baseline};
 use crate::prepare::{encode_rows, read_rows};
 use crate::recipe::Recipe;
 use crate::run;
@@ -50,7 +51,7 @@ impl Rows {
 
     /// One batch of so many tokens, all of which count for the loss.
     pub(super) fn of_one_batch(tokens: usize) -> Self {
-        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1 };
+        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1, rejected: false };
         Self { train: vec![sample], validation: Vec::new(), read: 1, all: 1, file_bytes: 0, model_bytes: 0 }
     }
 
@@ -102,13 +103,18 @@ pub(super) struct Work {
     /// Σ length² over all samples.
     pub(super) token_pairs: f64,
     pub(super) largest: BatchSize,
-    /// Of the largest batch of a validation; nothing where nothing is held out.
+    /// Of the largest batch of a validation, or of samples that are scored without a gradient; nothing where there is none.
     pub(super) validation: BatchSize,
+    /// Tokens that are scored for the reference before the first step.
+    pub(super) reference_tokens: u64,
+    /// Tokens that are scored between the steps, for what KTO compares with.
+    pub(super) baseline_tokens: u64,
 }
 
 impl Work {
     pub(super) fn plan(recipe: &Recipe, rows: &Rows) -> Self {
-        let train = cut(&rows.train, recipe.cutoff_len);
+        let row_samples = recipe.stage.samples_of_row();
+        let train = cut(&rows.train, row_samples, recipe.cutoff_len);
         if train.is_empty() {
             return Self::default();
         }
@@ -120,11 +126,8 @@ impl Work {
         let mut work = Self {
             steps,
             batches: batches.max(steps),
-            tokens: 0,
-            targets: 0,
-            token_pairs: 0.0,
-            largest: BatchSize::default(),
-            validation: validation_batch(&cut(&rows.validation, recipe.cutoff_len)),
+            validation: validation_batch(&cut(&rows.validation, row_samples, recipe.cutoff_len)),
+            ..Self::default()
         };
         let seen = work.batches.min(BATCHES_SEEN);
         for _ in 0..seen {
@@ -140,18 +143,34 @@ impl Work {
         work.tokens = (work.tokens as f64 * rest) as u64;
         work.targets = (work.targets as f64 * rest) as u64;
         work.token_pairs *= rest;
+        let objective = objectives::new(recipe);
+        if let Some(judge) = objective.preference().map(|preference| &preference.judge) {
+            // A prompt with another's answer is about as long as with its own.
+            let (mismatched, compared) = match judge.baseline() {
+                Baseline::None => (0, 0),
+                Baseline::Mismatched => (1, 1),
+                Baseline::Others => (0, 1),
+            };
+            let epochs = work.batches as f64 / batches_per_epoch;
+            if judge.needs_reference() {
+                work.reference_tokens = (work.tokens as f64 / epochs.max(1.0)) as u64 * (1 + mismatched);
+                work.validation = work.validation.max(validation_batch(&train));
+            }
+            work.baseline_tokens = work.tokens * compared;
+        }
         work
     }
 }
 
-/// Samples as a shorter `cutoff_len` would leave them.
-fn cut(samples: &[Sample], cutoff_len: usize) -> Vec<Sample> {
-    let cut = samples.iter().map(|sample| Sample {
+/// Samples as a shorter `cutoff_len` would leave them. Those of a row go together.
+fn cut(samples: &[Sample], row_samples: usize, cutoff_len: usize) -> Vec<Sample> {
+    let cut = |sample: &Sample| Sample {
         ids: sample.ids.iter().copied().take(cutoff_len).collect(),
         target: sample.target.iter().copied().take(cutoff_len).collect(),
-        row: sample.row,
-    });
-    cut.filter(|sample| sample.targets() > 0).collect()
+        ..*sample
+    };
+    let rows = samples.chunks(row_samples).map(|row| row.iter().map(cut).collect::<Vec<_>>());
+    rows.filter(|row| row.iter().all(|sample| sample.targets() > 0)).flatten().collect()
 }
 
 /// A validation takes as many rows at a time as fit into its bound, at least one.

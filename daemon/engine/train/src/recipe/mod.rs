@@ -12,6 +12,7 @@
 //! | `peers.rs` | keys and values that other tools know and this version does not |
 //! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
 //! | `adapter_rules.rs` | the same for LoRA's keys |
+//! | `preference_rules.rs` | the same for `stage` and what goes with it |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `trainable_rules.rs` | the same for what chooses the weights that are trained |
@@ -23,6 +24,7 @@ mod adapter_rules;
 mod check;
 mod optimizer_rules;
 mod peers;
+mod preference_rules;
 mod regularization_rules;
 mod resolve;
 mod rules;
@@ -56,9 +58,43 @@ pub struct Recipe {
     #[schemars(length(min = 1), extend("x-aliases" = ["base_model"]))]
     pub model_name_or_path: String,
 
-    /// What the model learns from: `sft` is supervised fine-tuning on prompts and answers.
+    /// What the model learns from: `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs.
     #[serde(default)]
     pub stage: Stage,
+
+    /// `dpo`: the method. `sigmoid` is DPO, `hinge` SLiC-HF, `ipo` IPO, `kto_pair` KTO on pairs; `orpo` and `simpo` need no reference model.
+    #[serde(default)]
+    pub(crate) pref_loss: PrefLoss,
+
+    /// `dpo`, `kto`: how strongly the model is held to what it said before. `orpo`: weight of the odds ratio. `simpo`: scale of the reward, 2 to 10 in the paper.
+    #[serde(default = "default::pref_beta")]
+    #[schemars(extend("exclusiveMinimum" = 0, "x-aliases" = ["beta", "rl_beta"]))]
+    pub(crate) pref_beta: f64,
+
+    /// `dpo`, `kto`: how much of the chosen answer's own loss is added.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub(crate) pref_ftx: f64,
+
+    /// `pref_loss: sigmoid`: the share of pairs that are taken to be the wrong way round.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 0.5))]
+    pub(crate) dpo_label_smoothing: f64,
+
+    /// `pref_loss: simpo`: the margin between both rewards that is aimed at.
+    #[serde(default = "default::simpo_gamma")]
+    #[schemars(range(min = 0))]
+    pub(crate) simpo_gamma: f64,
+
+    /// `kto`: weight of good answers.
+    #[serde(default = "default::weight")]
+    #[schemars(range(min = 0), extend("x-aliases" = ["kto_desirable_weight", "desirable_weight"]))]
+    pub(crate) kto_chosen_weight: f64,
+
+    /// `kto`: weight of bad answers.
+    #[serde(default = "default::weight")]
+    #[schemars(range(min = 0), extend("x-aliases" = ["kto_undesirable_weight", "undesirable_weight"]))]
+    pub(crate) kto_rejected_weight: f64,
 
     /// Which weights are trained: `lora` trains a low-rank pair beside each linear layer, `full` every weight of the model, `freeze` those of some layers.
     #[serde(default)]
@@ -503,6 +539,28 @@ impl Recipe {
 pub enum Stage {
     #[default]
     Sft,
+    Rm,
+    Dpo,
+    Kto,
+}
+
+impl Stage {
+    /// How many samples a row becomes.
+    pub(crate) fn samples_of_row(self) -> usize {
+        if matches!(self, Self::Dpo | Self::Rm) { 2 } else { 1 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PrefLoss {
+    #[default]
+    Sigmoid,
+    Hinge,
+    Ipo,
+    Orpo,
+    Simpo,
+    KtoPair,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
@@ -545,6 +603,10 @@ pub enum DatasetFormat {
     Messages,
     /// `prompt` and `completion`.
     PromptCompletion,
+    /// `chosen` and `rejected` beside a prompt.
+    Preference,
+    /// An answer with `kto_tag` or `label`.
+    Kto,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
@@ -584,6 +646,15 @@ enum OneOrManyNumbers {
 mod default {
     use super::OneOrMany;
 
+    pub(super) fn pref_beta() -> f64 {
+        0.1
+    }
+    pub(super) fn simpo_gamma() -> f64 {
+        0.5
+    }
+    pub(super) fn weight() -> f64 {
+        1.0
+    }
     pub(super) fn lora_rank() -> usize {
         16
     }

@@ -34,7 +34,11 @@ const DECIDED_KEYS: &[&str] = &[
     "overwrite_output_dir",
     "per_device_eval_batch_size",
     "plot_loss",
+    "precompute_ref_log_probs",
     "preprocessing_num_workers",
+    "ref_model",
+    "ref_model_adapters",
+    "ref_model_quantization_bit",
     "resume_from_checkpoint",
     "save_only_model",
     "save_strategy",
@@ -46,6 +50,11 @@ const SAID_DIFFERENTLY: &[(&str, &str)] = &[
     ("bf16", "precision: bf16"),
     ("fp16", "precision: bf16"),
     ("init_lora_weights", "pissa_init: true"),
+    ("dpo_beta", "pref_beta"),
+    ("dpo_ftx", "pref_ftx"),
+    ("kto_beta", "pref_beta"),
+    ("kto_ftx", "pref_ftx"),
+    ("rl", "stage"),
     ("load_in_4bit", "quantization_bit: 4"),
     ("load_in_8bit", "quantization_bit: 8"),
     ("loftq_config", "loftq_init: true"),
@@ -57,6 +66,9 @@ const SAID_DIFFERENTLY: &[(&str, &str)] = &[
 /// The same for values of keys that are there.
 const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
     ("metric_for_best_model", "loss", "metric_for_best_model: eval_loss"),
+    ("stage", "ipo", "stage: dpo, pref_loss: ipo"),
+    ("stage", "orpo", "stage: dpo, pref_loss: orpo"),
+    ("stage", "simpo", "stage: dpo, pref_loss: simpo"),
     ("finetuning_type", "qlora", "finetuning_type: lora, quantization_bit: 4"),
     ("optim", "adamw_bnb_8bit", "optim: adamw_8bit"),
     ("optim", "adamw_torch", "optim: adamw"),
@@ -67,7 +79,8 @@ const VALUES_SAID_DIFFERENTLY: &[(&str, &str, &str)] = &[
 const LATER_VALUES: &[(&str, &[&str])] = &[
     ("lr_scheduler_type", &["cosine_warmup_with_min_lr", "greedy"]),
     ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
-    ("stage", &["dpo", "kto", "orpo", "ppo", "pt", "rm", "simpo"]),
+    ("pref_loss", &["apo_down", "apo_zero", "bco_pair", "exo_pair", "nca_pair", "robust", "sppo_hard"]),
+    ("stage", &["ppo", "pt"]),
 ];
 
 /// Why `key` is refused, where another tool has it.

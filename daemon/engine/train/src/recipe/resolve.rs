@@ -249,6 +249,12 @@ impl Recipe {
             loraplus_lr_ratio: other.loraplus_lr_ratio,
             adam_epsilon: other.adam_epsilon,
             weight_decay: other.weight_decay,
+            pref_beta: other.pref_beta,
+            pref_ftx: other.pref_ftx,
+            dpo_label_smoothing: other.dpo_label_smoothing,
+            simpo_gamma: other.simpo_gamma,
+            kto_chosen_weight: other.kto_chosen_weight,
+            kto_rejected_weight: other.kto_rejected_weight,
             max_grad_norm: other.max_grad_norm,
             max_bad_steps: other.max_bad_steps,
             seed: other.seed,
@@ -302,6 +308,8 @@ impl DatasetFormat {
             Self::Sharegpt => Some(FormatName::Sharegpt),
             Self::Messages => Some(FormatName::Messages),
             Self::PromptCompletion => Some(FormatName::PromptCompletion),
+            Self::Preference => Some(FormatName::Preference),
+            Self::Kto => Some(FormatName::Kto),
         }
     }
 }

@@ -155,7 +155,7 @@ fn a_wrong_value_is_told_what_was_expected() {
         (
             "dataset_format: csv",
             "\"csv\"",
-            "auto | alpaca | sharegpt | messages | prompt_completion",
+            "auto | alpaca | sharegpt | messages | prompt_completion | preference | kto",
             "the default is auto",
         ),
         ("device: gpu", "\"gpu\"", "auto | cpu | cuda:0", "the number of a GPU"),
@@ -365,6 +365,13 @@ fn keys_that_do_not_go_together_are_refused() {
         ("unfreeze_schedule: {2: 0, 4: 20, all: 10}", "unfreeze_schedule.all"),
         ("unfreeze_schedule: {2: 0, all: 2.5}", "unfreeze_schedule.all"),
         ("finetuning_type: freeze\nprecision: bf16", "precision"),
+        ("stage: dpo\nrdrop_alpha: 1\nlora_dropout: 0.1", "rdrop_alpha"),
+        ("stage: kto\nlabel_smoothing_factor: 0.1", "label_smoothing_factor"),
+        ("pref_loss: orpo", "pref_loss"),
+        ("stage: kto\npref_loss: ipo", "pref_loss"),
+        ("stage: dpo\npref_loss: ipo\ndpo_label_smoothing: 0.1", "dpo_label_smoothing"),
+        ("stage: dpo\ndpo_label_smoothing: 0.5", "dpo_label_smoothing"),
+        ("stage: kto\ntrain_on_prompt: true", "train_on_prompt"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
@@ -399,10 +406,26 @@ fn what_others_say_differently_is_told() {
         ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
         ("optim: lion_32bit", "optim: lion"),
         ("use_galore: true", "optim: galore_adamw"),
+        ("stage: orpo", "stage: dpo, pref_loss: orpo"),
     ] {
         let problem = only_problem_with(written);
         assert!(problem.fix.en.contains(fix) && problem.fix.zh.contains(fix), "{problem}");
     }
+}
+
+#[test]
+fn settings_of_another_preference_method_are_a_warning() {
+    for (written, key) in [
+        ("pref_beta: 0.2", "pref_beta"),
+        ("stage: dpo\nsimpo_gamma: 1", "simpo_gamma"),
+        ("stage: dpo\nkto_chosen_weight: 2", "kto_chosen_weight"),
+        ("stage: kto\ndpo_label_smoothing: 0.1", "dpo_label_smoothing"),
+    ] {
+        let warnings = read_with(written).summary().warnings;
+        let keys: Vec<_> = warnings.iter().filter_map(|warning| warning.key.as_deref()).collect();
+        assert_eq!(keys, [key], "{written}");
+    }
+    assert_eq!(read_with("stage: dpo\npref_loss: simpo\nbeta: 2\nsimpo_gamma: 1\n").summary().warnings, []);
 }
 
 #[test]

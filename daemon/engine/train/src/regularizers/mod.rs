@@ -7,7 +7,7 @@
 //! | `l2_sp.rs` | a pull back to the weights that the run began with |
 //! | `mixout.rs` | some weights put back to these for a batch |
 //!
-//! Label smoothing and R-Drop's divergence are a part of the loss and stand in `kernels/src/cross_entropy`, dropout in
+//! Label smoothing and R-Drop's divergence are a part of the loss (`objectives/sft.rs`, `kernels/src/cross_entropy`), dropout in
 //! `kernels/src/dropout.rs` and `attention.rs`. Every random choice is a function of the batch's seed: there is nothing to
 //! save. None of this acts on a validation.
 
@@ -22,7 +22,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use justtrain_kernels::Loss;
 use justtrain_model::Decoder;
 use justtrain_model::parameters::{Parameters, Trained};
 
@@ -39,7 +38,8 @@ pub type Start = Arc<BTreeMap<String, Vec<f32>>>;
 /// By default there are none.
 #[derive(Debug, Clone, Default)]
 pub struct Regularizers {
-    pub loss: Loss,
+    /// Each batch stands twice in itself: R-Drop.
+    pub in_pairs: bool,
     /// α of NEFTune.
     pub noise: Option<f32>,
     pub l2_sp: Option<L2Sp>,
@@ -56,10 +56,7 @@ impl Regularizers {
         };
         let start = if recipe.remembers_start() { start() } else { Start::default() };
         Self {
-            loss: Loss {
-                smoothing: recipe.label_smoothing_factor as f32,
-                consistency: recipe.rdrop_alpha.map(|alpha| alpha as f32),
-            },
+            in_pairs: recipe.rdrop_alpha.is_some(),
             noise: recipe.neftune_noise_alpha.map(|alpha| alpha as f32),
             l2_sp: recipe.l2sp_alpha.map(|alpha| L2Sp { alpha: alpha as f32, start: start.clone() }),
             mixout: recipe.mixout_p.map(|probability| Mixout { probability: probability as f32, start: start.clone() }),

@@ -3,6 +3,7 @@
 use justtrain_model::parameters::{Parameters, Trained};
 
 use super::Regularizers;
+use crate::objectives;
 use crate::optim::{AdamW, Groups};
 use crate::step::{Measured, MicroBatch, Step};
 use crate::testing::{batch, decoder, doubles, fixture, recipe};
@@ -12,11 +13,13 @@ const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 /// What each step measured, and a weight at the end. Without clipping the updates come at once.
 fn run(more: &str, max_grad_norm: f64) -> (Vec<Measured>, Vec<f32>) {
     let (recipe, mut decoder, mut adamw) = (recipe(more), decoder(), AdamW::new(0.9, 0.999, 1e-8, 0.0));
+    let objective = objectives::new(&recipe);
     let regularizers = &Regularizers::new(&recipe, &decoder, Trained::Weights);
     let (trained, learning_rate, groups) = (Trained::Weights, recipe.learning_rate, &Groups::default());
     let mut measured = Vec::new();
     for number in 1..=6 {
         let step = Step {
+            objective: &*objective,
             trained,
             checkpointing: number % 2 == 0,
             max_grad_norm,

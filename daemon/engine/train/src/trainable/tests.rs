@@ -5,6 +5,7 @@ use justtrain_model::adapters::{LoraConfig, attach_lora};
 use justtrain_model::parameters::{Parameters, Trained};
 
 use super::{Group, Trainable};
+use crate::objectives::Sft;
 use crate::optim::{AdamW, Optimizer};
 use crate::regularizers::Regularizers;
 use crate::step::Step;
@@ -19,6 +20,7 @@ fn eight_steps_of_gradual_unfreezing_equal_pytorch() {
     let mut adamw = AdamW::new(0.9, 0.999, 1e-8, 0.0);
     for (index, (loss, norm)) in (0..).zip(doubles(&goldens, "loss").into_iter().zip(doubles(&goldens, "grad_norm"))) {
         let step = Step {
+            objective: &Sft::default(),
             trained: trainable.after(index),
             checkpointing: false,
             max_grad_norm: 1.0,

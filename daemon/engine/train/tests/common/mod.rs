@@ -8,6 +8,7 @@ use justtrain_kernels::Targets;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode};
 use justtrain_train::backward::Backward;
+use justtrain_train::objectives::Sft;
 use justtrain_train::optim::schedule::{Schedule, Shape};
 use justtrain_train::optim::{AdamW, Groups, Optimizer};
 use justtrain_train::regularizers::Regularizers;
@@ -38,6 +39,11 @@ pub(crate) fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
     (Input::packed(ids, &starts), Arc::new(targets))
 }
 
+pub(crate) fn micro_batch(rows: &[Row]) -> MicroBatch {
+    let (input, targets) = batch(rows);
+    MicroBatch { input, targets, answers: Vec::new(), dropout_seed: None }
+}
+
 /// A parameter's name in PyTorch: PEFT's where it belongs to an adapter.
 pub(crate) fn torch_name(name: &str) -> String {
     match name {
@@ -49,17 +55,13 @@ pub(crate) fn torch_name(name: &str) -> String {
 
 /// Loss and gradients by PyTorch's names.
 pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained<'_>, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
-    let (input, targets) = batch(rows);
-    let count = targets.len() as f32;
-    let backward = Backward {
-        trained,
-        checkpointing: false,
-        regularizers: &Regularizers::default(),
-        mode: Mode::TUNED,
-        divisor: count,
-    };
+    let batch = micro_batch(rows);
+    let count = batch.targets.len() as f32;
+    let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
+    let backward =
+        Backward { objective, trained, checkpointing: false, regularizers, mode: Mode::TUNED, divisor: count };
     let mut gradients = Vec::new();
-    let loss = backward.run(decoder, &input, targets, &mut |parameter, gradient| {
+    let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         gradients.push((torch_name(&parameter.name), gradient));
     });
     (loss / f64::from(count), gradients)
@@ -74,11 +76,11 @@ pub(crate) fn train(
     schedule: &Schedule,
 ) -> (Vec<f64>, Vec<f64>) {
     let step = |index: u64| {
-        let (input, targets) = batch(rows);
         let learning_rate = schedule.learning_rate(index);
         let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
         let number = index + 1;
         let step = Step {
+            objective: &Sft::default(),
             trained,
             checkpointing: false,
             max_grad_norm: 1.0,
@@ -88,7 +90,7 @@ pub(crate) fn train(
             regularizers,
             seed: 0,
         };
-        let measured = step.run(decoder, optimizer, vec![MicroBatch { input, targets, dropout_seed: None }]);
+        let measured = step.run(decoder, optimizer, vec![micro_batch(rows)]);
         (measured.loss, measured.grad_norm)
     };
     (0..schedule.total_steps).map(step).unzip()
