@@ -90,7 +90,7 @@ pub(crate) enum Wanted {
     /// A repository; `entry` where the catalogue knows it.
     Repository {
         name: ModelName,
-        entry: Option<CatalogueEntry>,
+        entry: Option<&'static CatalogueEntry>,
     },
     Url(Url),
     Path(PathBuf),
@@ -114,7 +114,7 @@ impl Wanted {
             return Ok(Self::Path(PathBuf::from(text)));
         }
         if let Some(entry) = catalogue::find(text) {
-            return Ok(Self::Repository { name: entry.name.clone(), entry: Some(entry.clone()) });
+            return Ok(Self::Repository { name: entry.name.clone(), entry: Some(entry) });
         }
         Ok(Self::Repository { name: ModelName::parse(text)?, entry: None })
     }
