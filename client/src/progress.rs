@@ -40,7 +40,7 @@ impl TrainView {
                     self.line(&line);
                 }
             }
-            Some(Event::Skipped(skipped)) => self.line(&self.ui.yellow(&skipped_line(skipped, lang))),
+            Some(Event::Skipped(skipped)) => self.line(&self.ui.yellow(skipped_line(skipped, lang))),
             Some(Event::Validation(validation)) => {
                 let (step, loss) = (validation.step, validation.loss);
                 let rewards = validation.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();

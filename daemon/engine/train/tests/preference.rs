@@ -1,12 +1,12 @@
 //! Preference tuning beside TRL (`scripts/golden/preference.py`): 20 steps of each method on the tiny llama, from the same
 //! adapter.
 
-mod common;
+mod goldens;
 
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use common::{adamw, doubles, root};
+use goldens::{doubles, root};
 use justtrain_data::{Batch, Sample};
 use justtrain_kernels::Targets;
 use justtrain_model::adapters::load_peft;
@@ -15,7 +15,7 @@ use justtrain_model::{Decoder, Input, WeightFormats};
 use justtrain_train::objectives::{
     Background, Dpo, Hinge, Ipo, Judge, Kto, KtoPair, Orpo, Preference, RewardModel, SimPo,
 };
-use justtrain_train::optim::Groups;
+use justtrain_train::optim::{AdamW, Groups};
 use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{Measured, MicroBatch, Step};
 use justtrain_weights::Checkpoint;
@@ -60,7 +60,7 @@ fn decoder() -> Decoder {
 
 /// 20 steps over all samples, in batches of so many.
 fn train(judge: impl Judge + 'static, chosen_loss: f64, samples: &[Sample], batch_size: usize) -> Vec<Measured> {
-    let (mut decoder, mut optimizer) = (decoder(), adamw());
+    let (mut decoder, mut optimizer) = (decoder(), AdamW::new(0.9, 0.999, 1e-8, 0.0));
     if judge.has_head() {
         decoder.set_score(Goldens::open().0.read_f32("score").unwrap());
     }

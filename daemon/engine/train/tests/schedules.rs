@@ -1,12 +1,16 @@
 //! 1,000 steps of every schedule beside transformers and PyTorch (`scripts/golden/schedules.py`), from the same names and
 //! settings, as a recipe has them.
 
-use std::path::{Path, PathBuf};
+mod goldens;
+
+use std::path::PathBuf;
 
 use justtrain_train::optim::schedule::{PlateauState, Schedule, Shape};
 use justtrain_train::recipe::Recipe;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::RecipeSource;
+
+use goldens::{doubles, root};
 
 const STEPS: u64 = 1000;
 /// Both sides compute in float64; the order of operations differs in the last bits.
@@ -46,13 +50,7 @@ fn schedule(kind: &str, warmup: &str, kwargs: &str) -> Schedule {
 }
 
 fn goldens() -> SafetensorsFile {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/schedules.safetensors");
-    SafetensorsFile::open(&path).unwrap()
-}
-
-fn doubles(file: &SafetensorsFile, name: &str) -> Vec<f64> {
-    let (numbers, _) = file.bytes(name).unwrap().as_chunks::<8>();
-    numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
+    SafetensorsFile::open(&root("daemon/engine/train/fixtures/schedules.safetensors")).unwrap()
 }
 
 fn assert_equal(name: &str, got: &[f64], expected: &[f64]) {

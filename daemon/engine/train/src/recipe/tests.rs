@@ -103,7 +103,7 @@ fn names_of_other_tools_are_read() {
 fn every_problem_is_reported_at_once_with_its_place() {
     let found = problems(
         "model_name_or_path: m\nlern_rate: 1e-4\nlora_rank: sixteen\nlora_dropout: 1\nlr_scheduler_type: cosin\n\
-         neftune_noise_alpha: 5\noutput_dir: out\nlora_r: 8\neval_steps: 10\nval_size: 0\nmax_steps: 0\n",
+         report_to: wandb\noutput_dir: out\nlora_r: 8\neval_steps: 10\nval_size: 0\nmax_steps: 0\n",
     );
     let seen: Vec<_> = found.iter().map(|p| (p.code, p.line, p.column, p.key.as_deref().unwrap_or(""))).collect();
     use ProblemCode::{InvalidValue, MissingKey, UnknownKey, WrongType};
@@ -114,7 +114,7 @@ fn every_problem_is_reported_at_once_with_its_place() {
             (WrongType, Some(3), Some(12), "lora_rank"),
             (InvalidValue, Some(4), Some(15), "lora_dropout"),
             (InvalidValue, Some(5), Some(20), "lr_scheduler_type"),
-            (UnknownKey, Some(6), Some(1), "neftune_noise_alpha"),
+            (UnknownKey, Some(6), Some(1), "report_to"),
             (UnknownKey, Some(7), Some(1), "output_dir"),
             (InvalidValue, Some(8), Some(1), "lora_r"),
             (InvalidValue, Some(9), Some(13), "eval_steps"),
@@ -315,7 +315,7 @@ fn starts_that_make_no_sense_are_refused() {
 
 #[test]
 fn what_comes_later_is_said_so() {
-    let problem = only_problem_with("stage: dpo");
+    let problem = only_problem_with("stage: ppo");
     assert_eq!(problem.message.en, "not in this version yet", "{problem}");
 }
 

@@ -1,6 +1,9 @@
 //! What tests against reference values share: rows, gradients and training steps.
 
-use std::path::{Path, PathBuf};
+#[path = "../goldens/mod.rs"]
+mod goldens;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -15,12 +18,10 @@ use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
 use justtrain_weights::safetensors::SafetensorsFile;
 
+pub(crate) use goldens::{doubles, root};
+
 /// Ids and labels (−100 where a token does not count) of one sequence.
 pub(crate) type Row = (Vec<u32>, Vec<i64>);
-
-pub(crate) fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..").join(path)
-}
 
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
@@ -108,11 +109,6 @@ pub(crate) fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64, wha
     for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert!((got / expected - 1.0).abs() <= tolerance, "{what} {step}: {got}, expected {expected}");
     }
-}
-
-pub(crate) fn doubles(file: &SafetensorsFile, name: &str) -> Vec<f64> {
-    let (numbers, _) = file.bytes(name).unwrap().as_chunks::<8>();
-    numbers.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect()
 }
 
 /// The two sequences that a tiny model's reference values are of.

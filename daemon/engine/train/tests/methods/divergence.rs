@@ -9,6 +9,7 @@ use justtrain_kernels::Targets;
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, WeightFormats};
 use justtrain_train::StopToken;
+use justtrain_train::objectives::Sft;
 use justtrain_train::optim::{AdamW, Groups, Optimizer};
 use justtrain_train::regularizers::Regularizers;
 use justtrain_train::step::{MicroBatch, Step};
@@ -81,6 +82,7 @@ fn a_bad_step_changes_neither_weights_nor_optimiser() {
         let trained = Trained::Weights;
         let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
         let step = Step {
+            objective: &Sft::default(),
             trained,
             checkpointing: false,
             max_grad_norm,
@@ -91,9 +93,13 @@ fn a_bad_step_changes_neither_weights_nor_optimiser() {
             seed: 0,
         };
         let len = ids.len();
-        let targets = Arc::new(Targets { rows: (0..len - 1).collect(), tokens: ids[1..].to_vec() });
+        let targets = Arc::new(Targets { rows: (0..len - 1).collect(), tokens: ids[1..].to_vec(), weights: None });
         let input = Input::packed(ids, &[0, len]);
-        let measured = step.run(&mut decoder, &mut adamw, vec![MicroBatch { input, targets, dropout_seed: None }]);
+        let measured = step.run(
+            &mut decoder,
+            &mut adamw,
+            vec![MicroBatch { input, targets, answers: Vec::new(), dropout_seed: None }],
+        );
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         let weights: Vec<_> = decoder.trained_mut(trained).iter().map(|parameter| bits(parameter.values())).collect();
         let memory: Vec<_> = adamw.state().into_iter().map(|(name, tensor)| format!("{name}{tensor:?}")).collect();
