@@ -13,7 +13,7 @@ use justtrain_worker_api::{
     DataFile, EvaluateOptions, Event, FailureReason, ModelFiles, Outcome, ProblemCode, RecipeSource, Rewards,
 };
 
-use desk::{Desk, StopAfter, losses};
+use desk::{Desk, StopAfter, judged_rows, losses};
 
 #[test]
 fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
@@ -375,19 +375,6 @@ fn bad_rows_and_cut_answers_are_refused_with_their_place() {
     let failure = refuse("");
     assert_eq!((failure.reason, failure.problems[0].code), (FailureReason::DataInvalid, ProblemCode::NoAnswer));
     assert_eq!(failure.problems[0].row, Some(25));
-}
-
-/// Pairs, or answers that are good or bad.
-fn judged_rows(desk: &Desk, kto: bool) {
-    let row = |i: usize| {
-        let (prompt, right, wrong) = (format!("{i}+{}", i * 3 % 7), i + i * 3 % 7, "no ".repeat(1 + i % 3));
-        match (kto, i % 4) {
-            (false, _) => format!(r#"{{"prompt":"{prompt}","chosen":"is {right}","rejected":"{wrong}"}}"#),
-            (true, 3) => format!(r#"{{"prompt":"{prompt}","completion":"{wrong}","label":false}}"#),
-            (true, _) => format!(r#"{{"prompt":"{prompt}","completion":"is {right}","label":true}}"#),
-        }
-    };
-    fs::write(desk.path("data.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
 }
 
 fn all_rewards(events: &[Event]) -> Vec<Rewards> {

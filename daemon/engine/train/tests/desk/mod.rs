@@ -101,6 +101,19 @@ pub(crate) fn losses(events: &[Event]) -> Vec<f64> {
     events.iter().filter_map(loss).collect()
 }
 
+/// Pairs, or answers that are good or bad.
+pub(crate) fn judged_rows(desk: &Desk, kto: bool) {
+    let row = |i: usize| {
+        let (prompt, right, wrong) = (format!("{i}+{}", i * 3 % 7), i + i * 3 % 7, "no ".repeat(1 + i % 3));
+        match (kto, i % 4) {
+            (false, _) => format!(r#"{{"prompt":"{prompt}","chosen":"is {right}","rejected":"{wrong}"}}"#),
+            (true, 3) => format!(r#"{{"prompt":"{prompt}","completion":"{wrong}","label":false}}"#),
+            (true, _) => format!(r#"{{"prompt":"{prompt}","completion":"is {right}","label":true}}"#),
+        }
+    };
+    fs::write(desk.path("data.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
 /// Each printable ASCII character is a token.
 fn byte_tokenizer() -> String {
     let mut vocab: Vec<String> = (0..3).map(|i| format!(r#""<{i}>":{i}"#)).collect();

@@ -1,5 +1,6 @@
 //! Ways of training, each in whole runs on a tiny model.
 
+mod bundled_recipes;
 #[path = "../desk/mod.rs"]
 mod desk;
 mod divergence;

@@ -1,0 +1,52 @@
+//! Every recipe of the bundle trains, apart from its model, its data and how long.
+
+use std::fs;
+use std::path::Path;
+
+use justtrain_train::StopToken;
+use justtrain_worker_api::{Event, Outcome, RecipeSource};
+
+use crate::desk::{Desk, judged_rows};
+
+/// What a tiny model on a few rows needs in place of what is written.
+const CHANGED: [&str; 8] = [
+    "model_name_or_path: tiny",
+    "dataset: data.jsonl",
+    "val_size: 4",
+    "max_steps: 4",
+    "eval_steps: 2",
+    "save_steps: 4",
+    "logging_steps: 1",
+    "unfreeze_schedule: {head: 0, 1: 1, all: 2}",
+];
+
+#[test]
+fn every_bundled_recipe_trains() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../bundle/recipes");
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 12, "{files:?}");
+    for file in files {
+        let written = fs::read_to_string(&file).unwrap();
+        let has = |line: &str| written.lines().any(|other| other == line);
+        let desk = Desk::new();
+        if ["stage: dpo", "stage: rm", "stage: kto"].into_iter().any(has) {
+            judged_rows(&desk, has("stage: kto"));
+        }
+        let key = |line: &str| line.split_once(':').map_or("", |(key, _)| key).to_owned();
+        let kept = written.lines().filter(|line| !CHANGED.iter().any(|changed| key(changed) == key(line)));
+        let changed = CHANGED.iter().copied().filter(|line| {
+            let of_schedule = key(line) == "unfreeze_schedule";
+            !of_schedule || written.lines().any(|other| key(other) == "unfreeze_schedule")
+        });
+        let text = kept.chain(changed).collect::<Vec<_>>().join("\n");
+        let recipe = RecipeSource { text, ..desk.recipe("") };
+        let mut events = Vec::new();
+        let outcome = desk.run(&recipe, "run", false, &mut events, &StopToken::default());
+        let outcome = outcome.unwrap_or_else(|failure| panic!("{}: {failure:?}", file.display()));
+        assert!(matches!(outcome, Outcome::Trained { result, .. } if result.steps == 4), "{}", file.display());
+        let losses = events.iter().filter(|event| matches!(event, Event::Step { loss, .. } if loss.is_finite()));
+        assert_eq!(losses.count(), 4, "{}", file.display());
+        let named = |event: &Event| matches!(event, Event::Checkpoint { path, .. } if path.exists());
+        assert!(events.iter().any(named), "{}", file.display());
+    }
+}
