@@ -124,9 +124,9 @@ def train(options: argparse.Namespace, model: Path, recipe: str) -> tuple[dict, 
         # Of the median step; the first pays for memory that is touched for the first time.
         "tokens_per_second": round(1 / median(event["seconds"] / event["tokens"] for event in timed(steps)), 1),
         "first_loss": round(steps[0]["loss"], 4),
-        "validation_loss": outcome["result"].get("validation_loss"),
+        "validation_loss": outcome.get("validation_loss"),
         "last_loss": round(steps[-1]["loss"], 4),
-        "peak_memory_gib": round(outcome["result"]["peak_memory_bytes"] / 2**30, 3),
+        "peak_memory_gib": round(outcome["peak_memory_bytes"] / 2**30, 3),
     }
     return figures, [event["loss"] for event in steps]
 
