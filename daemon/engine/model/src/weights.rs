@@ -206,32 +206,24 @@ pub(crate) fn hold(matrix: Tensor<2>, format: WeightFormat) -> Result<Weight, Pr
             let numbers: Vec<f32> = matrix.into_data().try_into_vec().expect("it is f32");
             Ok(Packed::from_f32(format, &numbers, shape).into())
         }
-        WeightFormat::Gguf => Err(Problem::error(
-            ProblemCode::InvalidValue,
+        WeightFormat::Gguf => Err(no_blocks(
             "the blocks of a GGUF cannot be made anew from other numbers",
             "无法用其他数值重新生成 GGUF 的量化块",
-        )
-        .key("quantization_type")
-        .found("gguf")
-        .expected("nf4 | int8")
-        .fix(
-            "write quantization_bit: 4 in place of quantization_type: gguf",
-            "请写 quantization_bit: 4，代替 quantization_type: gguf",
         )),
     }
 }
 
 fn not_a_gguf(checkpoint: &Checkpoint) -> Problem {
-    Problem::error(
-        ProblemCode::InvalidValue,
+    no_blocks(
         "this model is not a GGUF, so it has no blocks that could be kept",
         "该模型不是 GGUF，没有可以保留的量化块",
     )
     .file(checkpoint.path().display())
-    .key("quantization_type")
-    .found("gguf")
-    .expected("nf4 | int8")
-    .fix(
+}
+
+/// Why blocks cannot be kept as they are, with the way out.
+fn no_blocks(en: &str, zh: &str) -> Problem {
+    Problem::error(ProblemCode::InvalidValue, en, zh).key("quantization_type").found("gguf").expected("nf4 | int8").fix(
         "write quantization_bit: 4 in place of quantization_type: gguf",
         "请写 quantization_bit: 4，代替 quantization_type: gguf",
     )

@@ -1,12 +1,14 @@
 //! LoRA and its kin beside PEFT, on tiny models (`scripts/golden/adapters.py`). A method joins with a line below.
 
 mod common;
+mod exports;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
+use exports::check_export;
 use justtrain_kernels::singular::Effort;
 use justtrain_kernels::{Format, linear_cross_entropy};
 use justtrain_model::adapters::{LoraConfig, LoraStart, attach_lora, load_peft, save_peft};
@@ -16,7 +18,7 @@ use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, apply_t
 use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 macro_rules! cases {
     ($($case:ident: $base:literal),* $(,)?) => {
@@ -150,7 +152,7 @@ impl Case {
         let (mut decoder, config) = self.tuned();
         let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
         train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule);
-        check_export(&self.base, &decoder, &config, &self.rows);
+        check_export(&self.base, &decoder, &config, self.rows.iter().map(|(ids, _)| ids));
     }
 }
 
@@ -269,28 +271,7 @@ fn exports_have_our_logits_in_peft_and_transformers() {
     let (mut decoder, config) = started(PISSA, WeightFormats::default());
     let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
     train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
-    check_export(&fixture, &decoder, &config, &rows);
-}
-
-fn check_export(base: &Path, decoder: &Decoder, config: &LoraConfig, rows: &[Row]) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    save_peft(decoder, config, "tiny", &path("peft")).unwrap();
-    export_merged(&Checkpoint::open(base).unwrap(), decoder, &path("merged"), |_, _| {}).unwrap();
-    let vocabulary = decoder.config().vocab_size;
-    let prompts = rows.iter().map(|(ids, _)| {
-        let logits = logits(decoder, ids);
-        json!({"ids": ids, "logits": logits[logits.len() - vocabulary..]})
-    });
-    std::fs::write(path("expected.json"), json!({"prompts": prompts.collect::<Vec<_>>()}).to_string()).unwrap();
-    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
-    let mut check = std::process::Command::new(python);
-    check.arg(root("scripts/golden/check_export.py")).arg("--base").arg(base);
-    for (option, name) in [("--expected", "expected.json"), ("--adapter", "peft"), ("--merged", "merged")] {
-        check.arg(option).arg(path(name));
-    }
-    let output = check.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    check_export(&fixture, &decoder, &config, rows.iter().map(|(ids, _)| ids));
 }
 
 fn load(folder: &Path) -> Decoder {

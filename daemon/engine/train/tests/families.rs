@@ -2,12 +2,14 @@
 //! line below.
 
 mod common;
+mod exports;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
+use exports::check_export;
 use justtrain_kernels::{Format, linear_cross_entropy};
 use justtrain_model::adapters::{load_peft, save_peft};
 use justtrain_model::export::{export_merged, load_model, save_model};
@@ -18,7 +20,7 @@ use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 macro_rules! families {
     ($($family:ident),* $(,)?) => {
@@ -280,31 +282,13 @@ impl Fixture {
 #[test]
 #[ignore = "needs JUSTTRAIN_PYTHON"]
 fn exports_of_every_family_have_our_logits_in_peft_and_transformers() {
-    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
     for name in ALL {
-        let (fixture, folder) = (Fixture::open(name), tempfile::tempdir().unwrap());
-        let path = |name: &str| folder.path().join(name);
+        let fixture = Fixture::open(name);
         let mut tuned = fixture.tuned(WeightFormats::default());
         let (losses, _) = train(&mut tuned, Trained::Adapters, &mut adamw(), &fixture.rows, &schedule(6));
         assert!(losses[5] < losses[0], "{name}: {losses:?}");
         let config = load_peft(&mut fixture.decoder(), &fixture.folder.join("adapter")).unwrap();
-        save_peft(&tuned, &config, name, &path("adapter")).unwrap();
-        export_merged(&fixture.checkpoint(), &tuned, &path("merged"), |_, _| {}).unwrap();
-        let prompts = fixture.rows.iter().map(|row| {
-            let (input, _) = batch(std::slice::from_ref(row));
-            let hidden = tuned.hidden_states(&input, None, Mode::TUNED);
-            json!({"ids": row.0, "logits": values(tuned.logits(hidden.narrow(0, row.0.len() - 1, 1)))})
-        });
-        let expected = json!({"prompts": prompts.collect::<Vec<_>>()});
-        std::fs::write(path("expected.json"), expected.to_string()).unwrap();
-        let mut check = std::process::Command::new(&python);
-        check.arg(root("scripts/golden/check_export.py")).arg("--base").arg(&fixture.folder);
-        for (option, name) in [("--expected", "expected.json"), ("--adapter", "adapter"), ("--merged", "merged")] {
-            check.arg(option).arg(path(name));
-        }
-        let output = check.output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&said));
+        check_export(&fixture.folder, &tuned, &config, fixture.rows.iter().map(|(ids, _)| ids));
     }
 }
 

@@ -2,14 +2,15 @@
 //! (`scripts/golden/`): logits, greedy answers, gradients, losses, norms and final weights.
 
 mod common;
+mod exports;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{COSINE, Row, adamw, assert_relative, doubles, gradients, root, tiny_rows, torch_name, train, values};
+use exports::check_export;
 use justtrain_data::Tokenizer;
-use justtrain_model::adapters::{LoraConfig, attach_lora, load_peft, save_peft};
-use justtrain_model::export::export_merged;
+use justtrain_model::adapters::{LoraConfig, attach_lora, load_peft};
 use justtrain_model::generate::generate;
 use justtrain_model::layers::Lora;
 use justtrain_model::parameters::{Parameters, Trained};
@@ -20,7 +21,7 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::GenerateOptions;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
@@ -178,28 +179,10 @@ fn exports_of_smollm2_have_our_logits_in_peft_and_transformers() {
     let mut model = SmolLm2::open(&Device::flex());
     model.attach_formula();
     let base = std::env::var_os("JUSTTRAIN_TEST_MODEL").unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
     let lora = LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() };
-    save_peft(&model.decoder, &lora, "SmolLM2", &path("peft")).unwrap();
-    let checkpoint = Checkpoint::open(Path::new(&base)).unwrap();
-    export_merged(&checkpoint, &model.decoder, &path("merged"), |_, _| {}).unwrap();
-    let mut prompts = Vec::new();
-    for prompt in model.goldens["prompts"].as_array().unwrap() {
-        let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
-        let last = ids.len() - 1;
-        let hidden = model.decoder.hidden_states(&Input::packed(ids.clone(), &[0, ids.len()]), None, Mode::TUNED);
-        prompts.push(json!({"ids": ids, "logits": values(model.decoder.logits(hidden.narrow(0, last, 1)))}));
-    }
-    std::fs::write(path("expected.json"), json!({"prompts": prompts}).to_string()).unwrap();
-    let python = std::env::var_os("JUSTTRAIN_PYTHON").expect("JUSTTRAIN_PYTHON names an interpreter");
-    let mut check = std::process::Command::new(python);
-    check.arg(root("scripts/golden/check_export.py")).arg("--base").arg(base);
-    for (option, name) in [("--expected", "expected.json"), ("--adapter", "peft"), ("--merged", "merged")] {
-        check.arg(option).arg(path(name));
-    }
-    let output = check.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    let prompts = model.goldens["prompts"].as_array().unwrap();
+    let prompts: Vec<Vec<u32>> = prompts.iter().map(|p| serde_json::from_value(p["ids"].clone()).unwrap()).collect();
+    check_export(Path::new(&base), &model.decoder, &lora, &prompts);
 }
 
 #[test]
