@@ -10,6 +10,7 @@
 //! To add an op, copy the shape of [`gated`], the smallest one.
 
 pub mod attention;
+pub mod bf16;
 pub mod blockwise;
 pub mod cross_entropy;
 pub mod device;

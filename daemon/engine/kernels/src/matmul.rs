@@ -27,6 +27,23 @@ impl<'a> View<'a> {
         Self { elements, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// `[rows, cols]`.
+    pub(crate) fn dims(self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// Whether columns, not rows, lie without gaps.
+    pub(crate) fn is_transposed(self) -> bool {
+        self.col_stride != 1
+    }
+
+    /// The elements from the first row on, and how many there are from one row to the next. Of a matrix whose rows lie
+    /// without gaps.
+    pub(crate) fn lines(self) -> (&'a [f32], usize) {
+        assert!(!self.is_transposed());
+        (self.elements, self.row_stride)
+    }
+
     /// Where it starts; of a matrix of one row, its elements.
     pub(crate) fn elements(self) -> &'a [f32] {
         self.elements

@@ -1,0 +1,154 @@
+//! The product of one block, with AVX512-BF16: two neighbours along the inner dimension are multiplied and added in one
+//! lane of 32 bits.
+
+use std::arch::x86_64::*;
+
+use super::Output;
+use super::block::{Left, PAIRS, PANEL, ROWS, Right};
+use crate::matmul::Write;
+
+/// Lanes of a register.
+const LANES: usize = 16;
+
+/// `output (=|+=) scale · left · right`.
+///
+/// # Safety
+/// The processor has AVX512-BF16; the output's rows and columns lie in memory that is this caller's alone.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
+    // A panel of the right side stays in the first-level cache while all rows go past it.
+    for (panel, col) in (0..output.cols).step_by(PANEL).enumerate() {
+        let (panel, cols) = (right.panel(panel), PANEL.min(output.cols - col));
+        for row in (0..output.rows).step_by(ROWS) {
+            let rows = ROWS.min(output.rows - row);
+            // SAFETY: the place lies inside the output.
+            let start = unsafe { output.start.add(row * output.stride + col) };
+            let output = Output { start, rows, cols, ..output };
+            // SAFETY: the caller's promise, and both sides hold whole rows and panels of as many pairs.
+            unsafe {
+                match left {
+                    Left::Rows(pairs) => tile::<PAIRS, 1>(pairs[row * PAIRS..].as_ptr(), panel, right.pairs, output),
+                    Left::Panels(pairs) => tile::<1, ROWS>(pairs[row * PAIRS..].as_ptr(), panel, right.pairs, output),
+                }
+            }
+        }
+    }
+}
+
+/// Chooses the code for as many rows and vectors as there are.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn tile<const ROW: usize, const PAIR: usize>(left: *const u32, right: &[u32], pairs: usize, output: Output) {
+    macro_rules! choose {
+        ($($rows:literal)*) => {
+            match (output.rows, output.cols.div_ceil(LANES)) {
+                // SAFETY: the caller's promise.
+                $(
+                    ($rows, 1) => unsafe { sums::<$rows, 1, ROW, PAIR>(left, right, pairs, output) },
+                    ($rows, 2) => unsafe { sums::<$rows, 2, ROW, PAIR>(left, right, pairs, output) },
+                    ($rows, _) => unsafe { sums::<$rows, 3, ROW, PAIR>(left, right, pairs, output) },
+                )*
+                _ => unreachable!("a tile has one to eight rows"),
+            }
+        };
+    }
+    choose!(1 2 3 4 5 6 7 8)
+}
+
+/// `R` rows times `V` vectors, all of whose sums stay in registers. A pair of the left side is at
+/// `row · ROW + pair · PAIR`.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn sums<const R: usize, const V: usize, const ROW: usize, const PAIR: usize>(
+    left: *const u32,
+    right: &[u32],
+    pairs: usize,
+    output: Output,
+) {
+    let mut sums = [[_mm512_setzero_ps(); V]; R];
+    let mut at = right.as_ptr();
+    for pair in 0..pairs {
+        let mut vectors = [_mm512_setzero_si512(); V];
+        for (index, vector) in vectors.iter_mut().enumerate() {
+            // SAFETY: a panel holds `PANEL` pairs for each pair of the inner dimension.
+            *vector = unsafe { _mm512_loadu_si512(at.add(index * LANES).cast()) };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the left side holds as many rows and pairs.
+            let factor = as_bf16(_mm512_set1_epi32(unsafe { *left.add(row * ROW + pair * PAIR) }.cast_signed()));
+            for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                *sum = _mm512_dpbf16_ps(*sum, factor, as_bf16(vector));
+            }
+        }
+        // SAFETY: at most one past the end.
+        at = unsafe { at.add(PANEL) };
+    }
+    let last = u16::MAX >> (V * LANES - output.cols);
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (index, sum) in sums.into_iter().enumerate() {
+            let mask = if index + 1 == V { last } else { u16::MAX };
+            let mut result = _mm512_mul_ps(sum, _mm512_set1_ps(output.scale));
+            // SAFETY: the mask keeps inside the row, which is the caller's.
+            unsafe {
+                let place = output.start.add(row * output.stride + index * LANES);
+                if output.write == Write::Accumulate {
+                    result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(mask, place));
+                }
+                _mm512_mask_storeu_ps(place, mask, result);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn as_bf16(pairs: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits of which any are valid.
+    unsafe { std::mem::transmute(pairs) }
+}
+
+/// [`PANEL`] rows of pairs, [`PAIRS`] apart, into a panel.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn transpose(rows: &[u32], pairs: usize, panel: &mut [u32]) {
+    assert!(rows.len() >= PANEL * PAIRS && panel.len() >= pairs * PANEL);
+    for at in (0..pairs).step_by(LANES) {
+        // The last square may reach beyond the pairs, inside the rows' distance; nothing is written of that.
+        for col in (0..PANEL).step_by(LANES) {
+            // SAFETY: `col + 15` is one of the rows and `at + 15` lies inside each.
+            let square = std::array::from_fn(|row| unsafe { _mm512_loadu_si512(rows.as_ptr().add((col + row) * PAIRS + at).cast()) });
+            let square = transpose_square(square);
+            for (pair, vector) in (at..pairs).zip(square) {
+                // SAFETY: the place of these columns in the pair.
+                unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add(pair * PANEL + col).cast(), vector) };
+            }
+        }
+    }
+}
+
+/// 16 rows of 16 words.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn transpose_square(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+    let mut words = rows;
+    // Inside each quarter of 128 bits: 2 × 2 words, then 2 × 2 double words.
+    for pair in 0..LANES / 2 {
+        let [a, b] = [rows[2 * pair], rows[2 * pair + 1]];
+        words[2 * pair] = _mm512_unpacklo_epi32(a, b);
+        words[2 * pair + 1] = _mm512_unpackhi_epi32(a, b);
+    }
+    let mut quads = words;
+    for four in (0..LANES).step_by(4) {
+        quads[four] = _mm512_unpacklo_epi64(words[four], words[four + 2]);
+        quads[four + 1] = _mm512_unpackhi_epi64(words[four], words[four + 2]);
+        quads[four + 2] = _mm512_unpacklo_epi64(words[four + 1], words[four + 3]);
+        quads[four + 3] = _mm512_unpackhi_epi64(words[four + 1], words[four + 3]);
+    }
+    // `quads[4 q + i]` holds columns i, i + 4, i + 8, i + 12 of rows 4 q .. 4 q + 4: gather the quarters.
+    let mut result = quads;
+    for col in 0..4 {
+        let [a, b, c, d] = [quads[col], quads[4 + col], quads[8 + col], quads[12 + col]];
+        let (ab_low, ab_high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+        let (cd_low, cd_high) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+        result[col] = _mm512_shuffle_i32x4::<0x88>(ab_low, cd_low);
+        result[col + 4] = _mm512_shuffle_i32x4::<0xdd>(ab_low, cd_low);
+        result[col + 8] = _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high);
+        result[col + 12] = _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high);
+    }
+    result
+}

@@ -1,0 +1,211 @@
+//! How blocks of the two sides of a product lie in memory: numbers of 16 bits, two neighbours along the inner dimension
+//! in one word of 32 bits.
+
+use std::ops::Range;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use rayon::prelude::*;
+
+use super::Source;
+use crate::matmul::View;
+use crate::simd::simd_fn;
+
+/// The inner dimension is taken in parts of this length.
+pub(super) const DEPTH: usize = 256;
+/// Pairs of neighbours in a part.
+pub(super) const PAIRS: usize = DEPTH / 2;
+/// Rows of the left side that are multiplied at a time.
+pub(super) const ROWS: usize = 8;
+/// Columns of the right side that are multiplied at a time: with [`ROWS`] as many sums as a processor has registers for,
+/// less those that hold the factors. A panel of [`DEPTH`] fills half of a first-level cache.
+pub(super) const PANEL: usize = 48;
+
+/// The left side over one part of the inner dimension.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    /// Row `r`'s pair `p` at `r · PAIRS + p`.
+    Rows(&'a [u32]),
+    /// Panels of [`ROWS`] rows, each [`PAIRS`] long; in each row `r`'s pair `p` at `p · ROWS + r`.
+    Panels(&'a [u32]),
+}
+
+impl Left<'_> {
+    /// From this row on, a multiple of [`ROWS`].
+    pub(super) fn from_row(self, row: usize) -> Self {
+        match self {
+            Left::Rows(words) => Left::Rows(&words[row * PAIRS..]),
+            Left::Panels(words) => Left::Panels(&words[row * PAIRS..]),
+        }
+    }
+}
+
+/// The whole left side, one part of the inner dimension after the other.
+#[derive(Default)]
+pub(super) struct Lefts {
+    words: Vec<u32>,
+    /// A multiple of [`ROWS`].
+    rows: usize,
+    in_panels: bool,
+}
+
+impl Lefts {
+    /// Rounds a matrix into memory that is used again.
+    pub(super) fn fill(&mut self, matrix: View<'_>) {
+        let [rows, inner] = matrix.dims();
+        self.rows = rows.next_multiple_of(ROWS);
+        self.in_panels = matrix.is_transposed();
+        let (per_part, len) = (self.rows / ROWS, inner.div_ceil(DEPTH) * self.rows * PAIRS);
+        if self.words.len() < len {
+            self.words.resize(len, 0);
+        }
+        self.words[..len].par_chunks_mut(ROWS * PAIRS).with_min_len(4).enumerate().for_each(|(index, words)| {
+            let (part, panel) = (index / per_part, index % per_part);
+            let depth = part * DEPTH..inner.min((part + 1) * DEPTH);
+            let rows = panel * ROWS..rows.min((panel + 1) * ROWS);
+            if self.in_panels {
+                let (numbers, stride) = matrix.t().lines();
+                round_panel(&numbers[depth.start * stride..], stride, depth.len(), rows, words);
+            } else {
+                let (numbers, stride) = matrix.lines();
+                round_rows(&numbers[rows.start * stride..], stride, rows.len(), depth, words);
+            }
+        });
+    }
+
+    pub(super) fn part(&self, index: usize) -> Left<'_> {
+        let words = &self.words[index * self.rows * PAIRS..][..self.rows * PAIRS];
+        if self.in_panels { Left::Panels(words) } else { Left::Rows(words) }
+    }
+}
+
+/// Some columns of the right side over one part of the inner dimension, in panels: in each, column `c`'s pair `p` at
+/// `p · PANEL + c`. Columns of the last panel that do not exist are zero.
+#[derive(Default)]
+pub(super) struct Right {
+    words: Vec<u32>,
+    pub(super) pairs: usize,
+    /// Where numbers lie before they are put in order.
+    rows: Vec<u16>,
+}
+
+impl Right {
+    pub(super) fn panel(&self, index: usize) -> &[u32] {
+        &self.words[index * self.pairs * PANEL..][..self.pairs * PANEL]
+    }
+
+    fn make_room(&mut self, depth: usize, cols: usize, rows: usize) {
+        self.pairs = depth.div_ceil(2);
+        let len = cols.next_multiple_of(PANEL) * self.pairs;
+        if self.words.len() < len {
+            self.words.resize(len, 0);
+        }
+        if self.rows.len() < rows {
+            self.rows.resize(rows, 0);
+        }
+    }
+
+    /// Of a matrix `[inner, columns]`.
+    pub(super) fn fill(&mut self, matrix: &dyn Source, depth: Range<usize>, cols: Range<usize>) {
+        self.make_room(depth.len(), cols.len(), 2 * cols.len());
+        let (first, second) = self.rows[..2 * cols.len()].split_at_mut(cols.len());
+        for (pair, at) in depth.clone().step_by(2).enumerate() {
+            matrix.read(at, cols.clone(), first);
+            if at + 1 < depth.end {
+                matrix.read(at + 1, cols.clone(), second);
+            } else {
+                second.fill(0);
+            }
+            interleave(first, second, &mut self.words[pair * PANEL..], self.pairs * PANEL);
+        }
+    }
+
+    /// Of a matrix `[columns, inner]`.
+    pub(super) fn fill_transposed(&mut self, matrix: &dyn Source, depth: Range<usize>, cols: Range<usize>) {
+        self.make_room(depth.len(), cols.len(), PANEL * DEPTH);
+        for (panel, start) in cols.clone().step_by(PANEL).enumerate() {
+            let rows = start..cols.end.min(start + PANEL);
+            for (row, numbers) in rows.clone().zip(self.rows.chunks_mut(DEPTH)) {
+                matrix.read(row, depth.clone(), &mut numbers[..depth.len()]);
+                numbers[depth.len()..depth.len().next_multiple_of(2)].fill(0);
+            }
+            self.rows[rows.len() * DEPTH..].fill(0);
+            let words = &mut self.words[panel * self.pairs * PANEL..][..self.pairs * PANEL];
+            transpose(cast_slice(&self.rows), self.pairs, words);
+        }
+    }
+}
+
+/// The upper half of the bits, rounded to nearest even; not a number stays one.
+#[inline(always)]
+fn round(number: f32) -> u16 {
+    let bits = number.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    (if number.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
+}
+
+simd_fn! {
+    pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
+        let _ = FMA;
+        for (rounded, &number) in rounded.iter_mut().zip(numbers) {
+            *rounded = round(number);
+        }
+    }
+}
+
+simd_fn! {
+    /// Rows of a left side as they are.
+    fn round_rows(numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32]) {
+        let _ = FMA;
+        for (row, words) in words.chunks_mut(PAIRS).enumerate().take(rows) {
+            let words: &mut [u16] = cast_slice_mut(words);
+            for (rounded, &number) in words.iter_mut().zip(&numbers[row * stride..][depth.clone()]) {
+                *rounded = round(number);
+            }
+            words[depth.len()..depth.len().next_multiple_of(2)].fill(0);
+        }
+    }
+}
+
+simd_fn! {
+    /// A panel of a left side whose columns lie without gaps.
+    fn round_panel(numbers: &[f32], stride: usize, depth: usize, rows: Range<usize>, words: &mut [u32]) {
+        let _ = FMA;
+        for (pair, words) in words.chunks_mut(ROWS).enumerate().take(depth.div_ceil(2)) {
+            let first = &numbers[2 * pair * stride..][rows.clone()];
+            if 2 * pair + 1 < depth {
+                let second = &numbers[(2 * pair + 1) * stride..][rows.clone()];
+                for ((word, &first), &second) in words.iter_mut().zip(first).zip(second) {
+                    *word = u32::from(round(first)) | u32::from(round(second)) << 16;
+                }
+            } else {
+                words.iter_mut().zip(first).for_each(|(word, &first)| *word = u32::from(round(first)));
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Two rows of a right side into one pair of all panels, which lie `stride` apart.
+    fn interleave(first: &[u16], second: &[u16], words: &mut [u32], stride: usize) {
+        let _ = FMA;
+        for (panel, (first, second)) in first.chunks(PANEL).zip(second.chunks(PANEL)).enumerate() {
+            let words = &mut words[panel * stride..][..PANEL];
+            for ((word, &first), &second) in words.iter_mut().zip(first).zip(second) {
+                *word = u32::from(first) | u32::from(second) << 16;
+            }
+            words[first.len()..].fill(0);
+        }
+    }
+}
+
+/// `PANEL` rows of pairs, [`PAIRS`] apart, into a panel.
+fn transpose(rows: &[u32], pairs: usize, panel: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::level() == crate::simd::Level::Avx512 {
+        // SAFETY: `level` returns only what the processor has.
+        return unsafe { super::avx512::transpose(rows, pairs, panel) };
+    }
+    for (pair, words) in panel.chunks_mut(PANEL).enumerate().take(pairs) {
+        words.iter_mut().enumerate().for_each(|(col, word)| *word = rows[col * PAIRS + pair]);
+    }
+}
