@@ -9,21 +9,21 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
+use crate::{Numbers, Weight};
 
 /// Row `ids[i]` of the table as row `i`, on `device`.
 pub fn embedding(table: &Weight, ids: &[u32], device: &Device) -> Tensor<2> {
     let [vocabulary, features] = table.dims();
     assert!(ids.iter().all(|&id| (id as usize) < vocabulary), "ids lie in the vocabulary");
-    match table {
-        Weight::Dense(numbers) if !on_cpu(numbers) => reference(table, ids, device),
-        Weight::Dense(table) => {
+    match &table.numbers {
+        Numbers::Dense(numbers) if !on_cpu(numbers) => reference(table, ids, device),
+        Numbers::Dense(table) => {
             let table = table.clone().into_dispatch();
             Tensor::from_dispatch(<Dispatch as EmbeddingOp>::embedding(table, ids.to_vec()))
         }
-        Weight::Packed(table) => Tensor::from_data(TensorData::new(table.gather(ids), [ids.len(), features]), device),
+        Numbers::Packed(table) => Tensor::from_data(TensorData::new(table.gather(ids), [ids.len(), features]), device),
     }
 }
 

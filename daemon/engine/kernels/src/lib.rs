@@ -45,4 +45,4 @@ pub use packed::{Format, Packed};
 pub use rms_norm::rms_norm;
 pub use rotary::{RotaryTable, rotary};
 pub use row_store::write_rows;
-pub use weight::Weight;
+pub use weight::{Numbers, Products, Weight};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use justtrain_kernels::{OutputLayer, Segments, Weight, embedding, linear};
+use justtrain_kernels::{Numbers, OutputLayer, Segments, Weight, embedding, linear};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 use rand::{RngExt, SeedableRng};
@@ -198,7 +198,7 @@ impl Decoder {
     /// has an adapter. They become `f32`. A table that is the output layer as well stays one table.
     pub(crate) fn train_in_full(&mut self, which: impl Fn(&str, bool) -> InFull) {
         let device = self.device();
-        let dense = |weight: &mut Weight| *weight = weight.to_tensor(&device).into();
+        let dense = |weight: &mut Weight| weight.numbers = Numbers::Dense(weight.to_tensor(&device));
         for block in &mut self.blocks {
             for norm in block.norms_mut() {
                 norm.in_full = which(&norm.name, false);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
-use justtrain_kernels::{Packed, Weight};
+use justtrain_kernels::{Numbers, Packed, Weight};
 
 use crate::layers::InFull;
 
@@ -94,8 +94,8 @@ impl<'a> Parameter<'a> {
         match &self.tensor {
             Place::Vector(tensor) => values((*tensor).clone()),
             Place::Matrix(tensor) => values((*tensor).clone()),
-            Place::Weight(Weight::Dense(tensor)) => values(tensor.clone()),
-            Place::Weight(Weight::Packed(packed)) => packed.to_f32(),
+            Place::Weight(Weight { numbers: Numbers::Dense(tensor), .. }) => values(tensor.clone()),
+            Place::Weight(Weight { numbers: Numbers::Packed(packed), .. }) => packed.to_f32(),
         }
     }
 
@@ -128,8 +128,8 @@ impl<'a> Parameter<'a> {
         match &mut self.tensor {
             Place::Vector(tensor) => update(tensor, change),
             Place::Matrix(tensor) => update(tensor, change),
-            Place::Weight(Weight::Dense(tensor)) => update(tensor, change),
-            Place::Weight(Weight::Packed(packed)) => {
+            Place::Weight(Weight { numbers: Numbers::Dense(tensor), .. }) => update(tensor, change),
+            Place::Weight(Weight { numbers: Numbers::Packed(packed), .. }) => {
                 let mut numbers = packed.to_f32();
                 change(&mut numbers);
                 *packed = Packed::bf16_by_chance(&numbers, packed.dims(), rounding_seed);
@@ -142,13 +142,13 @@ impl<'a> Parameter<'a> {
         match &mut self.tensor {
             Place::Vector(tensor) => track(tensor, leaf),
             Place::Matrix(tensor) => track(tensor, leaf),
-            Place::Weight(Weight::Dense(tensor)) => track(tensor, leaf),
+            Place::Weight(Weight { numbers: Numbers::Dense(tensor), .. }) => track(tensor, leaf),
             Place::Weight(weight) if leaf => {
                 let mut tensor = weight.to_tensor(device);
                 track(&mut tensor, leaf);
-                **weight = Weight::Dense(tensor);
+                weight.numbers = Numbers::Dense(tensor);
             }
-            Place::Weight(Weight::Packed(_)) => {}
+            Place::Weight(Weight { numbers: Numbers::Packed(_), .. }) => {}
         }
     }
 
@@ -156,8 +156,8 @@ impl<'a> Parameter<'a> {
         match &self.tensor {
             Place::Vector(tensor) => tensor.grad_remove(gradients).map(values),
             Place::Matrix(tensor) => tensor.grad_remove(gradients).map(values),
-            Place::Weight(Weight::Dense(tensor)) => tensor.grad_remove(gradients).map(values),
-            Place::Weight(Weight::Packed(_)) => None,
+            Place::Weight(Weight { numbers: Numbers::Dense(tensor), .. }) => tensor.grad_remove(gradients).map(values),
+            Place::Weight(Weight { numbers: Numbers::Packed(_), .. }) => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use justtrain_kernels::{Format, Packed, Weight};
+use justtrain_kernels::{Format, Packed, Products, Weight};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Problem, ProblemCode};
 
@@ -32,6 +32,15 @@ pub struct WeightFormats {
     pub linear: WeightFormat,
     /// Of the embedding table and the output layer.
     pub tables: WeightFormat,
+    pub products: Products,
+}
+
+impl WeightFormats {
+    /// Whoever holds tables in fewer bits has products in 16 bits.
+    pub fn new(linear: WeightFormat, tables: WeightFormat) -> Self {
+        let products = if tables == WeightFormat::F32 { Products::F32 } else { Products::Bf16 };
+        Self { linear, tables, products }
+    }
 }
 
 const NAMES: [(&str, WeightFormat); 6] = [
@@ -82,7 +91,7 @@ impl<'a> Loader<'a> {
 
     /// The embedding table or the output layer.
     pub(crate) fn table(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
-        self.matrix(name, shape, self.formats.tables)
+        Ok(self.matrix(name, shape, self.formats.tables)?.with_products(self.formats.products))
     }
 
     /// A table of learned positions, which is always `f32`.
@@ -117,7 +126,8 @@ impl<'a> Loader<'a> {
         let weight = match transposed {
             false => self.matrix(&weight_name, [outputs, inputs], self.formats.linear)?,
             true => self.transposed(&weight_name, [outputs, inputs])?,
-        };
+        }
+        .with_products(self.formats.products);
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), outputs)).transpose()?;
         Ok(Projection { weight, name, bias, transposed, in_full: InFull::default(), lora: None })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use justtrain_kernels::{Format, Targets, Weight, linear_cross_entropy};
+use justtrain_kernels::{Format, Numbers, Products, Targets, linear_cross_entropy};
 use justtrain_model::adapters::{base_formats, load_peft, save_peft};
 use justtrain_model::generate::generate;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, export, layers::Lora};
@@ -114,7 +114,7 @@ fn loss_and_every_adapter_gradient_equal_peft() {
             let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
             assert_near(&values(tensor.grad(&grads).unwrap()), &expected, 1e-3 * largest, &name);
         }
-        let Weight::Dense(weight) = &projection.weight else { panic!("an f32 weight is dense") };
+        let Numbers::Dense(weight) = &projection.weight.numbers else { panic!("an f32 weight is dense") };
         assert!(weight.grad(&grads).is_none(), "frozen weights have no gradient");
     }
 }
@@ -326,7 +326,11 @@ const FORMATS: [Format; 4] =
 
 /// Linear layers in one of the forms, tables in 16 bits.
 fn packed(format: Format) -> WeightFormats {
-    WeightFormats { linear: WeightFormat::Packed(format), tables: WeightFormat::Packed(Format::Bf16) }
+    WeightFormats {
+        linear: WeightFormat::Packed(format),
+        tables: WeightFormat::Packed(Format::Bf16),
+        products: Products::F32,
+    }
 }
 
 /// The fixture is stored in bfloat16, so that this form loses nothing: even through the tied output layer the results
@@ -412,11 +416,11 @@ fn an_adapter_remembers_the_form_of_its_base_model() {
 fn blocks_of_a_gguf_are_kept_as_they_are() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-q8_0.gguf");
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let gguf = WeightFormats { linear: WeightFormat::Gguf, tables: WeightFormat::Gguf };
+    let gguf = WeightFormats { linear: WeightFormat::Gguf, tables: WeightFormat::Gguf, products: Products::F32 };
     let kept = Decoder::load(&checkpoint, &Device::flex(), gguf).unwrap();
     let decoded = Decoder::load(&checkpoint, &Device::flex(), WeightFormats::default()).unwrap();
     for (kept, decoded) in kept.projections().zip(decoded.projections()) {
-        assert!(matches!(kept.weight, Weight::Packed(_)), "{}", kept.name);
+        assert!(matches!(kept.weight.numbers, Numbers::Packed(_)), "{}", kept.name);
         let device = Device::flex();
         assert_eq!(values(kept.weight.to_tensor(&device)), values(decoded.weight.to_tensor(&device)), "{}", kept.name);
     }

@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
 use exports::check_export;
 use justtrain_kernels::singular::Effort;
-use justtrain_kernels::{Format, linear_cross_entropy};
+use justtrain_kernels::{Format, Products, linear_cross_entropy};
 use justtrain_model::adapters::{LoraConfig, LoraStart, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::parameters::Trained;
@@ -164,7 +164,7 @@ fn loftq(iterations: usize) -> LoraStart {
 
 fn nf4() -> WeightFormats {
     let format = Format::Nf4 { double_quantization: false };
-    WeightFormats { linear: WeightFormat::Packed(format), tables: WeightFormat::F32 }
+    WeightFormats { linear: WeightFormat::Packed(format), tables: WeightFormat::F32, products: Products::F32 }
 }
 
 /// A fresh adapter of rank 4 on the tiny llama. Of rank and alpha alike, as LoftQ's own.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
 use exports::check_export;
-use justtrain_kernels::{Format, linear_cross_entropy};
+use justtrain_kernels::{Format, Products, linear_cross_entropy};
 use justtrain_model::adapters::{load_peft, save_peft};
 use justtrain_model::export::{export_merged, load_model, save_model};
 use justtrain_model::generate::generate;
@@ -240,8 +240,10 @@ impl Fixture {
     fn check_quantised(&self) {
         for format in FORMATS {
             let packed = WeightFormat::Packed(format);
-            let mut quantised =
-                self.tuned(WeightFormats { linear: packed, tables: WeightFormat::Packed(Format::Bf16) });
+            let mut quantised = self.tuned(WeightFormats {
+                products: Products::F32,
+                ..WeightFormats::new(packed, WeightFormat::Packed(Format::Bf16))
+            });
             let mut decoded = quantised.clone();
             let device = decoded.device();
             for projection in decoded.projections_mut() {

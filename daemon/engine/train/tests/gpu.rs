@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, DeviceKind};
 use justtrain_kernels::parity::differences;
-use justtrain_kernels::{Format, Targets};
+use justtrain_kernels::{Format, Products, Targets};
 use justtrain_model::adapters::load_peft;
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::Trained;
@@ -35,8 +35,8 @@ fn every_op_is_the_processors() {
 fn decoder(device: &Device, linear: Option<Format>) -> Decoder {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/fixtures/tiny-llama");
     let formats = linear.map_or_else(WeightFormats::default, |format| WeightFormats {
-        linear: WeightFormat::Packed(format),
-        tables: WeightFormat::Packed(Format::Bf16),
+        products: Products::F32,
+        ..WeightFormats::new(WeightFormat::Packed(format), WeightFormat::Packed(Format::Bf16))
     });
     let mut decoder = Decoder::load(&Checkpoint::open(&folder).unwrap(), device, formats).unwrap();
     load_peft(&mut decoder, &folder.join("adapter")).unwrap();

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     let result = match read.map_err(|error| error.to_string()).and_then(|_| parse(&line)) {
-        Ok(command) => commands::run(command, &pipe),
+        // Inside the pool: outside it, each of a step's thousands of parallel loops would wait for other threads to wake.
+        Ok(command) => rayon::scope(|_| commands::run(command, &pipe)),
         Err(reason) => Err(internal(reason)),
     };
     match result {

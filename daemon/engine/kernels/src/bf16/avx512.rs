@@ -4,11 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::Output;
-use super::block::{Left, PAIRS, PANEL, ROWS, Right};
+use super::block::{LANES, Left, PANEL, ROWS, Right};
 use crate::matmul::Write;
-
-/// Lanes of a register.
-const LANES: usize = 16;
 
 /// `output (=|+=) scale · left · right`.
 ///
@@ -16,70 +13,63 @@ const LANES: usize = 16;
 /// The processor has AVX512-BF16; the output's rows and columns lie in memory that is this caller's alone.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
-    // A panel of the right side stays in the first-level cache while all rows go past it.
-    for (panel, col) in (0..output.cols).step_by(PANEL).enumerate() {
-        let (panel, cols) = (right.panel(panel), PANEL.min(output.cols - col));
-        for row in (0..output.rows).step_by(ROWS) {
-            let rows = ROWS.min(output.rows - row);
+    // One vector of columns leaves registers for the sums of twice as many rows.
+    let narrow = output.cols <= LANES && !left.is_in_panels();
+    let size = if narrow { 2 * ROWS } else { ROWS };
+    // Some rows stay in the first-level cache while all panels go past them.
+    for row in (0..output.rows).step_by(size) {
+        let (left, rows) = (left.from_row(row), size.min(output.rows - row));
+        for (panel, col) in (0..output.cols).step_by(PANEL).enumerate() {
+            let (panel, cols) = (right.panel(panel), PANEL.min(output.cols - col));
             // SAFETY: the place lies inside the output.
             let start = unsafe { output.start.add(row * output.stride + col) };
             let output = Output { start, rows, cols, ..output };
             // SAFETY: the caller's promise, and both sides hold whole rows and panels of as many pairs.
-            unsafe {
-                match left {
-                    Left::Rows(pairs) => tile::<PAIRS, 1>(pairs[row * PAIRS..].as_ptr(), panel, right.pairs, output),
-                    Left::Panels(pairs) => tile::<1, ROWS>(pairs[row * PAIRS..].as_ptr(), panel, right.pairs, output),
-                }
-            }
+            unsafe { tile(left, panel, right.pairs, output) };
         }
     }
 }
 
 /// Chooses the code for as many rows and vectors as there are.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const ROW: usize, const PAIR: usize>(left: *const u32, right: &[u32], pairs: usize, output: Output) {
+unsafe fn tile(left: Left<'_>, right: &[u32], pairs: usize, output: Output) {
     macro_rules! choose {
-        ($($rows:literal)*) => {
+        ($($rows:literal)*; $($more:literal)*) => {
             match (output.rows, output.cols.div_ceil(LANES)) {
                 // SAFETY: the caller's promise.
                 $(
-                    ($rows, 1) => unsafe { sums::<$rows, 1, ROW, PAIR>(left, right, pairs, output) },
-                    ($rows, 2) => unsafe { sums::<$rows, 2, ROW, PAIR>(left, right, pairs, output) },
-                    ($rows, _) => unsafe { sums::<$rows, 3, ROW, PAIR>(left, right, pairs, output) },
+                    ($rows, 1) => unsafe { sums::<$rows, 1>(left, right, pairs, output) },
+                    ($rows, 2) => unsafe { sums::<$rows, 2>(left, right, pairs, output) },
+                    ($rows, _) => unsafe { sums::<$rows, 3>(left, right, pairs, output) },
                 )*
-                _ => unreachable!("a tile has one to eight rows"),
+                // SAFETY: as above.
+                $(($more, _) => unsafe { sums::<$more, 1>(left, right, pairs, output) },)*
+                _ => unreachable!("a tile has one to sixteen rows"),
             }
         };
     }
-    choose!(1 2 3 4 5 6 7 8)
+    choose!(1 2 3 4 5 6 7 8; 9 10 11 12 13 14 15 16)
 }
 
-/// `R` rows times `V` vectors, all of whose sums stay in registers. A pair of the left side is at
-/// `row · ROW + pair · PAIR`.
+/// `R` rows times `V` vectors, all of whose sums stay in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn sums<const R: usize, const V: usize, const ROW: usize, const PAIR: usize>(
-    left: *const u32,
-    right: &[u32],
-    pairs: usize,
-    output: Output,
-) {
+unsafe fn sums<const R: usize, const V: usize>(left: Left<'_>, right: &[u32], pairs: usize, output: Output) {
     let mut sums = [[_mm512_setzero_ps(); V]; R];
-    let mut at = right.as_ptr();
-    for pair in 0..pairs {
-        let mut vectors = [_mm512_setzero_si512(); V];
-        for (index, vector) in vectors.iter_mut().enumerate() {
-            // SAFETY: a panel holds `PANEL` pairs for each pair of the inner dimension.
-            *vector = unsafe { _mm512_loadu_si512(at.add(index * LANES).cast()) };
-        }
+    let (mut factors, mut vectors) = (left.words.as_ptr(), right.as_ptr());
+    for _ in 0..pairs {
+        let columns: [__m512i; V] = std::array::from_fn(|index| {
+            // SAFETY: a panel holds `PANEL` words for each pair of the inner dimension.
+            unsafe { _mm512_loadu_si512(vectors.add(index * LANES).cast()) }
+        });
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the left side holds as many rows and pairs.
-            let factor = as_bf16(_mm512_set1_epi32(unsafe { *left.add(row * ROW + pair * PAIR) }.cast_signed()));
-            for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                *sum = _mm512_dpbf16_ps(*sum, factor, as_bf16(vector));
+            let factor = as_bf16(_mm512_set1_epi32(unsafe { *factors.add(row * left.row) }.cast_signed()));
+            for (sum, &column) in sums.iter_mut().zip(&columns) {
+                *sum = _mm512_dpbf16_ps(*sum, factor, as_bf16(column));
             }
         }
-        // SAFETY: at most one past the end.
-        at = unsafe { at.add(PANEL) };
+        factors = factors.wrapping_add(left.pair);
+        vectors = vectors.wrapping_add(PANEL);
     }
     let last = u16::MAX >> (V * LANES - output.cols);
     for (row, sums) in sums.into_iter().enumerate() {
@@ -104,15 +94,18 @@ fn as_bf16(pairs: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// [`PANEL`] rows of pairs, [`PAIRS`] apart, into a panel.
+/// [`PANEL`] rows of pairs, `stride` apart, into a panel.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn transpose(rows: &[u32], pairs: usize, panel: &mut [u32]) {
-    assert!(rows.len() >= PANEL * PAIRS && panel.len() >= pairs * PANEL);
+pub(super) fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32]) {
+    assert!(stride.is_multiple_of(LANES) && stride >= pairs);
+    assert!(rows.len() >= PANEL * stride && panel.len() >= pairs * PANEL);
     for at in (0..pairs).step_by(LANES) {
-        // The last square may reach beyond the pairs, inside the rows' distance; nothing is written of that.
+        // The last square may reach beyond the pairs, not beyond the stride; nothing is written of that.
         for col in (0..PANEL).step_by(LANES) {
             // SAFETY: `col + 15` is one of the rows and `at + 15` lies inside each.
-            let square = std::array::from_fn(|row| unsafe { _mm512_loadu_si512(rows.as_ptr().add((col + row) * PAIRS + at).cast()) });
+            let square = std::array::from_fn(|row| unsafe {
+                _mm512_loadu_si512(rows.as_ptr().add((col + row) * stride + at).cast())
+            });
             let square = transpose_square(square);
             for (pair, vector) in (at..pairs).zip(square) {
                 // SAFETY: the place of these columns in the pair.

@@ -10,32 +10,58 @@ use super::Source;
 use crate::matmul::View;
 use crate::simd::simd_fn;
 
-/// The inner dimension is taken in parts of this length.
-pub(super) const DEPTH: usize = 256;
-/// Pairs of neighbours in a part.
-pub(super) const PAIRS: usize = DEPTH / 2;
-/// Rows of the left side that are multiplied at a time.
+/// Rows of the left side that are multiplied at a time; twice as many where the right side is narrow.
 pub(super) const ROWS: usize = 8;
 /// Columns of the right side that are multiplied at a time: with [`ROWS`] as many sums as a processor has registers for,
-/// less those that hold the factors. A panel of [`DEPTH`] fills half of a first-level cache.
+/// less those that hold the factors.
 pub(super) const PANEL: usize = 48;
+/// Words of a register.
+pub(super) const LANES: usize = 16;
+/// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
+/// as much as a whole pass over the output.
+const DEPTH: usize = 768;
+/// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
+const SLAB: usize = 192 << 10;
+
+/// In which parts a product is made.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    /// Of the inner dimension; even.
+    pub(super) depth: usize,
+    /// Of the columns; whole panels.
+    pub(super) slab: usize,
+}
+
+impl Parts {
+    pub(super) fn of(inner: usize, cols: usize, threads: usize) -> Self {
+        let depth = inner.div_ceil(inner.div_ceil(DEPTH)).next_multiple_of(2);
+        let widest = (SLAB / depth).next_multiple_of(PANEL);
+        // As many slabs for every thread.
+        let slabs = cols.div_ceil(widest).next_multiple_of(threads);
+        Self { depth, slab: cols.div_ceil(slabs).next_multiple_of(PANEL) }
+    }
+}
 
 /// The left side over one part of the inner dimension.
 #[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
-    /// Row `r`'s pair `p` at `r · PAIRS + p`.
-    Rows(&'a [u32]),
-    /// Panels of [`ROWS`] rows, each [`PAIRS`] long; in each row `r`'s pair `p` at `p · ROWS + r`.
-    Panels(&'a [u32]),
+pub(super) struct Left<'a> {
+    pub(super) words: &'a [u32],
+    /// From one row to the next; in panels of [`ROWS`] rows.
+    pub(super) row: usize,
+    /// From one pair to the next.
+    pub(super) pair: usize,
+    /// From one panel to the next.
+    pub(super) panel: usize,
 }
 
 impl Left<'_> {
-    /// From this row on, a multiple of [`ROWS`].
+    pub(super) fn is_in_panels(self) -> bool {
+        self.pair != 1
+    }
+
+    /// Where a multiple of [`ROWS`] rows begins.
     pub(super) fn from_row(self, row: usize) -> Self {
-        match self {
-            Left::Rows(words) => Left::Rows(&words[row * PAIRS..]),
-            Left::Panels(words) => Left::Panels(&words[row * PAIRS..]),
-        }
+        Self { words: &self.words[row / ROWS * self.panel..], ..self }
     }
 }
 
@@ -45,36 +71,44 @@ pub(super) struct Lefts {
     words: Vec<u32>,
     /// A multiple of [`ROWS`].
     rows: usize,
+    depth: usize,
     in_panels: bool,
 }
 
 impl Lefts {
     /// Rounds a matrix into memory that is used again.
-    pub(super) fn fill(&mut self, matrix: View<'_>) {
+    pub(super) fn fill(&mut self, matrix: View<'_>, depth: usize) {
         let [rows, inner] = matrix.dims();
-        self.rows = rows.next_multiple_of(ROWS);
-        self.in_panels = matrix.is_transposed();
-        let (per_part, len) = (self.rows / ROWS, inner.div_ceil(DEPTH) * self.rows * PAIRS);
+        *self = Self {
+            words: std::mem::take(&mut self.words),
+            rows: rows.next_multiple_of(ROWS),
+            depth,
+            in_panels: matrix.is_transposed(),
+        };
+        let (pairs, per_part) = (depth / 2, self.rows / ROWS);
+        let len = inner.div_ceil(depth) * self.rows * pairs;
         if self.words.len() < len {
             self.words.resize(len, 0);
         }
-        self.words[..len].par_chunks_mut(ROWS * PAIRS).with_min_len(4).enumerate().for_each(|(index, words)| {
+        self.words[..len].par_chunks_mut(ROWS * pairs).with_min_len(4).enumerate().for_each(|(index, words)| {
             let (part, panel) = (index / per_part, index % per_part);
-            let depth = part * DEPTH..inner.min((part + 1) * DEPTH);
+            let inside = part * depth..inner.min((part + 1) * depth);
             let rows = panel * ROWS..rows.min((panel + 1) * ROWS);
             if self.in_panels {
                 let (numbers, stride) = matrix.t().lines();
-                round_panel(&numbers[depth.start * stride..], stride, depth.len(), rows, words);
+                round_panel(&numbers[inside.start * stride..], stride, inside.len(), rows, words);
             } else {
                 let (numbers, stride) = matrix.lines();
-                round_rows(&numbers[rows.start * stride..], stride, rows.len(), depth, words);
+                round_rows(&numbers[rows.start * stride..], stride, rows.len(), inside, words, pairs);
             }
         });
     }
 
     pub(super) fn part(&self, index: usize) -> Left<'_> {
-        let words = &self.words[index * self.rows * PAIRS..][..self.rows * PAIRS];
-        if self.in_panels { Left::Panels(words) } else { Left::Rows(words) }
+        let pairs = self.depth / 2;
+        let words = &self.words[index * self.rows * pairs..][..self.rows * pairs];
+        let (row, pair) = if self.in_panels { (1, ROWS) } else { (pairs, 1) };
+        Left { words, row, pair, panel: ROWS * pairs }
     }
 }
 
@@ -121,16 +155,17 @@ impl Right {
 
     /// Of a matrix `[columns, inner]`.
     pub(super) fn fill_transposed(&mut self, matrix: &dyn Source, depth: Range<usize>, cols: Range<usize>) {
-        self.make_room(depth.len(), cols.len(), PANEL * DEPTH);
+        let stride = depth.len().next_multiple_of(2 * LANES);
+        self.make_room(depth.len(), cols.len(), PANEL * stride);
         for (panel, start) in cols.clone().step_by(PANEL).enumerate() {
             let rows = start..cols.end.min(start + PANEL);
-            for (row, numbers) in rows.clone().zip(self.rows.chunks_mut(DEPTH)) {
+            for (row, numbers) in rows.clone().zip(self.rows.chunks_mut(stride)) {
                 matrix.read(row, depth.clone(), &mut numbers[..depth.len()]);
                 numbers[depth.len()..depth.len().next_multiple_of(2)].fill(0);
             }
-            self.rows[rows.len() * DEPTH..].fill(0);
+            self.rows[rows.len() * stride..PANEL * stride].fill(0);
             let words = &mut self.words[panel * self.pairs * PANEL..][..self.pairs * PANEL];
-            transpose(cast_slice(&self.rows), self.pairs, words);
+            transpose(cast_slice(&self.rows), stride / 2, self.pairs, words);
         }
     }
 }
@@ -154,9 +189,9 @@ simd_fn! {
 
 simd_fn! {
     /// Rows of a left side as they are.
-    fn round_rows(numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32]) {
+    fn round_rows(numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32], pairs: usize) {
         let _ = FMA;
-        for (row, words) in words.chunks_mut(PAIRS).enumerate().take(rows) {
+        for (row, words) in words.chunks_mut(pairs).enumerate().take(rows) {
             let words: &mut [u16] = cast_slice_mut(words);
             for (rounded, &number) in words.iter_mut().zip(&numbers[row * stride..][depth.clone()]) {
                 *rounded = round(number);
@@ -198,14 +233,14 @@ simd_fn! {
     }
 }
 
-/// `PANEL` rows of pairs, [`PAIRS`] apart, into a panel.
-fn transpose(rows: &[u32], pairs: usize, panel: &mut [u32]) {
+/// [`PANEL`] rows of pairs into a panel. A multiple of [`LANES`] words lies between one row and the next.
+fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if crate::simd::level() == crate::simd::Level::Avx512 {
         // SAFETY: `level` returns only what the processor has.
-        return unsafe { super::avx512::transpose(rows, pairs, panel) };
+        return unsafe { super::avx512::transpose(rows, stride, pairs, panel) };
     }
     for (pair, words) in panel.chunks_mut(PANEL).enumerate().take(pairs) {
-        words.iter_mut().enumerate().for_each(|(col, word)| *word = rows[col * PAIRS + pair]);
+        words.iter_mut().enumerate().for_each(|(col, word)| *word = rows[col * stride + pair]);
     }
 }

@@ -17,8 +17,8 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{View, Write};
-use block::{DEPTH, Left, Lefts, PANEL, ROWS, Right};
 pub(crate) use block::round_all;
+use block::{Left, Lefts, Parts, ROWS, Right};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {
@@ -55,9 +55,7 @@ pub fn available() -> bool {
     false
 }
 
-/// Columns that a task puts in order at a time: with [`DEPTH`] a quarter of a second-level cache.
-const SLAB: usize = 10 * PANEL;
-/// Fewer rows are not worth doing that twice.
+/// Fewer rows are not worth putting a slab in order twice.
 const FEW_ROWS: usize = 64;
 
 thread_local! {
@@ -72,15 +70,16 @@ pub(crate) fn matmul(destination: &mut [f32], write: Write, scale: f32, left: Vi
     assert_eq!(inner, right_inner);
     assert!(destination.len() >= rows * cols);
     let destination = SharedMut::new(destination);
+    let parts = Parts::of(inner, cols, rayon::current_num_threads());
     // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
     let mut lefts = LEFT.take();
-    lefts.fill(left);
-    pieces(rows, cols).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+    lefts.fill(left, parts.depth);
+    pieces(rows, cols, parts.slab).into_par_iter().for_each(|Piece { rows, cols: slab }| {
         let mut panels = RIGHT.take();
-        for (part, depth) in parts(inner, DEPTH).enumerate() {
+        for (part, inside) in ranges(inner, parts.depth).enumerate() {
             match right.transposed {
-                true => panels.fill_transposed(right.matrix, depth, slab.clone()),
-                false => panels.fill(right.matrix, depth, slab.clone()),
+                true => panels.fill_transposed(right.matrix, inside, slab.clone()),
+                false => panels.fill(right.matrix, inside, slab.clone()),
             }
             let output = Output {
                 // SAFETY: inside the destination.
@@ -139,18 +138,15 @@ struct Piece {
     cols: Range<usize>,
 }
 
-fn pieces(rows: usize, cols: usize) -> Vec<Piece> {
-    let threads = rayon::current_num_threads();
-    // As many slabs for every thread; where there are fewer, the rows are shared out too.
-    let count = cols.div_ceil(SLAB).next_multiple_of(threads);
-    let slab = cols.div_ceil(count).next_multiple_of(PANEL).min(SLAB);
-    let slabs = cols.div_ceil(slab);
-    let row_parts = threads.div_ceil(slabs).min(rows.div_ceil(FEW_ROWS));
-    let size = rows.div_ceil(row_parts).next_multiple_of(ROWS);
-    parts(cols, slab).flat_map(|cols| parts(rows, size).map(move |rows| Piece { rows, cols: cols.clone() })).collect()
+/// Where there are fewer slabs than threads, the rows are shared out too.
+fn pieces(rows: usize, cols: usize, slab: usize) -> Vec<Piece> {
+    let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
+    let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
+    let pieces = |cols: Range<usize>| ranges(rows, size).map(move |rows| Piece { rows, cols: cols.clone() });
+    ranges(cols, slab).flat_map(pieces).collect()
 }
 
-fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+fn ranges(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
@@ -168,15 +164,25 @@ mod tests {
     fn products_are_those_of_the_rounded_numbers() {
         at_every_level(|level| {
             // One row, odd depths, rests of rows, of panels and of slabs, more than one part of the depth.
-            for [rows, inner, cols] in [[1, 1, 1], [7, 5, 3], [9, 33, 16], [16, 300, 47], [65, 512, 49], [130, 600, 1000]] {
+            for [rows, inner, cols] in
+                [[1, 1, 1], [7, 5, 3], [9, 33, 16], [16, 300, 47], [65, 512, 49], [130, 1700, 1000]]
+            {
                 let (left, right) = (values(random([rows, inner], 1)), values(random([inner, cols], 2)));
                 let (left_t, right_t) = (transposed(&left, inner), transposed(&right, cols));
                 let lefts = [View::new(&left, [rows, inner]), View::new(&left_t, [inner, rows]).t()];
                 let rights = [(View::new(&right, [inner, cols]), false), (View::new(&right_t, [cols, inner]), true)];
-                for (left_view, (right_view, transposed)) in lefts.iter().flat_map(|l| rights.iter().map(move |r| (l, r))) {
+                for (left_view, (right_view, transposed)) in
+                    lefts.iter().flat_map(|l| rights.iter().map(move |r| (l, r)))
+                {
                     let mut product = vec![f32::NAN; rows * cols];
                     for write in [Write::Replace, Write::Accumulate] {
-                        matmul(&mut product, write, 0.5, *left_view, Factor { matrix: right_view, transposed: *transposed });
+                        matmul(
+                            &mut product,
+                            write,
+                            0.5,
+                            *left_view,
+                            Factor { matrix: right_view, transposed: *transposed },
+                        );
                     }
                     let step = if rows * cols > 10_000 { 97 } else { 1 };
                     for at in (0..rows * cols).step_by(step) {
@@ -187,7 +193,11 @@ mod tests {
                         let error = (f64::from(product[at]) - want).abs();
                         // As many roundings of a sum in f32 as there are terms, at worst.
                         let tolerance = magnitude * inner as f64 * f64::from(f32::EPSILON);
-                        assert!(error <= tolerance, "{level:?} {rows}x{inner}x{cols} [{row}, {col}]: {} is not {want}", product[at]);
+                        assert!(
+                            error <= tolerance,
+                            "{level:?} {rows}x{inner}x{cols} [{row}, {col}]: {} is not {want}",
+                            product[at]
+                        );
                     }
                 }
             }
@@ -201,7 +211,8 @@ mod tests {
     #[test]
     fn rounding_is_to_nearest_even_and_keeps_what_is_no_number() {
         at_every_level(|level| {
-            let numbers: Vec<f32> = (0..20_000).map(|i| f32::from_bits(i * 214_013)).chain([f32::NAN, -f32::NAN, f32::MAX]).collect();
+            let numbers: Vec<f32> =
+                (0..20_000).map(|i| f32::from_bits(i * 214_013)).chain([f32::NAN, -f32::NAN, f32::MAX]).collect();
             let mut bits = vec![0; numbers.len()];
             round_all(&numbers, &mut bits);
             for (number, bits) in numbers.iter().zip(bits) {
@@ -215,7 +226,13 @@ mod tests {
     fn what_is_no_number_stays_one() {
         let (left, mut product) = ([1.0, f32::NAN], [0.0]);
         let right = View::new(&[1.0, 0.0], [2, 1]);
-        matmul(&mut product, Write::Replace, 1.0, View::new(&left, [1, 2]), Factor { matrix: &right, transposed: false });
+        matmul(
+            &mut product,
+            Write::Replace,
+            1.0,
+            View::new(&left, [1, 2]),
+            Factor { matrix: &right, transposed: false },
+        );
         assert!(product[0].is_nan());
     }
 }

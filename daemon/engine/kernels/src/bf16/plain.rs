@@ -1,7 +1,7 @@
 //! The product of one block in plain code: what the instructions are tested against, on every processor.
 
 use super::Output;
-use super::block::{Left, PAIRS, PANEL, ROWS, Right};
+use super::block::{Left, PANEL, ROWS, Right};
 use crate::matmul::Write;
 
 /// `output (=|+=) scale · left · right`.
@@ -10,10 +10,7 @@ use crate::matmul::Write;
 /// The output's places are this caller's alone.
 pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
     for row in 0..output.rows {
-        let left = |pair: usize| match left {
-            Left::Rows(words) => words[row * PAIRS + pair],
-            Left::Panels(words) => words[row / ROWS * ROWS * PAIRS + pair * ROWS + row % ROWS],
-        };
+        let left = |pair: usize| left.words[row / ROWS * left.panel + row % ROWS * left.row + pair * left.pair];
         for col in 0..output.cols {
             let panel = right.panel(col / PANEL);
             let products = (0..right.pairs).map(|pair| {

@@ -17,14 +17,14 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::Weight;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
-use crate::matmul::{View, Write, matmul};
+use crate::matmul::{View, Write};
 use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::simd;
 use crate::soft_cap::soft_capped;
+use crate::{Numbers, Products, Weight};
 
 /// Which rows of the hidden states predict which token.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -93,6 +93,7 @@ impl Loss {
 pub struct LossRule {
     soft_cap: Option<f32>,
     loss: Loss,
+    products: Products,
 }
 
 /// Σ −weight · log softmax(logits)[target] over all targets, as a tensor of one element (nats). `hidden` is
@@ -110,12 +111,12 @@ pub fn linear_loss(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets
     if !on_cpu(&hidden) {
         return reference(hidden, output, targets, loss);
     }
-    let (hidden, rule) = (hidden.into_dispatch(), LossRule { soft_cap: *soft_cap, loss });
-    Tensor::from_dispatch(match weight {
-        Weight::Dense(weight) => {
+    let (hidden, rule) = (hidden.into_dispatch(), LossRule { soft_cap: *soft_cap, loss, products: weight.products });
+    Tensor::from_dispatch(match &weight.numbers {
+        Numbers::Dense(weight) => {
             <Dispatch as CrossEntropyOp>::linear_cross_entropy(hidden, weight.clone().into_dispatch(), rule, targets)
         }
-        Weight::Packed(weight) => {
+        Numbers::Packed(weight) => {
             <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), rule, targets)
         }
     })
@@ -129,13 +130,14 @@ pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targe
     if !on_cpu(&hidden) {
         return score_reference(hidden, output, targets);
     }
+    let rule = LossRule { soft_cap: *soft_cap, loss: Loss::default(), products: weight.products };
     let hidden = hidden.into_dispatch();
-    Tensor::from_dispatch(match weight {
-        Weight::Dense(weight) => {
-            <Dispatch as CrossEntropyOp>::score_targets(hidden, weight.clone().into_dispatch(), *soft_cap, targets)
+    Tensor::from_dispatch(match &weight.numbers {
+        Numbers::Dense(weight) => {
+            <Dispatch as CrossEntropyOp>::score_targets(hidden, weight.clone().into_dispatch(), rule, targets)
         }
-        Weight::Packed(weight) => {
-            <Dispatch as CrossEntropyOp>::packed_score_targets(hidden, weight.clone(), *soft_cap, targets)
+        Numbers::Packed(weight) => {
+            <Dispatch as CrossEntropyOp>::packed_score_targets(hidden, weight.clone(), rule, targets)
         }
     })
 }
@@ -219,14 +221,14 @@ pub trait CrossEntropyOp: Backend {
     fn score_targets(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 
     fn packed_score_targets(
         hidden: FloatTensor<Self>,
         weight: Packed,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self>;
 }
@@ -238,7 +240,7 @@ impl CrossEntropyOp for Flex {
         rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), rule, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::dense(weight, rule.products), rule, &targets, Wanted::default()).loss
     }
 
     fn packed_linear_cross_entropy(
@@ -247,25 +249,15 @@ impl CrossEntropyOp for Flex {
         rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::Packed(weight), rule, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::packed(weight, rule.products), rule, &targets, Wanted::default()).loss
     }
 
-    fn score_targets(
-        hidden: FlexTensor,
-        weight: FlexTensor,
-        soft_cap: Option<f32>,
-        targets: Arc<Targets>,
-    ) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::Dense(contiguous(weight)), soft_cap, &targets)
+    fn score_targets(hidden: FlexTensor, weight: FlexTensor, rule: LossRule, targets: Arc<Targets>) -> FlexTensor {
+        scores(&contiguous(hidden), &Matrix::dense(weight, rule.products), rule.soft_cap, &targets)
     }
 
-    fn packed_score_targets(
-        hidden: FlexTensor,
-        weight: Packed,
-        soft_cap: Option<f32>,
-        targets: Arc<Targets>,
-    ) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::Packed(weight), soft_cap, &targets)
+    fn packed_score_targets(hidden: FlexTensor, weight: Packed, rule: LossRule, targets: Arc<Targets>) -> FlexTensor {
+        scores(&contiguous(hidden), &Matrix::packed(weight, rule.products), rule.soft_cap, &targets)
     }
 }
 
@@ -279,7 +271,7 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         let wanted = Wanted { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
         let nodes = [hidden.node(), weight.node()];
         let hidden = contiguous(hidden.into_primitive());
-        let weight = Matrix::Dense(contiguous(weight.into_primitive()));
+        let weight = Matrix::dense(weight.into_primitive(), rule.products);
         match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, rule, &targets, wanted);
@@ -296,7 +288,7 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
         let node = hidden.node();
-        let (hidden, weight) = (contiguous(hidden.into_primitive()), Matrix::Packed(weight));
+        let (hidden, weight) = (contiguous(hidden.into_primitive()), Matrix::packed(weight, rule.products));
         match CrossEntropy.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let Forward { loss, hidden_grad, .. } =
@@ -310,19 +302,19 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
     fn score_targets(
         hidden: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
-        Self::from_inner(Flex::score_targets(hidden.into_primitive(), weight.into_primitive(), soft_cap, targets))
+        Self::from_inner(Flex::score_targets(hidden.into_primitive(), weight.into_primitive(), rule, targets))
     }
 
     fn packed_score_targets(
         hidden: FloatTensor<Self>,
         weight: Packed,
-        soft_cap: Option<f32>,
+        rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
-        Self::from_inner(Flex::packed_score_targets(hidden.into_primitive(), weight, soft_cap, targets))
+        Self::from_inner(Flex::packed_score_targets(hidden.into_primitive(), weight, rule, targets))
     }
 }
 
@@ -450,7 +442,7 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targe
             }
         }
         if let Some(weight_grad) = &mut weight_grad {
-            matmul(weight_grad, Write::Accumulate, 1.0, gradient.t(), chunk.hidden);
+            weight.products.matmul(weight_grad, Write::Accumulate, 1.0, gradient.t(), chunk.hidden);
         }
     });
     Forward {

@@ -10,7 +10,7 @@ use burn_flex::FlexTensor;
 use super::plain::weight_grad;
 use super::{Applied, view};
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
-use crate::matmul::{View, Write, matmul};
+use crate::matmul::{View, Write};
 use crate::matrix::Matrix;
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Backward<Flex, 4> for AdaptedLinear {
         let x = contiguous(checkpointer.retrieve_node_output(x));
         let [x_node, a, b, weight] = ops.parents.map(|node| node.map(|node| node.id));
         if let Some(node) = weight {
-            grads.register::<Flex>(node, weight_grad(&x, &grad));
+            grads.register::<Flex>(node, weight_grad(saved.weight.products, &x, &grad));
         }
         backward(&x, &saved, &grad, [x_node, a, b], grads);
     }
@@ -58,27 +58,28 @@ fn backward(x: &FlexTensor, saved: &Saved, grad: &FlexTensor, nodes: [Option<Nod
     let Saved { weight, a, b, hidden, applied: Applied { scale, dropout } } = saved;
     let [x_node, a_node, b_node] = nodes;
     let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
+    let products = weight.products;
     if let Some(node) = b_node {
         let mut b_grad = uninit(outputs * rank);
-        matmul(&mut b_grad, Write::Replace, *scale, view(grad).t(), view(hidden));
+        products.matmul(&mut b_grad, Write::Replace, *scale, view(grad).t(), view(hidden));
         grads.register::<Flex>(node, tensor(b_grad, [outputs, rank]));
     }
     if a_node.is_none() && x_node.is_none() {
         return;
     }
     let mut hidden_grad = uninit(tokens * rank);
-    matmul(&mut hidden_grad, Write::Replace, *scale, view(grad), view(b));
+    products.matmul(&mut hidden_grad, Write::Replace, *scale, view(grad), view(b));
     let hidden_grad = View::new(&hidden_grad, [tokens, rank]);
     if let Some(node) = a_node {
         let dropped = dropout.map(|dropout| dropout.apply(elements(x)));
         let input = View::new(dropped.as_deref().unwrap_or(elements(x)), [tokens, inputs]);
         let mut a_grad = uninit(rank * inputs);
-        matmul(&mut a_grad, Write::Replace, 1.0, hidden_grad.t(), input);
+        products.matmul(&mut a_grad, Write::Replace, 1.0, hidden_grad.t(), input);
         grads.register::<Flex>(node, tensor(a_grad, [rank, inputs]));
     }
     if let Some(node) = x_node {
         let mut x_grad = uninit(tokens * inputs);
-        matmul(&mut x_grad, Write::Replace, 1.0, hidden_grad, view(a));
+        products.matmul(&mut x_grad, Write::Replace, 1.0, hidden_grad, view(a));
         if let Some(dropout) = dropout {
             x_grad = dropout.apply(&x_grad);
         }
@@ -97,14 +98,15 @@ pub(super) fn forward(
 ) -> (FlexTensor, Saved) {
     let [x, a, b] = [x, a, b].map(contiguous);
     let ([tokens, inputs], [outputs, rank]) = (shape2(&x), shape2(&b));
+    let products = weight.products;
     let mut output = uninit(tokens * outputs);
     weight.times_transposed(elements(&x), &mut output);
 
     let dropped = applied.dropout.map(|dropout| dropout.apply(elements(&x)));
     let input = dropped.as_ref().map_or(view(&x), |dropped| View::new(dropped, [tokens, inputs]));
     let mut hidden = uninit(tokens * rank);
-    matmul(&mut hidden, Write::Replace, 1.0, input, view(&a).t());
+    products.matmul(&mut hidden, Write::Replace, 1.0, input, view(&a).t());
     let hidden = tensor(hidden, [tokens, rank]);
-    matmul(&mut output, Write::Accumulate, applied.scale, view(&hidden), view(&b).t());
+    products.matmul(&mut output, Write::Accumulate, applied.scale, view(&hidden), view(&b).t());
     (tensor(output, [tokens, outputs]), Saved { weight, a, b, hidden, applied })
 }

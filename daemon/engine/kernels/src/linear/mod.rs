@@ -18,7 +18,7 @@ use crate::device::on_cpu;
 use crate::matmul::View;
 use crate::matrix::Matrix;
 use crate::packed::Packed;
-use crate::{Dropout, Weight};
+use crate::{Dropout, Numbers, Products, Weight};
 use adapted::AdaptedLinear;
 use plain::{Linear, PackedLinear};
 
@@ -44,24 +44,25 @@ pub fn linear(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor
         assert_eq!(a.dims()[0], b.dims()[1], "both factors have the adapter's rank");
         (a.into_dispatch(), b.into_dispatch(), Applied { scale, dropout })
     });
-    Tensor::from_dispatch(match (weight, adapter) {
-        (Weight::Dense(weight), None) => <Dispatch as LinearOp>::linear(x, weight.clone().into_dispatch()),
-        (Weight::Dense(weight), Some((a, b, applied))) => {
-            <Dispatch as LinearOp>::adapted_linear(x, weight.clone().into_dispatch(), a, b, applied)
+    let products = weight.products;
+    Tensor::from_dispatch(match (&weight.numbers, adapter) {
+        (Numbers::Dense(weight), None) => <Dispatch as LinearOp>::linear(x, weight.clone().into_dispatch(), products),
+        (Numbers::Dense(weight), Some((a, b, applied))) => {
+            <Dispatch as LinearOp>::adapted_linear(x, weight.clone().into_dispatch(), a, b, applied, products)
         }
-        (Weight::Packed(weight), None) => <Dispatch as LinearOp>::packed_linear(x, weight.clone()),
-        (Weight::Packed(weight), Some((a, b, applied))) => {
-            <Dispatch as LinearOp>::adapted_packed_linear(x, weight.clone(), a, b, applied)
+        (Numbers::Packed(weight), None) => <Dispatch as LinearOp>::packed_linear(x, weight.clone(), products),
+        (Numbers::Packed(weight), Some((a, b, applied))) => {
+            <Dispatch as LinearOp>::adapted_packed_linear(x, weight.clone(), a, b, applied, products)
         }
     })
 }
 
 /// The same by burn's own ops.
 pub fn reference(x: Tensor<2>, weight: &Weight, adapter: Option<Factors>) -> Tensor<2> {
-    let base = match weight {
+    let base = match &weight.numbers {
         #[cfg(feature = "gpu")]
-        Weight::Packed(packed) if !on_cpu(&x) => crate::packed::linear_on_gpu(x.clone(), packed),
-        weight => x.clone().matmul(weight.to_tensor(&x.device()).transpose()),
+        Numbers::Packed(packed) if !on_cpu(&x) => crate::packed::linear_on_gpu(x.clone(), packed),
+        _ => x.clone().matmul(weight.to_tensor(&x.device()).transpose()),
     };
     let Some(Factors { a, b, scale, dropout }) = adapter else { return base };
     let input = match dropout {
@@ -83,9 +84,9 @@ pub struct Applied {
 
 #[backend_extension(Flex, Autodiff)]
 pub trait LinearOp: Backend {
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, products: Products) -> FloatTensor<Self>;
 
-    fn packed_linear(x: FloatTensor<Self>, weight: Packed) -> FloatTensor<Self>;
+    fn packed_linear(x: FloatTensor<Self>, weight: Packed, products: Products) -> FloatTensor<Self>;
 
     fn adapted_linear(
         x: FloatTensor<Self>,
@@ -93,6 +94,7 @@ pub trait LinearOp: Backend {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         applied: Applied,
+        products: Products,
     ) -> FloatTensor<Self>;
 
     fn adapted_packed_linear(
@@ -101,20 +103,28 @@ pub trait LinearOp: Backend {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         applied: Applied,
+        products: Products,
     ) -> FloatTensor<Self>;
 }
 
 impl LinearOp for Flex {
-    fn linear(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        plain::forward(&contiguous(x), &Matrix::Dense(contiguous(weight)))
+    fn linear(x: FlexTensor, weight: FlexTensor, products: Products) -> FlexTensor {
+        plain::forward(&contiguous(x), &Matrix::dense(weight, products))
     }
 
-    fn packed_linear(x: FlexTensor, weight: Packed) -> FlexTensor {
-        plain::forward(&contiguous(x), &Matrix::Packed(weight))
+    fn packed_linear(x: FlexTensor, weight: Packed, products: Products) -> FlexTensor {
+        plain::forward(&contiguous(x), &Matrix::packed(weight, products))
     }
 
-    fn adapted_linear(x: FlexTensor, weight: FlexTensor, a: FlexTensor, b: FlexTensor, applied: Applied) -> FlexTensor {
-        adapted::forward(x, Matrix::Dense(contiguous(weight)), a, b, applied).0
+    fn adapted_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        a: FlexTensor,
+        b: FlexTensor,
+        applied: Applied,
+        products: Products,
+    ) -> FlexTensor {
+        adapted::forward(x, Matrix::dense(weight, products), a, b, applied).0
     }
 
     fn adapted_packed_linear(
@@ -123,15 +133,16 @@ impl LinearOp for Flex {
         a: FlexTensor,
         b: FlexTensor,
         applied: Applied,
+        products: Products,
     ) -> FlexTensor {
-        adapted::forward(x, Matrix::Packed(weight), a, b, applied).0
+        adapted::forward(x, Matrix::packed(weight, products), a, b, applied).0
     }
 }
 
 impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
-    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, products: Products) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node()];
-        let weight = Matrix::Dense(contiguous(weight.into_primitive()));
+        let weight = Matrix::dense(weight.into_primitive(), products);
         let output = plain::forward(&contiguous(x.primitive().clone()), &weight);
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
@@ -142,9 +153,9 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         }
     }
 
-    fn packed_linear(x: FloatTensor<Self>, weight: Packed) -> FloatTensor<Self> {
+    fn packed_linear(x: FloatTensor<Self>, weight: Packed, products: Products) -> FloatTensor<Self> {
         let node = x.node();
-        let weight = Matrix::Packed(weight);
+        let weight = Matrix::packed(weight, products);
         let output = plain::forward(&contiguous(x.into_primitive()), &weight);
         match PackedLinear.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(weight, output),
@@ -158,9 +169,10 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         applied: Applied,
+        products: Products,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), a.node(), b.node(), weight.node()];
-        let weight = Matrix::Dense(contiguous(weight.into_primitive()));
+        let weight = Matrix::dense(weight.into_primitive(), products);
         let (a, b) = (a.into_primitive(), b.into_primitive());
         let (output, saved) = adapted::forward(x.primitive().clone(), weight, a, b, applied);
         match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
@@ -178,10 +190,11 @@ impl<C: CheckpointStrategy> LinearOp for Autodiff<Flex, C> {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         applied: Applied,
+        products: Products,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), a.node(), b.node()];
         let (a, b) = (a.into_primitive(), b.into_primitive());
-        let (output, saved) = adapted::forward(x.primitive().clone(), Matrix::Packed(weight), a, b, applied);
+        let (output, saved) = adapted::forward(x.primitive().clone(), Matrix::packed(weight, products), a, b, applied);
         match AdaptedLinear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let x = prep.checkpoint(&x);

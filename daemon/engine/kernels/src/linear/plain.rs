@@ -8,8 +8,9 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn_flex::FlexTensor;
 
 use super::view;
+use crate::Products;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
-use crate::matmul::{Write, matmul};
+use crate::matmul::Write;
 use crate::matrix::Matrix;
 
 /// A weight that may be trained.
@@ -25,7 +26,7 @@ impl Backward<Flex, 2> for Linear {
         let x = contiguous(checkpointer.retrieve_node_output(x));
         let [x_node, weight_node] = ops.parents;
         if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, weight_grad(&x, &grad));
+            grads.register::<Flex>(node.id, weight_grad(weight.products, &x, &grad));
         }
         if let Some(node) = x_node {
             grads.register::<Flex>(node.id, input_grad(&weight, &grad));
@@ -56,10 +57,10 @@ pub(super) fn forward(x: &FlexTensor, weight: &Matrix) -> FlexTensor {
 }
 
 /// `gradᵀ · x`.
-pub(super) fn weight_grad(x: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
+pub(super) fn weight_grad(products: Products, x: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
     let ([_, inputs], [_, outputs]) = (shape2(x), shape2(grad));
     let mut output = uninit(outputs * inputs);
-    matmul(&mut output, Write::Replace, 1.0, view(grad).t(), view(x));
+    products.matmul(&mut output, Write::Replace, 1.0, view(grad).t(), view(x));
     tensor(output, [outputs, inputs])
 }
 

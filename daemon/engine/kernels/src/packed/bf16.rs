@@ -61,6 +61,10 @@ impl Form for Bf16 {
         widen(cast_slice(&self.0[start..][..output.len()]), output);
     }
 
+    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
+        output.copy_from_slice(cast_slice(&self.0[start..][..output.len()]));
+    }
+
     fn bytes(&self) -> usize {
         self.0.len() * 2
     }

@@ -12,6 +12,7 @@ mod nf4;
 mod on_gpu;
 mod product;
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,9 +21,10 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 use rayon::prelude::*;
 
+use crate::bf16::round_all;
 #[cfg(feature = "gpu")]
 pub(crate) use on_gpu::linear as linear_on_gpu;
-pub(crate) use product::{times, times_transposed};
+pub(crate) use product::{FEW_TOKENS, times, times_transposed};
 
 /// A frozen row-major matrix `[rows, cols]`. Clones share the memory.
 #[derive(Debug, Clone)]
@@ -61,6 +63,21 @@ impl Format {
 trait Form: Debug + Send + Sync {
     /// Writes numbers `start .. start + output.len()`, counted row by row.
     fn decode(&self, start: usize, output: &mut [f32]);
+
+    /// The same, as the bits of bfloat16.
+    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
+        thread_local! {
+            static NUMBERS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        }
+        NUMBERS.with_borrow_mut(|numbers| {
+            if numbers.len() < output.len() {
+                numbers.resize(output.len(), 0.0);
+            }
+            let numbers = &mut numbers[..output.len()];
+            self.decode(start, numbers);
+            round_all(numbers, output);
+        });
+    }
 
     /// Bytes in memory.
     fn bytes(&self) -> usize;
@@ -193,6 +210,12 @@ impl Packed {
         Tensor::from_data(TensorData::new(self.to_f32(), self.dims), &device)
     }
 
+    /// A part of a row, as the bits of bfloat16.
+    pub(crate) fn read_bf16(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
+        assert_eq!(cols.len(), output.len());
+        self.form.decode_bf16(row * self.dims[1] + cols.start, output);
+    }
+
     /// A part of the matrix, row-major without gaps.
     fn decode_tile(&self, rows: Range<usize>, cols: Range<usize>, output: &mut [f32]) {
         for (row, output) in rows.zip(output.chunks_exact_mut(cols.len())) {
@@ -265,7 +288,7 @@ mod tests {
     fn squares_of_rows_are_those_of_the_decoded_matrix() {
         let device = Device::flex();
         for (name, packed) in every_form([5, 256], 3) {
-            let dense = Weight::Dense(packed.to_tensor(&device)).row_squares(&device);
+            let dense = Weight::from(packed.to_tensor(&device)).row_squares(&device);
             assert_close(Weight::from(packed).row_squares(&device), dense, 1e-6, &name);
         }
     }

@@ -19,7 +19,7 @@ const SLAB: usize = 512;
 /// The inner dimension is taken in parts of this length, a multiple of every form's block.
 const DEPTH: usize = 256;
 /// Up to so many tokens, as when an answer is generated, rows are decoded and multiplied one by one.
-const FEW_TOKENS: usize = 4;
+pub(crate) const FEW_TOKENS: usize = 4;
 /// Fewer tokens are not worth decoding a slab twice.
 const TOKENS: usize = 64;
 

@@ -106,7 +106,7 @@ fn targets<'a>(decoder: &'a Decoder, config: &LoraConfig) -> Vec<&'a str> {
 pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
     let file = open(folder)?;
     let format = |key| file.metadata().get(key).and_then(|name| WeightFormat::from_name(name)).unwrap_or_default();
-    Ok(WeightFormats { linear: format(LINEAR_FORMAT), tables: format(TABLES_FORMAT) })
+    Ok(WeightFormats::new(format(LINEAR_FORMAT), format(TABLES_FORMAT)))
 }
 
 /// Puts a PEFT LoRA adapter on the decoder. Which layers have one is told by the tensors: each must fit a layer, and none

@@ -84,7 +84,7 @@ impl Projection {
         let Some(Lora { start: Some(Start { taken: Some([a, b]), .. }), scale, .. }) = &self.lora else {
             return Ok(());
         };
-        self.weight = hold(without(weight, a, b, *scale), format)?;
+        self.weight = hold(without(weight, a, b, *scale), format)?.with_products(self.weight.products);
         Ok(())
     }
 }

@@ -67,7 +67,7 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
 
 /// In the forms in which the recipe has them held. Weights and tables that are trained are counted as such.
 fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
-    let WeightFormats { linear, tables } = recipe.weight_formats();
+    let WeightFormats { linear, tables, .. } = recipe.weight_formats();
     let bytes = |&(dims, count): &([usize; 2], u64)| {
         let format = if dims[0] == shape.vocabulary { tables } else { linear };
         let bytes = match format {

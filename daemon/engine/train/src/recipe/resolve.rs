@@ -124,12 +124,12 @@ impl Recipe {
         };
         let double_quantization = self.double_quantization.unwrap_or(true);
         match self.quantization() {
-            None => WeightFormats { linear: plain, tables: plain },
+            None => WeightFormats::new(plain, plain),
             Some(QuantizationType::Nf4) => {
-                WeightFormats { linear: WeightFormat::Packed(Format::Nf4 { double_quantization }), tables: plain }
+                WeightFormats::new(WeightFormat::Packed(Format::Nf4 { double_quantization }), plain)
             }
-            Some(QuantizationType::Int8) => WeightFormats { linear: WeightFormat::Packed(Format::Int8), tables: plain },
-            Some(QuantizationType::Gguf) => WeightFormats { linear: WeightFormat::Gguf, tables: WeightFormat::Gguf },
+            Some(QuantizationType::Int8) => WeightFormats::new(WeightFormat::Packed(Format::Int8), plain),
+            Some(QuantizationType::Gguf) => WeightFormats::new(WeightFormat::Gguf, WeightFormat::Gguf),
         }
     }
 

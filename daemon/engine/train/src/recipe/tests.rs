@@ -392,7 +392,7 @@ fn quantisation_and_precision_decide_how_weights_are_held() {
         ("quantization_bit: 8", WeightFormat::Packed(Format::Int8), bf16),
         ("quantization_type: gguf", WeightFormat::Gguf, WeightFormat::Gguf),
     ] {
-        assert_eq!(read_with(written).weight_formats(), WeightFormats { linear, tables }, "{written}");
+        assert_eq!(read_with(written).weight_formats(), WeightFormats::new(linear, tables), "{written}");
     }
 }
 
