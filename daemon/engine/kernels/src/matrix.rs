@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use crate::Products;
-use crate::bf16::{self, Factor, Source};
+use crate::bf16::{self, Factor, Rounded, Source};
 use crate::buffer::{contiguous, elements, shape2};
 use crate::matmul::{View, Write, matmul};
 use crate::packed::{self, Packed};
@@ -40,40 +40,31 @@ impl Matrix {
     }
 
     /// `output = x · Wᵀ`; `x` is `[tokens, inputs]`.
-    pub(crate) fn times_transposed(&self, x: &[f32], output: &mut [f32]) {
-        let [outputs, inputs] = self.dims();
-        let tokens = x.len() / inputs;
-        let left = View::new(x, [tokens, inputs]);
-        if self.rounds(tokens) {
-            return bf16::matmul(output, Write::Replace, 1.0, left, Factor { matrix: self, transposed: true });
-        }
-        match &self.numbers {
-            Numbers::Dense(weight) => {
-                matmul(output, Write::Replace, 1.0, left, View::new(elements(weight), [outputs, inputs]).t());
+    pub(crate) fn times_transposed(&self, x: &Side<'_>, output: &mut [f32]) {
+        match (&self.numbers, x) {
+            (_, Side::Rounded(x)) => {
+                x.times(output, Write::Replace, 1.0, Factor { matrix: self, transposed: true });
             }
-            Numbers::Packed(packed) => packed::times_transposed(x, packed, output, Write::Replace),
+            (Numbers::Dense(weight), Side::Exact(x)) => {
+                matmul(output, Write::Replace, 1.0, *x, View::new(elements(weight), shape2(weight)).t());
+            }
+            (Numbers::Packed(packed), Side::Exact(x)) => {
+                packed::times_transposed(x.elements(), packed, output, Write::Replace);
+            }
         }
     }
 
     /// `output (=|+=) grad · W`; `grad` is `[tokens, outputs]`.
-    pub(crate) fn times(&self, grad: &[f32], output: &mut [f32], write: Write) {
-        let [outputs, inputs] = self.dims();
-        let tokens = grad.len() / outputs;
-        let left = View::new(grad, [tokens, outputs]);
-        if self.rounds(tokens) {
-            return bf16::matmul(output, write, 1.0, left, Factor { matrix: self, transposed: false });
-        }
-        match &self.numbers {
-            Numbers::Dense(weight) => {
-                matmul(output, write, 1.0, left, View::new(elements(weight), [outputs, inputs]));
+    pub(crate) fn times(&self, grad: &Side<'_>, output: &mut [f32], write: Write) {
+        match (&self.numbers, grad) {
+            (_, Side::Rounded(grad)) => {
+                grad.times(output, write, 1.0, Factor { matrix: self, transposed: false });
             }
-            Numbers::Packed(packed) => packed::times(grad, packed, output, write),
+            (Numbers::Dense(weight), Side::Exact(grad)) => {
+                matmul(output, write, 1.0, *grad, View::new(elements(weight), shape2(weight)));
+            }
+            (Numbers::Packed(packed), Side::Exact(grad)) => packed::times(grad.elements(), packed, output, write),
         }
-    }
-
-    /// With few tokens the time goes into reading the matrix, not into multiplying.
-    fn rounds(&self, tokens: usize) -> bool {
-        self.products.rounded() && tokens > packed::FEW_TOKENS
     }
 }
 
@@ -90,19 +81,31 @@ impl Source for Matrix {
     }
 }
 
-impl Products {
-    /// Whether this processor rounds.
-    fn rounded(self) -> bool {
-        self == Products::Bf16 && bf16::available()
-    }
+/// The left side of products, as they take it.
+pub(crate) enum Side<'a> {
+    Exact(View<'a>),
+    Rounded(Rounded),
+}
 
-    /// `destination (=|+=) scale · a · b`, row-major without gaps.
-    pub(crate) fn matmul(self, destination: &mut [f32], write: Write, scale: f32, a: View<'_>, b: View<'_>) {
-        if !self.rounded() {
-            return matmul(destination, write, scale, a, b);
+impl Products {
+    /// `rows` come without gaps, one after the other.
+    pub(crate) fn side(self, rows: View<'_>) -> Side<'_> {
+        // With few tokens the time goes into reading the other side, not into multiplying.
+        let rounds = self == Products::Bf16 && bf16::available() && rows.dims()[0] > packed::FEW_TOKENS;
+        if rounds { Side::Rounded(Rounded::new(rows)) } else { Side::Exact(rows) }
+    }
+}
+
+impl Side<'_> {
+    /// `destination (=|+=) scale · self · b`, row-major without gaps.
+    pub(crate) fn matmul(&self, destination: &mut [f32], write: Write, scale: f32, b: View<'_>) {
+        match self {
+            Side::Exact(a) => matmul(destination, write, scale, *a, b),
+            Side::Rounded(a) => {
+                let transposed = b.is_transposed();
+                let rows = if transposed { b.t() } else { b };
+                a.times(destination, write, scale, Factor { matrix: &rows, transposed });
+            }
         }
-        let transposed = b.is_transposed();
-        let rows = if transposed { b.t() } else { b };
-        bf16::matmul(destination, write, scale, a, Factor { matrix: &rows, transposed });
     }
 }

@@ -3,6 +3,7 @@
 //! It reads a [`Command`] as one JSON line from standard input and writes [`Message`]s, one JSON line each, to standard
 //! output; nothing else is ever printed there. It opens no socket.
 
+mod allocator;
 mod commands;
 mod pipe;
 
@@ -12,10 +13,6 @@ use std::process::ExitCode;
 use justtrain_worker_api::{Command, Failure, FailureReason, Message, Problem, ProblemCode};
 
 use pipe::Pipe;
-
-/// Keeps freed pages for the next step instead of giving them back: tensors of the same sizes come again and again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("--version") {
@@ -29,7 +26,7 @@ fn main() -> ExitCode {
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     let result = match read.map_err(|error| error.to_string()).and_then(|_| parse(&line)) {
-        // Inside the pool: outside it, each of a step's thousands of parallel loops would wait for other threads to wake.
+        // From inside the pool: outside it, each of a step's thousands of parallel loops would wait for other threads to wake.
         Ok(command) => rayon::scope(|_| commands::run(command, &pipe)),
         Err(reason) => Err(internal(reason)),
     };

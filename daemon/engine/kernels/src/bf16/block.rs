@@ -23,23 +23,15 @@ const DEPTH: usize = 768;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
 const SLAB: usize = 192 << 10;
 
-/// In which parts a product is made.
-#[derive(Clone, Copy)]
-pub(super) struct Parts {
-    /// Of the inner dimension; even.
-    pub(super) depth: usize,
-    /// Of the columns; whole panels.
-    pub(super) slab: usize,
+/// Of the parts of an inner dimension; even.
+pub(super) fn depth(inner: usize) -> usize {
+    inner.div_ceil(inner.div_ceil(DEPTH).max(1)).next_multiple_of(2)
 }
 
-impl Parts {
-    pub(super) fn of(inner: usize, cols: usize, threads: usize) -> Self {
-        let depth = inner.div_ceil(inner.div_ceil(DEPTH)).next_multiple_of(2);
-        let widest = (SLAB / depth).next_multiple_of(PANEL);
-        // As many slabs for every thread.
-        let slabs = cols.div_ceil(widest).next_multiple_of(threads);
-        Self { depth, slab: cols.div_ceil(slabs).next_multiple_of(PANEL) }
-    }
+/// Of the pieces of a right side: whole panels, and as many slabs for every thread.
+pub(super) fn slab(cols: usize, depth: usize) -> usize {
+    let widest = (SLAB / depth).next_multiple_of(PANEL);
+    cols.div_ceil(cols.div_ceil(widest).next_multiple_of(rayon::current_num_threads())).next_multiple_of(PANEL)
 }
 
 /// The left side over one part of the inner dimension.
@@ -102,6 +94,21 @@ impl Lefts {
                 round_rows(&numbers[rows.start * stride..], stride, rows.len(), inside, words, pairs);
             }
         });
+    }
+
+    /// Of a matrix that is not transposed.
+    pub(super) fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
+        assert!(!self.in_panels);
+        let (mut col, mut rest) = (cols.start, output);
+        while !rest.is_empty() {
+            let (part, at) = (col / self.depth, col % self.depth);
+            let (now, later) = rest.split_at_mut(rest.len().min(self.depth - at));
+            let numbers: &[u16] =
+                cast_slice(&self.words[(part * self.rows + row) * self.depth / 2..][..self.depth / 2]);
+            now.copy_from_slice(&numbers[at..at + now.len()]);
+            col += now.len();
+            rest = later;
+        }
     }
 
     pub(super) fn part(&self, index: usize) -> Left<'_> {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use crate::buffer::SharedMut;
 use crate::matmul::{View, Write};
 pub(crate) use block::round_all;
-use block::{Left, Lefts, Parts, ROWS, Right};
+use block::{Left, Lefts, ROWS, Right, depth, slab};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {
@@ -59,43 +59,71 @@ pub fn available() -> bool {
 const FEW_ROWS: usize = 64;
 
 thread_local! {
-    static LEFT: RefCell<Lefts> = RefCell::default();
+    static LEFT: RefCell<Vec<Lefts>> = const { RefCell::new(Vec::new()) };
     static RIGHT: RefCell<Right> = RefCell::default();
 }
 
-/// `destination (=|+=) scale · left · right`, row-major without gaps. Only where [`available`].
-pub(crate) fn matmul(destination: &mut [f32], write: Write, scale: f32, left: View<'_>, right: Factor<'_>) {
-    let [rows, inner] = left.dims();
-    let [right_inner, cols] = right.dims();
-    assert_eq!(inner, right_inner);
-    assert!(destination.len() >= rows * cols);
-    let destination = SharedMut::new(destination);
-    let parts = Parts::of(inner, cols, rayon::current_num_threads());
-    // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
-    let mut lefts = LEFT.take();
-    lefts.fill(left, parts.depth);
-    pieces(rows, cols, parts.slab).into_par_iter().for_each(|Piece { rows, cols: slab }| {
-        let mut panels = RIGHT.take();
-        for (part, inside) in ranges(inner, parts.depth).enumerate() {
-            match right.transposed {
-                true => panels.fill_transposed(right.matrix, inside, slab.clone()),
-                false => panels.fill(right.matrix, inside, slab.clone()),
+/// The left side of products, rounded once for all of them.
+pub(crate) struct Rounded {
+    dims: [usize; 2],
+    lefts: Lefts,
+}
+
+impl Rounded {
+    pub(crate) fn new(matrix: View<'_>) -> Self {
+        let dims = matrix.dims();
+        let mut lefts = LEFT.with_borrow_mut(Vec::pop).unwrap_or_default();
+        lefts.fill(matrix, depth(dims[1]));
+        Self { dims, lefts }
+    }
+
+    /// `destination (=|+=) scale · self · right`, row-major without gaps.
+    pub(crate) fn times(&self, destination: &mut [f32], write: Write, scale: f32, right: Factor<'_>) {
+        let ([rows, inner], [right_inner, cols]) = (self.dims, right.dims());
+        assert_eq!(inner, right_inner);
+        assert!(destination.len() >= rows * cols);
+        let destination = SharedMut::new(destination);
+        let depth = depth(inner);
+        pieces(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+            // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
+            let mut panels = RIGHT.take();
+            for (part, inside) in ranges(inner, depth).enumerate() {
+                match right.transposed {
+                    true => panels.fill_transposed(right.matrix, inside, slab.clone()),
+                    false => panels.fill(right.matrix, inside, slab.clone()),
+                }
+                let output = Output {
+                    // SAFETY: inside the destination.
+                    start: unsafe { destination.at(rows.start * cols + slab.start) },
+                    stride: cols,
+                    rows: rows.len(),
+                    cols: slab.len(),
+                    write: if part == 0 { write } else { Write::Accumulate },
+                    scale,
+                };
+                // SAFETY: this piece of the destination is this task's alone.
+                unsafe { multiply(self.lefts.part(part).from_row(rows.start), &panels, output) };
             }
-            let output = Output {
-                // SAFETY: inside the destination.
-                start: unsafe { destination.at(rows.start * cols + slab.start) },
-                stride: cols,
-                rows: rows.len(),
-                cols: slab.len(),
-                write: if part == 0 { write } else { Write::Accumulate },
-                scale,
-            };
-            // SAFETY: this piece of the destination is this task's alone.
-            unsafe { multiply(lefts.part(part).from_row(rows.start), &panels, output) };
-        }
-        RIGHT.set(panels);
-    });
-    LEFT.set(lefts);
+            RIGHT.set(panels);
+        });
+    }
+}
+
+impl Drop for Rounded {
+    fn drop(&mut self) {
+        let lefts = std::mem::take(&mut self.lefts);
+        LEFT.with_borrow_mut(|unused| unused.push(lefts));
+    }
+}
+
+impl Source for Rounded {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
+        self.lefts.read(row, cols, output);
+    }
 }
 
 impl Factor<'_> {
@@ -139,7 +167,8 @@ struct Piece {
 }
 
 /// Where there are fewer slabs than threads, the rows are shared out too.
-fn pieces(rows: usize, cols: usize, slab: usize) -> Vec<Piece> {
+fn pieces(rows: usize, cols: usize, depth: usize) -> Vec<Piece> {
+    let slab = slab(cols, depth);
     let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
     let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
     let pieces = |cols: Range<usize>| ranges(rows, size).map(move |rows| Piece { rows, cols: cols.clone() });
@@ -176,13 +205,8 @@ mod tests {
                 {
                     let mut product = vec![f32::NAN; rows * cols];
                     for write in [Write::Replace, Write::Accumulate] {
-                        matmul(
-                            &mut product,
-                            write,
-                            0.5,
-                            *left_view,
-                            Factor { matrix: right_view, transposed: *transposed },
-                        );
+                        let right = Factor { matrix: right_view, transposed: *transposed };
+                        Rounded::new(*left_view).times(&mut product, write, 0.5, right);
                     }
                     let step = if rows * cols > 10_000 { 97 } else { 1 };
                     for at in (0..rows * cols).step_by(step) {
@@ -226,13 +250,8 @@ mod tests {
     fn what_is_no_number_stays_one() {
         let (left, mut product) = ([1.0, f32::NAN], [0.0]);
         let right = View::new(&[1.0, 0.0], [2, 1]);
-        matmul(
-            &mut product,
-            Write::Replace,
-            1.0,
-            View::new(&left, [1, 2]),
-            Factor { matrix: &right, transposed: false },
-        );
+        let right = Factor { matrix: &right, transposed: false };
+        Rounded::new(View::new(&left, [1, 2])).times(&mut product, Write::Replace, 1.0, right);
         assert!(product[0].is_nan());
     }
 }

@@ -388,7 +388,7 @@ fn for_each_chunk(
         let gathered = &gathered[..rows.len() * features];
         let hidden = View::new(gathered, [rows.len(), features]);
         let logits = &mut logits[..rows.len() * vocabulary];
-        weight.times_transposed(gathered, logits);
+        weight.times_transposed(&weight.products.side(hidden), logits);
         each(Chunk { first: index * size, hidden, logits, tokens, rows, vocabulary });
     }
 }
@@ -436,13 +436,13 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targe
         let gradient = View::new(chunk.logits, [chunk.tokens.len(), vocabulary]);
         if let Some(hidden_grad) = &mut hidden_grad {
             scratch.resize(chunk.tokens.len() * features, 0.0);
-            weight.times(chunk.logits, &mut scratch, Write::Replace);
+            weight.times(&weight.products.side(gradient), &mut scratch, Write::Replace);
             for (row, grad) in chunk.rows.iter().zip(scratch.chunks(features)) {
                 hidden_grad[row * features..][..features].copy_from_slice(grad);
             }
         }
         if let Some(weight_grad) = &mut weight_grad {
-            weight.products.matmul(weight_grad, Write::Accumulate, 1.0, gradient.t(), chunk.hidden);
+            weight.products.side(gradient.t()).matmul(weight_grad, Write::Accumulate, 1.0, chunk.hidden);
         }
     });
     Forward {

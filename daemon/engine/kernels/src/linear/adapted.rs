@@ -9,9 +9,10 @@ use burn_flex::FlexTensor;
 
 use super::plain::weight_grad;
 use super::{Applied, view};
+use crate::bf16::{Factor, Rounded, Source};
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
-use crate::matmul::{View, Write};
-use crate::matrix::Matrix;
+use crate::matmul::{View, Write, matmul};
+use crate::matrix::{Matrix, Side};
 
 #[derive(Debug)]
 pub(super) struct AdaptedLinear;
@@ -59,32 +60,60 @@ fn backward(x: &FlexTensor, saved: &Saved, grad: &FlexTensor, nodes: [Option<Nod
     let [x_node, a_node, b_node] = nodes;
     let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
     let products = weight.products;
+    let grad_side = products.side(view(grad));
     if let Some(node) = b_node {
-        let mut b_grad = uninit(outputs * rank);
-        products.matmul(&mut b_grad, Write::Replace, *scale, view(grad).t(), view(hidden));
-        grads.register::<Flex>(node, tensor(b_grad, [outputs, rank]));
+        grads.register::<Flex>(node, tensor(b_grad(&grad_side, hidden, *scale), [outputs, rank]));
     }
     if a_node.is_none() && x_node.is_none() {
         return;
     }
     let mut hidden_grad = uninit(tokens * rank);
-    products.matmul(&mut hidden_grad, Write::Replace, *scale, view(grad), view(b));
+    grad_side.matmul(&mut hidden_grad, Write::Replace, *scale, view(b));
     let hidden_grad = View::new(&hidden_grad, [tokens, rank]);
     if let Some(node) = a_node {
         let dropped = dropout.map(|dropout| dropout.apply(elements(x)));
         let input = View::new(dropped.as_deref().unwrap_or(elements(x)), [tokens, inputs]);
         let mut a_grad = uninit(rank * inputs);
-        products.matmul(&mut a_grad, Write::Replace, 1.0, hidden_grad.t(), input);
+        products.side(hidden_grad.t()).matmul(&mut a_grad, Write::Replace, 1.0, input);
         grads.register::<Flex>(node, tensor(a_grad, [rank, inputs]));
     }
     if let Some(node) = x_node {
         let mut x_grad = uninit(tokens * inputs);
-        products.matmul(&mut x_grad, Write::Replace, 1.0, hidden_grad, view(a));
+        products.side(hidden_grad).matmul(&mut x_grad, Write::Replace, 1.0, view(a));
         if let Some(dropout) = dropout {
             x_grad = dropout.apply(&x_grad);
         }
-        weight.times(elements(grad), &mut x_grad, Write::Accumulate);
+        weight.times(&grad_side, &mut x_grad, Write::Accumulate);
         grads.register::<Flex>(node, tensor(x_grad, [tokens, inputs]));
+    }
+}
+
+/// `scale · gradᵀ · hidden`.
+fn b_grad(grad: &Side<'_>, hidden: &FlexTensor, scale: f32) -> Vec<f32> {
+    let [tokens, rank] = shape2(hidden);
+    match grad {
+        Side::Exact(grad) => {
+            let mut b_grad = uninit(grad.dims()[1] * rank);
+            matmul(&mut b_grad, Write::Replace, scale, grad.t(), view(hidden));
+            b_grad
+        }
+        // What is rounded already is taken as the right side.
+        Side::Rounded(grad) => {
+            let outputs = grad.dims()[1];
+            let mut transposed = uninit(rank * outputs);
+            let right = Factor { matrix: grad, transposed: false };
+            Rounded::new(View::new(elements(hidden), [tokens, rank]).t()).times(
+                &mut transposed,
+                Write::Replace,
+                scale,
+                right,
+            );
+            let mut b_grad = uninit(outputs * rank);
+            for (output, row) in b_grad.chunks_mut(rank).enumerate() {
+                row.iter_mut().enumerate().for_each(|(at, value)| *value = transposed[at * outputs + output]);
+            }
+            b_grad
+        }
     }
 }
 
@@ -100,13 +129,14 @@ pub(super) fn forward(
     let ([tokens, inputs], [outputs, rank]) = (shape2(&x), shape2(&b));
     let products = weight.products;
     let mut output = uninit(tokens * outputs);
-    weight.times_transposed(elements(&x), &mut output);
+    let side = products.side(view(&x));
+    weight.times_transposed(&side, &mut output);
 
     let dropped = applied.dropout.map(|dropout| dropout.apply(elements(&x)));
-    let input = dropped.as_ref().map_or(view(&x), |dropped| View::new(dropped, [tokens, inputs]));
+    let dropped = dropped.as_ref().map(|dropped| products.side(View::new(dropped, [tokens, inputs])));
     let mut hidden = uninit(tokens * rank);
-    products.matmul(&mut hidden, Write::Replace, 1.0, input, view(&a).t());
+    dropped.as_ref().unwrap_or(&side).matmul(&mut hidden, Write::Replace, 1.0, view(&a).t());
     let hidden = tensor(hidden, [tokens, rank]);
-    products.matmul(&mut output, Write::Accumulate, applied.scale, view(&hidden), view(&b).t());
+    products.side(view(&hidden)).matmul(&mut output, Write::Accumulate, applied.scale, view(&b).t());
     (tensor(output, [tokens, outputs]), Saved { weight, a, b, hidden, applied })
 }

@@ -9,7 +9,7 @@ use burn_flex::FlexTensor;
 
 use super::view;
 use crate::Products;
-use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
+use crate::buffer::{contiguous, shape2, tensor, uninit};
 use crate::matmul::Write;
 use crate::matrix::Matrix;
 
@@ -52,7 +52,7 @@ impl Backward<Flex, 1> for PackedLinear {
 pub(super) fn forward(x: &FlexTensor, weight: &Matrix) -> FlexTensor {
     let ([tokens, _], [outputs, _]) = (shape2(x), weight.dims());
     let mut output = uninit(tokens * outputs);
-    weight.times_transposed(elements(x), &mut output);
+    weight.times_transposed(&weight.products.side(view(x)), &mut output);
     tensor(output, [tokens, outputs])
 }
 
@@ -60,7 +60,7 @@ pub(super) fn forward(x: &FlexTensor, weight: &Matrix) -> FlexTensor {
 pub(super) fn weight_grad(products: Products, x: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
     let ([_, inputs], [_, outputs]) = (shape2(x), shape2(grad));
     let mut output = uninit(outputs * inputs);
-    products.matmul(&mut output, Write::Replace, 1.0, view(grad).t(), view(x));
+    products.side(view(grad).t()).matmul(&mut output, Write::Replace, 1.0, view(x));
     tensor(output, [outputs, inputs])
 }
 
@@ -68,6 +68,6 @@ pub(super) fn weight_grad(products: Products, x: &FlexTensor, grad: &FlexTensor)
 fn input_grad(weight: &Matrix, grad: &FlexTensor) -> FlexTensor {
     let ([_, inputs], [tokens, _]) = (weight.dims(), shape2(grad));
     let mut output = uninit(tokens * inputs);
-    weight.times(elements(grad), &mut output, Write::Replace);
+    weight.times(&weight.products.side(view(grad)), &mut output, Write::Replace);
     tensor(output, [tokens, inputs])
 }

@@ -13,6 +13,7 @@ use justtrain_train::recipe::Recipe;
 use justtrain_train::run::train;
 use justtrain_worker_api::{Command, DevicePick, Failure, FailureReason, OpReport, Outcome, RecipeSource};
 
+use crate::allocator::keep_freed_pages;
 use crate::pipe::{Pipe, stop_on_request};
 
 pub(crate) fn run(command: Command, pipe: &Pipe) -> Result<Outcome, Failure> {
@@ -21,6 +22,7 @@ pub(crate) fn run(command: Command, pipe: &Pipe) -> Result<Outcome, Failure> {
         Command::CheckRecipe { recipe } => check_recipe(&recipe),
         Command::Schema => Ok(Outcome::Schema { schema: Recipe::schema() }),
         Command::Train { recipe, model, run_dir, resume } => {
+            keep_freed_pages();
             train(&recipe, &model, &run_dir, resume, &mut events, &stop_on_request())
         }
         Command::Evaluate { recipe, model, data, options } => {
