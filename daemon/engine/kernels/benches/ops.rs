@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_kernels::{
-    Activation, Factors, Format, Heads, OutputLayer, Packed, RotaryTable, Scores, Segments, Targets, Weight, attention,
-    gated, linear, linear_cross_entropy, rms_norm, rotary,
+    Activation, Factors, Format, Heads, OutputLayer, Packed, Products, RotaryTable, Scores, Segments, Targets, Weight,
+    attention, gated, linear, linear_cross_entropy, rms_norm, rotary,
 };
 use rayon::prelude::*;
 
@@ -235,7 +235,7 @@ fn linears(bench: &Bench) {
 fn element_wise(bench: &Bench) {
     let (gate, up) = (tensor([TOKENS, INTERMEDIATE]), tensor([TOKENS, INTERMEDIATE]));
     bench.run("swiglu, forward", 0, 3 * TOKENS * INTERMEDIATE, || {
-        black_box(gated(gate.clone(), up.clone(), Activation::Silu));
+        black_box(gated(gate.clone(), up.clone(), Activation::Silu, Products::F32));
     });
     let (x, weight) = (tensor([TOKENS, HIDDEN]), tensor([HIDDEN]));
     bench.run("rms_norm, forward", 0, 2 * TOKENS * HIDDEN, || {

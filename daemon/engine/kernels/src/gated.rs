@@ -13,8 +13,10 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use crate::Products;
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
+use crate::kept::{Kept, stand_in};
 use crate::simd::{exp, mul_add, simd_fn, tanh};
 
 /// What the gate goes through.
@@ -27,12 +29,17 @@ pub enum Activation {
 }
 
 /// `activation(gate) · up`; both and the result are `[tokens, features]`.
-pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
+/// `products` is what both are rounded to.
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation, products: Products) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims());
     if !on_cpu(&gate) {
         return reference(gate, up, activation);
     }
-    Tensor::from_dispatch(<Dispatch as GatedOp>::gated(gate.into_dispatch(), up.into_dispatch(), activation))
+    let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
+    Tensor::from_dispatch(match products {
+        Products::F32 => <Dispatch as GatedOp>::gated(gate, up, activation),
+        Products::Bf16 => <Dispatch as GatedOp>::rounded_gated(gate, up, activation),
+    })
 }
 
 /// The same by burn's own ops.
@@ -47,11 +54,17 @@ pub fn reference(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tens
 #[backend_extension(Flex, Autodiff)]
 pub trait GatedOp: Backend {
     fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    fn rounded_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 }
 
 impl GatedOp for Flex {
     fn gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
         forward(&contiguous(gate), &contiguous(up), activation)
+    }
+
+    fn rounded_gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
+        Rounded::new(gate, up, activation).1
     }
 }
 
@@ -65,8 +78,19 @@ impl<C: CheckpointStrategy> GatedOp for Autodiff<Flex, C> {
             OpsKind::Tracked(mut prep) => {
                 prep.checkpoint(&gate);
                 prep.checkpoint(&up);
-                prep.finish(inputs, output)
+                prep.finish(Saved::Nodes(inputs), output)
             }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn rounded_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
+        let (rounded, output) = Rounded::new(gate, up, activation);
+        let [gate, up] = [gate_node, up_node].map(stand_in::<C>);
+        let prep = Gated.prepare::<C>([gate.node(), up.node()]).memory_bound().retro_forward(rounded.clone());
+        match prep.parents([&gate, &up]).stateful() {
+            OpsKind::Tracked(prep) => prep.finish(Saved::Rounded(rounded), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -90,14 +114,48 @@ impl RetroForward for Inputs {
     }
 }
 
+/// Both inputs in half the memory.
+#[derive(Debug, Clone)]
+struct Rounded {
+    gate: Kept,
+    up: Kept,
+    activation: Activation,
+}
+
+impl Rounded {
+    /// With the output.
+    fn new(gate: FlexTensor, up: FlexTensor, activation: Activation) -> (Self, FlexTensor) {
+        let [(gate, of_gate), (up, of_up)] = [gate, up].map(|x| Kept::new(x, Products::Bf16));
+        (Self { gate, up, activation }, forward(&of_gate, &of_up, activation))
+    }
+}
+
+impl RetroForward for Rounded {
+    fn forward(&self, states: &mut BackwardStates, output: NodeId) {
+        states.save(output, forward(&self.gate.tensor(), &self.up.tensor(), self.activation));
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Saved {
+    Nodes(Inputs),
+    Rounded(Rounded),
+}
+
 impl Backward<Flex, 2> for Gated {
-    type State = Inputs;
+    type State = Saved;
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
-        let [gate, up] = [ops.state.gate, ops.state.up].map(|node| contiguous(checkpointer.retrieve_node_output(node)));
+        let (gate, up, activation) = match ops.state {
+            Saved::Nodes(Inputs { gate, up, activation }) => {
+                let [gate, up] = [gate, up].map(|node| contiguous(checkpointer.retrieve_node_output(node)));
+                (gate, up, activation)
+            }
+            Saved::Rounded(Rounded { gate, up, activation }) => (gate.tensor(), up.tensor(), activation),
+        };
         let [gate_node, up_node] = ops.parents;
-        let (gate_grad, up_grad) = backward(&gate, &up, &grad, ops.state.activation);
+        let (gate_grad, up_grad) = backward(&gate, &up, &grad, activation);
         if let Some(node) = gate_node {
             grads.register::<Flex>(node.id, gate_grad);
         }
@@ -203,14 +261,19 @@ mod tests {
                 [Activation::Silu, Activation::GeluTanh].map(|activation| shapes.map(|shape| (shape, activation)));
             for ([rows, cols], activation) in cases.into_iter().flatten() {
                 let (gate, up, weight) = (random([rows, cols], 1), random([rows, cols], 2), random([rows, cols], 3));
-                let run = |op: fn(Tensor<2>, Tensor<2>, Activation) -> Tensor<2>| {
+                let run = |op: &dyn Fn(Tensor<2>, Tensor<2>, Activation) -> Tensor<2>| {
                     let (gate, up) = (track(&gate), track(&up));
                     let output = op(gate.clone(), up.clone(), activation);
                     let grads = (output.clone() * weight.clone()).sum().backward();
                     [output.inner(), gate.grad(&grads).unwrap(), up.grad(&grads).unwrap()]
                 };
-                for (ours, theirs) in run(gated).into_iter().zip(run(reference)) {
-                    assert_close(ours, theirs, 1e-5, &format!("{level:?} {activation:?} {rows}x{cols}"));
+                // bfloat16 has 8 bits: each input is wrong by at most 2⁻⁹ of itself.
+                for (products, tolerance) in [(Products::F32, 1e-5), (Products::Bf16, 1e-2)] {
+                    let ours = run(&|gate, up, activation| gated(gate, up, activation, products));
+                    for (ours, theirs) in ours.into_iter().zip(run(&reference)) {
+                        let what = format!("{level:?} {activation:?} {rows}x{cols} {products:?}");
+                        assert_close(ours, theirs, tolerance, &what);
+                    }
                 }
             }
         });

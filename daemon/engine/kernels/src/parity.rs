@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 
 use crate::{
-    Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, RotaryTable, Scores, Segments, Targets,
-    Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, rms_norm, rotary,
+    Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, Products, RotaryTable, Scores, Segments,
+    Targets, Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, rms_norm, rotary,
     score_targets, write_rows,
 };
 
@@ -92,8 +92,8 @@ fn cases() -> Vec<Case> {
     vec![
         case("rms_norm", &[x, [1, INPUTS]], Box::new(|t| rms_norm(t[0].clone(), t[1].clone().flatten(0, 1), 1e-5))),
         case("rotary", &[q], Box::new(move |t| rotary(t[0].clone(), table.clone()))),
-        case("swiglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::Silu))),
-        case("geglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::GeluTanh))),
+        case("swiglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::Silu, Products::F32))),
+        case("geglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::GeluTanh, Products::F32))),
         case("linear", &[x, weight], Box::new(|t| linear(t[0].clone(), &t[1].clone().into(), None))),
         case(
             "linear, adapted",

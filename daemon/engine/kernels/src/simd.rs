@@ -176,6 +176,26 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// `x ← x + y`.
+    pub(crate) fn add(x: &mut [f32], y: &[f32]) {
+        let _ = FMA;
+        for (x, &y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+simd_fn! {
+    /// The numbers of bfloat16's bits.
+    pub(crate) fn widen(bits: &[u16], numbers: &mut [f32]) {
+        let _ = FMA;
+        for (number, &bits) in numbers.iter_mut().zip(bits) {
+            *number = f32::from_bits(u32::from(bits) << 16);
+        }
+    }
+}
+
+simd_fn! {
     /// `x ← scale · x`.
     pub(crate) fn scale(x: &mut [f32], factor: f32) {
         let _ = FMA;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Dropout, RotaryTable, Scores, Segments, dropout};
+use justtrain_kernels::{Dropout, RotaryTable, Scores, Segments, dropout, residual};
 use justtrain_worker_api::Problem;
 
 use crate::config::{DecoderConfig, Positions};
@@ -72,10 +72,9 @@ impl Block {
                 o: projection(config.attention_output())?,
                 heads: config.heads,
                 scores: Scores {
-                    scale: config.attention_scale,
                     soft_cap: config.attention_soft_cap,
                     window: at.window,
-                    dropout: None,
+                    ..Scores::scaled(config.attention_scale)
                 },
                 rotation: match &config.positions {
                     Positions::Rotary(_) => Some(at.rotation),
@@ -104,16 +103,16 @@ impl Block {
             None => x,
             Some(norm) => norm.forward(x),
         };
-        let BlockDropout { attention, residual, .. } = self.dropout;
-        let dropped = |place, x| match self.dropout.at(place, residual, pass.mode) {
+        let BlockDropout { attention, residual: share, .. } = self.dropout;
+        let dropped = |place, x| match self.dropout.at(place, share, pass.mode) {
             None => x,
             Some(how) => dropout(x, how),
         };
         let of_weights = self.dropout.at(0, attention, pass.mode);
         let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache, of_weights);
-        let x = x + dropped(1, normed(&self.attention_output_norm, attended));
+        let x = residual(x, dropped(1, normed(&self.attention_output_norm, attended)));
         let fed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass.mode);
-        x + dropped(2, normed(&self.mlp_output_norm, fed))
+        residual(x, dropped(2, normed(&self.mlp_output_norm, fed)))
     }
 
     pub(crate) fn projections(&self) -> Vec<&Projection> {

@@ -275,6 +275,42 @@ mod tests {
     }
 
     #[test]
+    fn products_in_bfloat16_are_right_within_its_bounds() {
+        let shapes = [(7, 5, 9, 2), (70, 48, 50, 8), (150, 600, 200, 16)];
+        for (tokens, inputs, outputs, rank) in shapes {
+            let dense = Weight::from(random([outputs, inputs], 2));
+            let packed =
+                every_form([outputs, inputs], 2).into_iter().map(|(name, packed)| (name, Weight::from(packed)));
+            for (name, weight) in packed.chain([("dense".to_owned(), dense)]) {
+                for adapted in [false, true] {
+                    let rounded =
+                        run_frozen(linear, &weight.clone().with_products(Products::Bf16), tokens, rank, adapted);
+                    let exact = run_frozen(reference, &weight, tokens, rank, adapted);
+                    for (index, (rounded, exact)) in rounded.into_iter().zip(exact).enumerate() {
+                        // Both factors are wrong by at most 2⁻⁹ of themselves, and so are the adapter's inner results.
+                        let what = format!("{name} result {index} of {tokens}x{inputs}x{outputs}");
+                        assert_close(rounded, exact, 1.5e-2, &what);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_trained_weight_has_its_gradient_in_bfloat16_too() {
+        let (x, weight, upstream) = (random([90, 40], 1), random([70, 40], 2), random([90, 70], 3));
+        let run = |products: Products| {
+            let (x, weight) = (track(&x), track(&weight));
+            let output = linear(x.clone(), &Weight::from(weight.clone()).with_products(products), None);
+            let grads = (output * upstream.clone()).sum().backward();
+            [x.grad(&grads).unwrap(), weight.grad(&grads).unwrap()]
+        };
+        for (rounded, exact) in run(Products::Bf16).into_iter().zip(run(Products::F32)) {
+            assert_close(rounded, exact, 1e-2, "gradient");
+        }
+    }
+
+    #[test]
     fn without_an_adapter_it_is_a_plain_product() {
         let (x, weight, upstream) = (random([6, 10], 1), random([4, 10], 2), random([6, 4], 3));
         let run = |op: Op| {
@@ -305,7 +341,8 @@ mod tests {
                 let dropout = Some(Dropout { probability: 0.2, seed });
                 let factors = Factors { a: a.clone(), b: b.clone(), scale: 0.5, dropout };
                 let gate = linear(normed.clone(), &weight.clone().into(), Some(factors.clone()));
-                let product = gated(gate, linear(normed, &weight.clone().into(), None), Activation::Silu);
+                let product =
+                    gated(gate, linear(normed, &weight.clone().into(), None), Activation::Silu, Products::F32);
                 state = state + linear(product, &weight.clone().into(), Some(factors));
             }
             let grads = state.powf_scalar(2.0).sum().backward();

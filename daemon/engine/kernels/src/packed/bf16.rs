@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::{Builder, Form};
 use crate::random;
-use crate::simd::simd_fn;
+use crate::simd::widen;
 
 #[derive(Debug)]
 pub(super) struct Bf16(Vec<bf16>);
@@ -72,15 +72,6 @@ impl Form for Bf16 {
     #[cfg(feature = "gpu")]
     fn upload(&self, _: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
         Box::new(super::on_gpu::Plain::bf16(&self.0, device))
-    }
-}
-
-simd_fn! {
-    fn widen(bits: &[u16], output: &mut [f32]) {
-        let _ = FMA;
-        for (output, &bits) in output.iter_mut().zip(bits) {
-            *output = f32::from_bits(u32::from(bits) << 16);
-        }
     }
 }
 

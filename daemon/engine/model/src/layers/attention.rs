@@ -47,7 +47,7 @@ impl Attention {
             None => (k, v),
             Some(mut cache) => cache.extend(k, v),
         };
-        let scores = Scores { dropout, ..self.scores };
+        let scores = Scores { dropout, products: self.o.weight.products, ..self.scores };
         self.o.forward(attention(q, k, v, self.heads, pass.segments.clone(), scores), pass.mode)
     }
 }
