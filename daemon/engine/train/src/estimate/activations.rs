@@ -2,6 +2,7 @@
 //!
 //! Counted in floats a token. A tensor that two ops share is counted with the first of them.
 
+use justtrain_model::kernels::Products;
 use justtrain_model::kernels::cross_entropy::CHUNK_BYTES;
 
 use super::shape::Shape;
@@ -17,17 +18,28 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
 
 /// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
 /// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
-pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool) -> u64 {
-    let floats = match checkpointing {
-        true => shape.trained.graph_layers * shape.hidden + kept_by_block(shape),
-        false => shape.trained.graph_layers * kept_by_block(shape),
+pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool, products: Products) -> u64 {
+    let block = kept_by_block(shape, products);
+    let bytes = match checkpointing {
+        true => (shape.trained.graph_layers * shape.hidden) as u64 * FLOAT + block,
+        false => shape.trained.graph_layers as u64 * block,
     };
-    (floats * tokens) as u64 * FLOAT
+    bytes * tokens as u64
 }
 
-fn kept_by_block(shape: &Shape) -> usize {
+fn kept_by_block(shape: &Shape, products: Products) -> u64 {
     let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    shape.block_norms * rms_norm(shape) + attention(shape) + swiglu(shape) + ranks + dora(shape)
+    let exact = shape.block_norms * rms_norm(shape) + softmax(shape) + ranks + dora(shape);
+    let rounded = attention(shape) + swiglu(shape);
+    exact as u64 * FLOAT + rounded as u64 * bytes(products)
+}
+
+/// Of a number that is rounded as products are.
+fn bytes(products: Products) -> u64 {
+    match products {
+        Products::F32 => FLOAT,
+        Products::Bf16 => FLOAT / 2,
+    }
 }
 
 /// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
@@ -41,11 +53,14 @@ fn rms_norm(shape: &Shape) -> usize {
     shape.hidden + 1
 }
 
-/// Rotated queries and keys, values, the output (which is also the input of `o_proj`), and a softmax sum for each head;
-/// queries and keys before their norms, where they have some.
+/// Rotated queries and keys, values, and the output, which is also the input of `o_proj`.
 fn attention(shape: &Shape) -> usize {
-    let normed = if shape.qk_norms { shape.query + shape.key_value } else { 0 };
-    2 * shape.query + 2 * shape.key_value + shape.heads + normed
+    2 * shape.query + 2 * shape.key_value
+}
+
+/// A sum for each head; queries and keys before their norms, where they have some.
+fn softmax(shape: &Shape) -> usize {
+    shape.heads + if shape.qk_norms { shape.query + shape.key_value } else { 0 }
 }
 
 /// Both inputs. Its output, the input of `down_proj`, is made again in the backward.
@@ -54,9 +69,13 @@ fn swiglu(shape: &Shape) -> usize {
 }
 
 /// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and
-/// three gradients.
-pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize) -> u64 {
-    ((2 * shape.hidden + 4 * shape.intermediate) * tokens) as u64 * FLOAT
+/// three gradients; with products in 16 bits both its inputs in full, and the left side of a product.
+pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize, products: Products) -> u64 {
+    let widened = match products {
+        Products::F32 => 0,
+        Products::Bf16 => 2 * shape.intermediate + shape.intermediate / 2,
+    };
+    ((2 * shape.hidden + 4 * shape.intermediate + widened) * tokens) as u64 * FLOAT
 }
 
 /// Bytes of the tensors at work in a forward pass that keeps nothing.

@@ -116,12 +116,12 @@ fn reading_data(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 
 /// Every block has kept its activations; the backward of the last block begins.
 fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
-    let tokens = work.largest.tokens;
-    let kept = kept(shape, tokens, recipe.gradient_checkpointing);
+    let (tokens, products) = (work.largest.tokens, recipe.weight_formats().products);
+    let kept = kept(shape, tokens, recipe.gradient_checkpointing, products);
     MemoryEstimate {
         // Those of earlier batches of the same step.
         gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained.numbers() * FLOAT } else { 0 },
-        activations: with_gaps(kept + at_work_in_backward(shape, tokens)),
+        activations: with_gaps(kept + at_work_in_backward(shape, tokens, products)),
         output_layer: output_layer(shape, work.largest)
             + if in_16_bits(recipe, shape) { shape.table_bytes() } else { 0 },
         ..throughout(recipe, shape, rows)
@@ -132,7 +132,7 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         gradients: if keeps_gradients(recipe) { shape.trained.numbers() * FLOAT } else { 0 },
-        activations: with_gaps(at_work_in_backward(shape, work.largest.tokens)),
+        activations: with_gaps(at_work_in_backward(shape, work.largest.tokens, recipe.weight_formats().products)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
         output_layer: match (shape.trained.table, in_16_bits(recipe, shape)) {
             (false, _) => 0,

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use justtrain_model::WeightFormat;
 use justtrain_model::kernels::{Factors, Packed, Weight, linear};
 use justtrain_worker_api::{DevicePick, PastRun, SpeedBasis, TimeEstimate};
+use rayon::prelude::*;
 
 use super::shape::{Linear, Shape};
 use super::work::Work;
@@ -15,8 +16,8 @@ use crate::recipe::Recipe;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Most tokens of the timed batch.
 const TIMED_TOKENS: u64 = 1024;
-/// Share of a step's time that goes into matrix products; the rest is attention's tiles, norms, SwiGLU, the optimiser.
-/// Measured (`scripts/estimate-check`).
+/// Share of the passes' time that goes into matrix products; the rest is attention's tiles, norms, SwiGLU. Measured
+/// (`scripts/estimate-check`).
 const SHARE_OF_PRODUCTS: f64 = 0.75;
 
 /// What a forward pass takes of a step: one of three products.
@@ -36,7 +37,8 @@ pub(super) fn time(
         None if device != DevicePick::Cpu => return None,
         None => {
             let per_second = flops_per_second(recipe, shape, work) * SHARE_OF_PRODUCTS;
-            (work.tokens as f64 * per_second / flops(recipe, shape, work), SpeedBasis::Measured)
+            let updates = work.steps as f64 * update_bytes(recipe, shape) / bytes_per_second();
+            (work.tokens as f64 / (flops(recipe, shape, work) / per_second + updates), SpeedBasis::Measured)
         }
     };
     let tokens = work.tokens as f64 + work.reference_tokens as f64 * SHARE_OF_FORWARD;
@@ -65,6 +67,31 @@ pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     linears + attention + head
 }
 
+/// Bytes that a step's update reads and writes: the gradients of a window's batches are added up and their norm is taken;
+/// then weight, gradient and two moments are read, and all but the gradient written.
+fn update_bytes(recipe: &Recipe, shape: &Shape) -> f64 {
+    const UPDATE: f64 = 7.0 * 4.0;
+    const NORM: f64 = 4.0;
+    const SUM: f64 = 3.0 * 4.0;
+    let sums = SUM * recipe.gradient_accumulation_steps as f64;
+    shape.trained.numbers() as f64 * (UPDATE + NORM + sums)
+}
+
+/// What memory that no cache holds gives this process just now.
+fn bytes_per_second() -> f64 {
+    const NUMBERS: usize = 16 << 20;
+    const CHUNK: usize = 1 << 16;
+    let (source, mut target) = (vec![1.0f32; NUMBERS], vec![0.0f32; NUMBERS]);
+    let mut copy = || {
+        let start = Instant::now();
+        let chunks = target.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK));
+        chunks.for_each(|(target, source)| target.copy_from_slice(source));
+        2.0 * size_of_val(source.as_slice()) as f64 / start.elapsed().as_secs_f64()
+    };
+    // The first touches the target's memory for the first time.
+    (0..4).map(|_| copy()).fold(0.0, f64::max)
+}
+
 /// Of a layer a token: its output, its input's gradient, and its own where it is trained; of its adapter both factors'
 /// gradients as well.
 fn linear_flops(layer: Linear, trained: bool) -> f64 {
@@ -88,6 +115,7 @@ fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
         _ if shape.full => dense.require_grad().into(),
         _ => dense.into(),
     };
+    let weight = weight.with_products(recipe.weight_formats().products);
     let x = random(tokens, layer.inputs).require_grad();
     let adapter = (layer.rank > 0).then(|| Factors {
         a: random(layer.rank, layer.inputs).require_grad(),

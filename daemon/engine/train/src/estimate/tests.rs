@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
+use justtrain_model::kernels::Products;
 use justtrain_model::{DecoderConfig, families};
 use justtrain_worker_api::{
     DevicePick, KnownModel, Moment, PastRun, ProblemCode, RecipeSource, Remedy, Room, SpeedBasis,
@@ -68,9 +69,12 @@ fn activations_are_counted_op_by_op() {
     let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
     // Two norms keep 577 each; attention 2 · 576 + 2 · 192 + 9; SwiGLU 2 · 1536; seven adapters 16 each.
     let by_hand = 2 * 577 + 1545 + 3072 + 112;
-    assert_eq!(kept(&shape, 100, false), 30 * by_hand * 100 * 4);
+    assert_eq!(kept(&shape, 100, false, Products::F32), 30 * by_hand * 100 * 4);
     // With checkpointing 30 inputs, and one block at a time.
-    assert_eq!(kept(&shape, 100, true), (30 * 576 + by_hand) * 100 * 4);
+    assert_eq!(kept(&shape, 100, true, Products::F32), (30 * 576 + by_hand) * 100 * 4);
+    // In 16 bits what attention and SwiGLU keep takes half, but for the softmax's sums.
+    let rounded = (2 * 577 + 9 + 112) * 4 + (1536 + 3072) * 2;
+    assert_eq!(kept(&shape, 100, false, Products::Bf16), 30 * rounded * 100);
     // 170 rows of logits fill 32 MiB, whatever the number of targets beyond; each with two rows of 576.
     let batch = BatchSize { tokens: 1000, targets: 500 };
     assert_eq!(output_layer(&shape, batch), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
@@ -84,7 +88,10 @@ fn magnitudes_are_counted_with_the_outputs_that_they_keep() {
     let outputs = 576 + 192 + 192 + 576 + 1536 + 1536 + 576;
     assert_eq!(dora.trained.numbers() - plain.trained.numbers(), 30 * outputs);
     assert_eq!(dora.trained.tensors() - plain.trained.tensors(), 30 * 7);
-    assert_eq!(kept(&dora, 100, false) - kept(&plain, 100, false), 30 * outputs * 100 * 4);
+    assert_eq!(
+        kept(&dora, 100, false, Products::F32) - kept(&plain, 100, false, Products::F32),
+        30 * outputs * 100 * 4
+    );
 }
 
 #[test]
@@ -165,7 +172,7 @@ fn a_frozen_block_takes_its_weights_and_nothing_else() {
     assert_eq!(two.optimizer, 2 * BLOCK * 8);
     // The result is a whole model all the same.
     assert!(on_disk.result.abs_diff(134_515_008 * 4) < 100_000, "{on_disk:?}");
-    let activations = |shape: &Shape| kept(shape, 512, false);
+    let activations = |shape: &Shape| kept(shape, 512, false, Products::F32);
     let four = memory("freeze_trainable_layers: 4\nfreeze_trainable_modules: mlp\n").1;
     assert_eq!(activations(&four), 2 * activations(&shape));
     assert_eq!(four.trained.numbers(), 4 * 3 * 576 * 1536);
