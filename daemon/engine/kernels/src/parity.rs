@@ -8,8 +8,8 @@ use justtrain_weights::gguf::TensorType;
 
 use crate::{
     Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, Products, RotaryTable, Scores, Segments,
-    Targets, Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, rms_norm, rotary,
-    score_targets, write_rows,
+    Targets, Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, residual,
+    rms_norm, rotary, score_targets, write_rows,
 };
 
 /// How far one op's results are apart.
@@ -94,6 +94,7 @@ fn cases() -> Vec<Case> {
         case("rotary", &[q], Box::new(move |t| rotary(t[0].clone(), table.clone()))),
         case("swiglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::Silu, Products::F32))),
         case("geglu", &[x, x], Box::new(|t| gated(t[0].clone(), t[1].clone(), Activation::GeluTanh, Products::F32))),
+        case("residual", &[x, x], Box::new(|t| residual(t[0].clone(), t[1].clone()))),
         case("linear", &[x, weight], Box::new(|t| linear(t[0].clone(), &t[1].clone().into(), None))),
         case(
             "linear, adapted",

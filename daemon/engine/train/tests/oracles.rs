@@ -12,9 +12,10 @@ use exports::check_export;
 use justtrain_data::Tokenizer;
 use justtrain_model::adapters::{LoraConfig, attach_lora, load_peft};
 use justtrain_model::generate::generate;
+use justtrain_model::kernels::Format;
 use justtrain_model::layers::Lora;
 use justtrain_model::parameters::{Parameters, Trained};
-use justtrain_model::{Decoder, Input, Mode, WeightFormats};
+use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats};
 use justtrain_train::optim::AdamW;
 use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
@@ -58,14 +59,17 @@ struct SmolLm2 {
 
 impl SmolLm2 {
     fn open(device: &Device) -> Self {
+        Self::open_as(device, WeightFormats::default())
+    }
+
+    fn open_as(device: &Device, formats: WeightFormats) -> Self {
         let path = std::env::var_os("JUSTTRAIN_TEST_MODEL")
             .expect("JUSTTRAIN_TEST_MODEL names SmolLM2-135M-Instruct.Q4_1.gguf; scripts/test sets it");
         let folder = root("tests/fixtures/smollm2");
         Self {
             goldens: serde_json::from_str(&std::fs::read_to_string(folder.join("goldens.json")).unwrap()).unwrap(),
             tensors: SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap(),
-            decoder: Decoder::load(&Checkpoint::open(Path::new(&path)).unwrap(), device, WeightFormats::default())
-                .unwrap(),
+            decoder: Decoder::load(&Checkpoint::open(Path::new(&path)).unwrap(), device, formats).unwrap(),
         }
     }
 
@@ -169,6 +173,19 @@ fn gradients_and_twenty_steps_of_smollm2_equal_peft() {
     let (losses, norms) = train(&mut model.decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
     assert_relative(&losses, &curve("loss"), 1e-3, "loss of step");
     assert_relative(&norms, &curve("grad_norm"), 1e-2, "norm of step");
+}
+
+/// On every processor; one with instructions for bfloat16 multiplies in it.
+#[test]
+fn twenty_steps_of_smollm2_in_16_bits_follow_pefts_curve_in_32() {
+    let bf16 = WeightFormat::Packed(Format::Bf16);
+    let mut model = SmolLm2::open_as(&Device::flex(), WeightFormats::new(bf16, bf16));
+    model.attach_formula();
+    let schedule = Schedule { shape: COSINE, learning_rate: 2e-4, warmup_steps: 3, total_steps: 20 };
+    let rows = model.rows();
+    let (losses, _) = train(&mut model.decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
+    let expected: Vec<f64> = serde_json::from_value(model.goldens["train"]["loss"].clone()).unwrap();
+    assert_relative(&losses, &expected, 1e-2, "loss of step");
 }
 
 /// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: PEFT and transformers

@@ -209,7 +209,7 @@ fn quantized(recipe: &Recipe) -> Vec<Changed> {
     }
     let mut recipe = recipe.clone();
     recipe.quantization_bit = Some(4);
-    let cost = Text::new("slower, and frozen weights are rounded to 4 bits", "较慢，且冻结的权重被舍入到 4 位");
+    let cost = Text::new("frozen weights are rounded to 4 bits", "冻结的权重被舍入到 4 位");
     vec![Changed::new(recipe, ["quantization_bit: 4".to_owned()], cost)]
 }
 

@@ -127,7 +127,7 @@ fn the_largest_batch_of_the_run_decides() {
 
 #[test]
 fn the_parts_of_the_peak_are_what_is_there_in_the_first_backward() {
-    let recipe = recipe("lora_rank: 16\ngradient_accumulation_steps: 1\nmax_steps: 3\n");
+    let recipe = recipe("precision: fp32\nlora_rank: 16\ngradient_accumulation_steps: 1\nmax_steps: 3\n");
     let memory = job(&[829]).predict(&recipe).memory.unwrap();
     assert_eq!(memory.moment, Moment::Training);
     assert_eq!(memory.weights, 134_515_008 * 4);
@@ -236,7 +236,7 @@ fn what_fits_is_let_through_and_what_does_not_names_changes_that_help() {
 
 #[test]
 fn where_one_change_is_not_enough_several_are_tried_together() {
-    let recipe = recipe("per_device_train_batch_size: 4\nmax_steps: 20\n");
+    let recipe = recipe("precision: fp32\nper_device_train_batch_size: 4\nmax_steps: 20\n");
     let job = job(&[1024; 16]);
     let predicted = job.predict(&recipe);
     let least = |extra: &str| job.predict(&self::recipe(extra)).memory_bytes();

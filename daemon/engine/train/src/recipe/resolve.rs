@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use justtrain_data::chat_template::choose;
 use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias};
-use justtrain_model::kernels::Format;
 use justtrain_model::kernels::singular::Effort;
+use justtrain_model::kernels::{Format, bf16};
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
@@ -118,10 +118,13 @@ impl Recipe {
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
     pub fn weight_formats(&self) -> WeightFormats {
-        let plain = match (self.precision, self.quantization()) {
-            (Precision::Fp32, _) | (Precision::Auto, None) => WeightFormat::F32,
-            (Precision::Bf16, _) | (Precision::Auto, Some(_)) => WeightFormat::Packed(Format::Bf16),
+        let in_16_bits = match self.precision {
+            Precision::Fp32 => false,
+            Precision::Bf16 => true,
+            // What is trained itself stays in 32 bits unless it is asked for.
+            Precision::Auto => self.quantization().is_some() || (!self.trains_weights() && bf16::available()),
         };
+        let plain = if in_16_bits { WeightFormat::Packed(Format::Bf16) } else { WeightFormat::F32 };
         let double_quantization = self.double_quantization.unwrap_or(true);
         match self.quantization() {
             None => WeightFormats::new(plain, plain),

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::Recipe;
 use crate::optim::schedule::{SchedulerType, Shape};
 use justtrain_model::adapters::{LoraStart, LoraTargets};
-use justtrain_model::kernels::Format;
 use justtrain_model::kernels::singular::Effort;
+use justtrain_model::kernels::{Format, bf16};
 use justtrain_model::{WeightFormat, WeightFormats};
 
 const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
@@ -380,16 +380,19 @@ fn keys_that_do_not_go_together_are_refused() {
 
 #[test]
 fn quantisation_and_precision_decide_how_weights_are_held() {
-    let (f32, bf16) = (WeightFormat::F32, WeightFormat::Packed(Format::Bf16));
+    let (f32, in_16_bits) = (WeightFormat::F32, WeightFormat::Packed(Format::Bf16));
     let nf4 = |double_quantization| WeightFormat::Packed(Format::Nf4 { double_quantization });
+    let chosen = if bf16::available() { in_16_bits } else { f32 };
     for (written, linear, tables) in [
-        ("", f32, f32),
+        ("", chosen, chosen),
+        ("finetuning_type: full", f32, f32),
+        ("finetuning_type: freeze", f32, f32),
         ("precision: fp32", f32, f32),
-        ("precision: bf16", bf16, bf16),
-        ("quantization_bit: 4", nf4(true), bf16),
-        ("quantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false", nf4(false), bf16),
+        ("precision: bf16", in_16_bits, in_16_bits),
+        ("quantization_bit: 4", nf4(true), in_16_bits),
+        ("quantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false", nf4(false), in_16_bits),
         ("quantization_bit: 4\nprecision: fp32", nf4(true), f32),
-        ("quantization_bit: 8", WeightFormat::Packed(Format::Int8), bf16),
+        ("quantization_bit: 8", WeightFormat::Packed(Format::Int8), in_16_bits),
         ("quantization_type: gguf", WeightFormat::Gguf, WeightFormat::Gguf),
     ] {
         assert_eq!(read_with(written).weight_formats(), WeightFormats::new(linear, tables), "{written}");
