@@ -17,6 +17,7 @@ mod prepare;
 pub mod recipe;
 pub mod regularizers;
 pub mod run;
+mod staged;
 pub mod step;
 #[cfg(test)]
 mod testing;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
-use justtrain_model::{Decoder, apply_tuned, device};
+use justtrain_model::{Decoder, apply_tuned, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards,
@@ -22,6 +22,7 @@ use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
 use crate::regularizers::Regularizers;
+use crate::staged;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
 use crate::{EventSink, StopToken, memory};
@@ -38,6 +39,28 @@ pub fn train(
 ) -> Result<Outcome, Failure> {
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    match recipe.stages().as_slice() {
+        [only] => train_recipe(&only.recipe, source, model, Place { run_dir, resume }, events, stop),
+        stages => staged::train(stages, source, model, run_dir, resume, events, stop),
+    }
+}
+
+/// Where a run keeps its files, and whether it goes on from what is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) run_dir: &'a Path,
+    pub(crate) resume: bool,
+}
+
+/// One stage, or the only one.
+pub(crate) fn train_recipe(
+    recipe: &Recipe,
+    source: &RecipeSource,
+    model: &ModelFiles,
+    Place { run_dir, resume }: Place<'_>,
+    events: &mut dyn EventSink,
+    stop: &StopToken,
+) -> Result<Outcome, Failure> {
     let (device_name, device) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
 
     events.phase(Phase::LoadingModel);
@@ -51,7 +74,7 @@ pub fn train(
             TrainedModel::Weights { config: checkpoint.config().clone(), template }
         }
         FinetuningType::Lora => {
-            let config = adapt(&recipe, &model.name, &checkpoint, &mut decoder, events)?;
+            let config = adapt(recipe, &model.name, &checkpoint, &mut decoder, events)?;
             TrainedModel::Adapter { config, base_model: model.name.clone(), template }
         }
     };
@@ -61,19 +84,19 @@ pub fn train(
     }
 
     events.phase(Phase::Tokenizing);
-    let (train, validation) = samples(&recipe, &encoder, events)?;
+    let (train, validation) = samples(recipe, &encoder, events)?;
     for samples in [&train, &validation] {
         check_lengths(decoder.config(), samples)?;
     }
     // Before weights of a checkpoint are put in place.
-    let own = trainable::weights(&recipe, decoder.config())
+    let own = trainable::weights(recipe, decoder.config())
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
-    let regularizers = Regularizers::new(&recipe, &decoder, Trained::Named(&own));
+    let regularizers = Regularizers::new(recipe, &decoder, Trained::Named(&own));
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
-    let mut sampler = sampler(&recipe, &train);
-    let settings = settings(&recipe, &decoder, &trained, &sampler, regularizers)?;
-    let objective = objectives::new(&recipe);
+    let mut sampler = sampler(recipe, &train);
+    let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
+    let objective = objectives::new(recipe);
     // Before anything is restored: what is compared with is the model that the first step began with.
     if objective.preference().is_some_and(|preference| preference.judge.needs_reference()) {
         events.phase(Phase::Evaluating);
@@ -94,7 +117,7 @@ pub fn train(
     drop(checkpoint);
     let reopen = || Checkpoint::open(&model.path).map_err(model_invalid);
     every_pattern_is_found(&settings, &decoder)?;
-    let mut optimizer = optim::new(&recipe);
+    let mut optimizer = optim::new(recipe);
     let state = match restored {
         None => new_state(fingerprint.clone()),
         Some((state, memory)) => {
@@ -197,7 +220,7 @@ pub fn train(
     }
     events.phase(Phase::Saving);
     if let Some(best) = trainer.state.best {
-        events.emit(best_validation(&recipe, best, trainer.stops_early()));
+        events.emit(best_validation(recipe, best, trainer.stops_early()));
     }
     let folder = match trainer.state.best.filter(|_| recipe.load_best_model_at_end) {
         None => finish(&mut trainer)?,
@@ -209,6 +232,27 @@ pub fn train(
         }
     };
     Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
+}
+
+/// The steps of each stage. All data is read and tokenised, and what is wrong with it is found.
+pub(crate) fn planned_steps(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<u64>, Failure> {
+    let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
+    let config = families::decoder_config(&checkpoint).map_err(model_invalid)?;
+    let steps_of = |recipe: &&Recipe| {
+        let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+        let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
+        // What is left out is said when its stage begins.
+        let (train, validation) = samples(recipe, &encoder, &mut Vec::new())?;
+        for samples in [&train, &validation] {
+            check_lengths(&config, samples)?;
+        }
+        Ok(recipe.total_steps(steps_per_epoch(recipe, &sampler(recipe, &train))))
+    };
+    stages.iter().map(steps_of).collect()
+}
+
+fn steps_per_epoch(recipe: &Recipe, sampler: &Sampler) -> u64 {
+    sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64
 }
 
 /// Puts the recipe's adapter on the decoder: a fresh one, or the one to go on with.
@@ -268,8 +312,7 @@ fn settings(
     sampler: &Sampler,
     regularizers: Regularizers,
 ) -> Result<Settings, Failure> {
-    let steps_per_epoch = sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64;
-    let total_steps = recipe.total_steps(steps_per_epoch);
+    let total_steps = recipe.total_steps(steps_per_epoch(recipe, sampler));
     let trainable = Trainable::new(recipe, decoder, trained.parameters(), total_steps)
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     Ok(Settings {

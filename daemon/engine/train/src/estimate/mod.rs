@@ -30,7 +30,7 @@ use justtrain_model::{DecoderConfig, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     DevicePick, DiskEstimate, Estimate, Failure, FailureReason, MemoryEstimate, ModelFiles, PastRun, RecipeSource,
-    Room, WorkEstimate,
+    Room, TimeEstimate, WorkEstimate,
 };
 
 use crate::EventSink;
@@ -55,6 +55,53 @@ pub fn estimate(
 ) -> Result<Estimate, Failure> {
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
+    let (mut estimates, mut room) = (Vec::new(), room);
+    for stage in &recipe.stages() {
+        let estimate = estimate_stage(&stage.recipe, source, model, room, past_runs, events)?;
+        // What a stage leaves stays beside the next one's.
+        room.disk_bytes = room.disk_bytes.saturating_sub(estimate.disk.result);
+        estimates.push(estimate);
+    }
+    Ok(together(estimates))
+}
+
+/// Of stages one after the other: the largest memory, all results beside the largest checkpoints, the time of all.
+fn together(stages: Vec<Estimate>) -> Estimate {
+    let memory = |stage: &Estimate| stage.memory.as_ref().map_or(0, MemoryEstimate::total);
+    let heaviest = stages.iter().max_by_key(|stage| memory(stage)).expect("a recipe has a stage").clone();
+    let last = stages.last().expect("a recipe has a stage");
+    let disk = DiskEstimate {
+        checkpoints: stages.iter().map(|stage| stage.disk.checkpoints).max().unwrap_or(0),
+        result: stages.iter().map(|stage| stage.disk.result).sum(),
+        temporary: stages.iter().map(|stage| stage.disk.temporary).max().unwrap_or(0),
+    };
+    let sum = |of: fn(&WorkEstimate) -> u64| stages.iter().map(|stage| of(&stage.work)).sum();
+    let work = WorkEstimate {
+        steps: sum(|work| work.steps),
+        tokens: sum(|work| work.tokens),
+        largest_batch_tokens: heaviest.work.largest_batch_tokens,
+        rows_read: sum(|work| work.rows_read),
+        rows: sum(|work| work.rows),
+    };
+    let times: Option<Vec<TimeEstimate>> = stages.iter().map(|stage| stage.time).collect();
+    let time = times.and_then(|times| {
+        let seconds: f64 = times.iter().map(|time| time.seconds).sum();
+        Some(TimeEstimate { seconds, tokens_per_second: work.tokens as f64 / seconds, basis: times.first()?.basis })
+    });
+    let Estimate { problems, remedies, .. } =
+        stages.iter().find(|stage| !stage.problems.is_empty()).unwrap_or(&heaviest).clone();
+    let (trainable_parameters, total_parameters) = (last.trainable_parameters, last.total_parameters);
+    Estimate { disk, work, time, problems, remedies, trainable_parameters, total_parameters, ..heaviest }
+}
+
+fn estimate_stage(
+    recipe: &Recipe,
+    source: &RecipeSource,
+    model: &ModelFiles,
+    room: Room,
+    past_runs: Option<&[PastRun]>,
+    events: &mut dyn EventSink,
+) -> Result<Estimate, Failure> {
     let (device, _) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
     let checkpoint = Checkpoint::open(&model.path).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let config =
@@ -62,15 +109,15 @@ pub fn estimate(
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, _) =
         open_encoder(&checkpoint, template).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
-    trainable::weights(&recipe, &config)
+    trainable::weights(recipe, &config)
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     recipe
         .layers_to_transform()
         .map_or(Ok(()), |layers| config.check_layers(layers))
         .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-    let job = Job { rows: Rows::read(&recipe, &model.path, &encoder, events)?, config, device };
-    let prediction = job.predict(&recipe);
-    let (problems, remedies) = remedies::judge(&job, &recipe, &prediction, room);
+    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, device };
+    let prediction = job.predict(recipe);
+    let (problems, remedies) = remedies::judge(&job, recipe, &prediction, room);
     let Prediction { shape, work, memory, disk } = prediction;
     Ok(Estimate {
         device,
@@ -83,7 +130,7 @@ pub fn estimate(
             rows_read: job.rows.read as u64,
             rows: job.rows.all as u64,
         },
-        time: past_runs.and_then(|past_runs| speed::time(&recipe, device, past_runs, &shape, &work)),
+        time: past_runs.and_then(|past_runs| speed::time(recipe, device, past_runs, &shape, &work)),
         trainable_parameters: shape.trained.numbers(),
         total_parameters: shape.parameters,
         problems,

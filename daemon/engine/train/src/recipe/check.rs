@@ -159,7 +159,7 @@ fn place_entry<'a>(
 }
 
 /// A property by its own name or by another tool's. A schema without names takes any.
-fn property<'a>(schema: &'a Value, name: &str) -> Option<(String, &'a Value)> {
+pub(super) fn property<'a>(schema: &'a Value, name: &str) -> Option<(String, &'a Value)> {
     if schema["additionalProperties"].is_object() {
         return Some((name.to_owned(), &schema["additionalProperties"]));
     }

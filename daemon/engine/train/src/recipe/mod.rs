@@ -18,6 +18,7 @@
 //! | `trainable_rules.rs` | the same for what chooses the weights that are trained |
 //! | `validation_rules.rs` | the same for `eval_steps`, early stopping and the best model |
 //! | `regularization_rules.rs` | the same for dropout, R-Drop, L2-SP and mixout |
+//! | `stages.rs` | several recipes in one file, one stage after the other |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod adapter_rules;
@@ -29,6 +30,7 @@ mod regularization_rules;
 mod resolve;
 mod rules;
 mod schedule_rules;
+mod stages;
 mod trainable_rules;
 mod validation_rules;
 mod yaml;
@@ -46,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use crate::early_stopping::Metric;
+pub use stages::StagePlan;
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -470,6 +473,11 @@ pub struct Recipe {
     #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
     device: String,
 
+    /// Several trainings one after the other, each with the weights of the one before: a list, and in each item the keys that differ from those above, such as `stage`, `dataset` and `learning_rate`, and a `name`.
+    #[serde(default, deserialize_with = "no_stages")]
+    #[schemars(schema_with = "stages_schema")]
+    stages: Vec<StagePlan>,
+
     /// That of the adapter to go on with.
     #[serde(skip)]
     adapter: Option<LoraConfig>,
@@ -492,9 +500,35 @@ impl Recipe {
         })
     }
 
+    /// Of several stages the last one, which knows them all: what comes out of a run is its.
     fn parse_text(source: &RecipeSource) -> Result<Self, Vec<Problem>> {
         let root = yaml::parse(&source.text).map_err(|problem| vec![*problem])?;
-        let (written, mut problems) = check::check(&root, &Self::schema());
+        let Some(written) = stages::split(&root, &Self::schema())? else { return Self::parse_node(&root, source) };
+        let (mut plans, mut problems) = (Vec::new(), Vec::new());
+        for stage in &written {
+            match Self::parse_node(&stage.root, source) {
+                Ok(recipe) => {
+                    let name = stage.name.clone().unwrap_or_else(|| recipe.stage_name().to_owned());
+                    plans.push(StagePlan { name, recipe });
+                }
+                Err(found) => problems.extend(found),
+            }
+        }
+        if problems.is_empty() {
+            problems = stages::check(&plans, &written.iter().map(|stage| stage.mark).collect::<Vec<_>>());
+        }
+        if !problems.is_empty() {
+            // What stands above is found once in each stage.
+            problems.dedup_by_key(|problem| (problem.line, problem.column, problem.message.en.clone()));
+            return Err(problems);
+        }
+        let last = plans.last().expect("a list of stages has one").recipe.clone();
+        let warnings = plans.iter().flat_map(|plan| plan.recipe.warnings.clone()).collect();
+        Ok(Self { stages: plans, warnings, ..last })
+    }
+
+    fn parse_node(root: &yaml::Node, source: &RecipeSource) -> Result<Self, Vec<Problem>> {
+        let (written, mut problems) = check::check(root, &Self::schema());
         let mut recipe: Self = serde_json::from_value(written.complete()).map_err(|error| {
             let message = format!("the checked recipe could not be read: {error}");
             vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
@@ -526,12 +560,22 @@ impl Recipe {
     pub fn summary(&self) -> RecipeSummary {
         RecipeSummary {
             model: self.model_name_or_path.clone(),
-            data: self.dataset_files(),
+            data: self.stages().iter().flat_map(|stage| stage.recipe.dataset_files()).collect(),
             device: self.device(),
             finetuning_type: self.finetuning_type.name().to_owned(),
             warnings: self.warnings.clone(),
         }
     }
+}
+
+/// They are taken out before a recipe is read: each is read as a recipe of its own.
+fn no_stages<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<StagePlan>, D::Error> {
+    serde::de::IgnoredAny::deserialize(deserializer).map(|_| Vec::new())
+}
+
+/// The keys of an item are those of the whole; naming them a second time would double the schema.
+fn stages_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "array", "items": { "type": "object" }, "default": [] })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

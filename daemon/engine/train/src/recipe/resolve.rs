@@ -1,9 +1,9 @@
 //! Values that depend on other keys or on the data: each is computed here and nowhere else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use justtrain_data::chat_template::choose;
-use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias};
+use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias, read_peft_config};
 use justtrain_model::kernels::singular::Effort;
 use justtrain_model::kernels::{Format, bf16};
 use justtrain_model::{WeightFormat, WeightFormats};
@@ -37,6 +37,12 @@ impl Recipe {
     /// The folder of the adapter to go on with.
     pub fn adapter_path(&self) -> Option<PathBuf> {
         self.adapter_name_or_path.as_ref().map(|folder| self.base_dir.join(folder))
+    }
+
+    /// The same recipe, going on with the adapter that another run has left.
+    pub(crate) fn going_on_with(&self, folder: &Path) -> Result<Self, Problem> {
+        let adapter = Some(read_peft_config(folder)?);
+        Ok(Self { adapter_name_or_path: Some(folder.display().to_string()), adapter, ..self.clone() })
     }
 
     /// That of the adapter to go on with, or what the recipe says.

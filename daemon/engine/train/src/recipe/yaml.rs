@@ -9,7 +9,7 @@ use saphyr::Scalar;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError};
 use serde_json::Value;
 
-/// A recipe is flat; deeper nesting than this is refused before it can exhaust the stack.
+/// A recipe is almost flat; deeper nesting than this is refused before it can exhaust the stack.
 const MAX_DEPTH: usize = 16;
 
 /// 1-based, the column in characters.
@@ -29,13 +29,13 @@ impl From<&Marker> for Mark {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) mark: Mark,
     pub(super) content: Content,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Content {
     /// Null, a boolean, a number or a string.
     Scalar(Value),

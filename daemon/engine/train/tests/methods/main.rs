@@ -6,5 +6,7 @@ mod desk;
 mod divergence;
 mod early_stopping;
 mod freezing;
+mod random_recipes;
 mod regularizers;
+mod stages;
 mod unfreezing;

@@ -1,0 +1,207 @@
+//! Several trainings one after the other: each begins with what the one before has left.
+//!
+//! All but the last stage have a folder of their own in the run's folder, `stages/1-sft/`, with their checkpoints while they
+//! train and with their result for good; the last one trains in the run's folder itself, as a run of one stage does. A stage that is
+//! done says so in `stage.json`, so a run that is resumed goes on in the first stage that does not.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use justtrain_worker_api::{
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, RecipeSource, Text, TrainResult,
+};
+
+use crate::checkpoint::cannot_write;
+use crate::recipe::{Recipe, StagePlan};
+use crate::run::{Place, planned_steps, train_recipe};
+use crate::{EventSink, StopToken};
+
+const DONE: &str = "stage.json";
+
+pub(crate) fn train(
+    stages: &[StagePlan],
+    source: &RecipeSource,
+    model: &ModelFiles,
+    run_dir: &Path,
+    resume: bool,
+    events: &mut dyn EventSink,
+    stop: &StopToken,
+) -> Result<Outcome, Failure> {
+    // All data is read before the first step: a mistake in the last stage's is found now and not in the night.
+    let recipes: Vec<&Recipe> = stages.iter().map(|stage| &stage.recipe).collect();
+    events.phase(Phase::Tokenizing);
+    let steps = planned_steps(&recipes, model)?;
+    let total_steps = steps.iter().sum();
+
+    let (mut handed, mut results) = (None, Vec::new());
+    for (index, stage) in stages.iter().enumerate() {
+        let last = index + 1 == stages.len();
+        let folder = if last { run_dir.to_owned() } else { stage_dir(run_dir, index, &stage.name) };
+        let done = if resume && !last { read_result(&folder) } else { None };
+        let result = match done {
+            Some(result) => result,
+            None => {
+                let first_step: u64 = steps[..index].iter().sum();
+                let mut of_stage =
+                    OfStage { events, first_step, total_steps, begins: index == 0 || results.is_empty() };
+                of_stage.events.emit(begins(index, stages, steps[index]));
+                let (recipe, model) = going_on(&stage.recipe, model, handed.as_deref())?;
+                let place = Place { run_dir: &folder, resume };
+                let outcome = train_recipe(&recipe, source, &model, place, &mut of_stage, stop)?;
+                let Outcome::Trained { stopped, result } = outcome else { return Ok(outcome) };
+                if stopped || last {
+                    results.push(result);
+                    return Ok(Outcome::Trained { stopped, result: together(&results) });
+                }
+                finish(&folder, &result)?;
+                result
+            }
+        };
+        handed = Some(result.adapter.clone());
+        results.push(result);
+    }
+    unreachable!("the last stage returns")
+}
+
+fn stage_dir(run_dir: &Path, index: usize, name: &str) -> PathBuf {
+    let plain: String = name.chars().map(|c| if c.is_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    run_dir.join("stages").join(format!("{}-{plain}", index + 1))
+}
+
+/// The adapter of the stage before is gone on with; weights are the model that the next stage begins with.
+fn going_on(recipe: &Recipe, model: &ModelFiles, handed: Option<&Path>) -> Result<(Recipe, ModelFiles), Failure> {
+    let Some(folder) = handed else { return Ok((recipe.clone(), model.clone())) };
+    if recipe.trains_weights() {
+        return Ok((recipe.clone(), ModelFiles { path: folder.to_owned(), ..model.clone() }));
+    }
+    let recipe = recipe.going_on_with(folder).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
+    Ok((recipe, model.clone()))
+}
+
+/// What a finished stage leaves: its result, and not its checkpoints.
+fn finish(folder: &Path, result: &TrainResult) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(result).expect("a result is JSON");
+    let (place, partial) = (folder.join(DONE), folder.join("stage.json.partial"));
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, &place)
+    });
+    written.map_err(|error| cannot_write(&place, &error).because(FailureReason::DiskFull))?;
+    let checkpoints = folder.join("checkpoints");
+    match fs::remove_dir_all(&checkpoints) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(cannot_write(&checkpoints, &error).because(FailureReason::DiskFull))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_result(folder: &Path) -> Option<TrainResult> {
+    serde_json::from_str(&fs::read_to_string(folder.join(DONE)).ok()?).ok()
+}
+
+/// Steps and time of all stages; the end is the last one's.
+fn together(results: &[TrainResult]) -> TrainResult {
+    let last = results.last().expect("at least one stage has trained");
+    let tokens: f64 = results.iter().map(|result| result.tokens_per_second * result.seconds).sum();
+    let seconds: f64 = results.iter().map(|result| result.seconds).sum();
+    TrainResult {
+        steps: results.iter().map(|result| result.steps).sum(),
+        first_loss: results[0].first_loss,
+        tokens_per_second: if seconds > 0.0 { tokens / seconds } else { 0.0 },
+        peak_memory_bytes: results.iter().map(|result| result.peak_memory_bytes).max().unwrap_or(0),
+        seconds,
+        ..last.clone()
+    }
+}
+
+fn begins(index: usize, stages: &[StagePlan], steps: u64) -> Event {
+    let (number, count, name) = (index + 1, stages.len(), &stages[index].name);
+    let text = Text::new(
+        format!("stage {number} of {count}, \"{name}\": {steps} steps"),
+        format!("第 {number}/{count} 阶段“{name}”：{steps} 步"),
+    );
+    Event::Log { level: LogLevel::Info, text }
+}
+
+/// Counts a stage's steps on from those of the stages before.
+struct OfStage<'a> {
+    events: &'a mut dyn EventSink,
+    first_step: u64,
+    /// Of all stages.
+    total_steps: u64,
+    /// Whether this is the first stage that trains in this process.
+    begins: bool,
+}
+
+impl EventSink for OfStage<'_> {
+    fn emit(&mut self, event: Event) {
+        let (before, all) = (self.first_step, self.total_steps);
+        let event = match event {
+            Event::Started { .. } if !self.begins => return,
+            Event::Started {
+                first_step,
+                epochs,
+                train_rows,
+                validation_rows,
+                trainable_parameters,
+                total_parameters,
+                device,
+                ..
+            } => Event::Started {
+                first_step: before + first_step,
+                total_steps: all,
+                epochs,
+                train_rows,
+                validation_rows,
+                trainable_parameters,
+                total_parameters,
+                device,
+            },
+            Event::Step {
+                step,
+                total_steps,
+                epoch,
+                loss,
+                learning_rate,
+                grad_norm,
+                tokens,
+                target_tokens,
+                tokens_per_second,
+                seconds_left,
+                peak_memory_bytes,
+                rewards,
+            } => {
+                let (left_of_stage, left) = (total_steps.saturating_sub(step), all.saturating_sub(before + step));
+                // As long a step as this stage's, for want of better.
+                let seconds_left =
+                    if left_of_stage > 0 { seconds_left / left_of_stage as f64 * left as f64 } else { seconds_left };
+                Event::Step {
+                    step: before + step,
+                    total_steps: all,
+                    epoch,
+                    loss,
+                    learning_rate,
+                    grad_norm,
+                    tokens,
+                    target_tokens,
+                    tokens_per_second,
+                    seconds_left,
+                    peak_memory_bytes,
+                    rewards,
+                }
+            }
+            Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
+                Event::StepSkipped { step: before + step, loss_is_finite, rows, in_a_row, limit }
+            }
+            Event::Evaluation { step, loss, perplexity, token_accuracy, rewards } => {
+                Event::Evaluation { step: before + step, loss, perplexity, token_accuracy, rewards }
+            }
+            Event::Checkpoint { step, path } => Event::Checkpoint { step: before + step, path },
+            other => other,
+        };
+        self.events.emit(event);
+    }
+}
