@@ -66,7 +66,7 @@ pub(super) fn data_file(data: Option<v1::DataFile>) -> Result<DataFile, Status> 
     if data.path.is_empty() {
         return Err(status::invalid("data.path", "", "the path of a data file"));
     }
-    let formats = "alpaca, sharegpt, messages, prompt_completion, preference or kto";
+    let formats = "alpaca, sharegpt, messages, prompt_completion, preference, kto or text";
     Ok(DataFile { path: data.path.into(), format: parse::<FormatName>("data.format", &data.format, formats)? })
 }
 

@@ -261,6 +261,8 @@ pub enum FormatName {
     Preference,
     /// An answer, and whether it is good.
     Kto,
+    /// Plain texts.
+    Text,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Tokenizer};
+use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Message, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +54,10 @@ impl Encoder {
     /// The samples of a row: one, or of a pair the chosen answer and the rejected one. Of what a row judges only the
     /// last answer counts.
     pub fn encode_row(&self, row: &Conversation, options: &EncodeOptions) -> Result<Vec<Sample>, Problem> {
-        if row.judgement == Judgement::None {
-            return self.encode(row, options).map(|sample| vec![sample]);
+        match row.judgement {
+            Judgement::None => return self.encode(row, options).map(|sample| vec![sample]),
+            Judgement::Plain => return self.encode_text(row, options),
+            Judgement::Over(_) | Judgement::Good(_) => {}
         }
         let options = EncodeOptions { mask_history: true, train_on_prompt: false, ..*options };
         let mut samples =
@@ -63,6 +65,18 @@ impl Encoder {
         let last = samples.last_mut().expect("a row has an answer");
         last.rejected = row.judgement != Judgement::Good(true);
         Ok(samples)
+    }
+
+    /// A text and the mark that ends it, in samples of at most `cutoff_len` tokens: of a long text nothing is left out.
+    fn encode_text(&self, row: &Conversation, options: &EncodeOptions) -> Result<Vec<Sample>, Problem> {
+        let text = row.turns.last().map(Message::text).unwrap_or_default();
+        let eos = self.tokenizer.eos_token().unwrap_or_default();
+        let at = |problem: Problem| problem.file(row.file.display()).row(row.row);
+        let ids = self.tokenizer.encode(&format!("{text}{eos}")).map_err(at)?.ids;
+        let sample =
+            |ids: &[u32]| Sample { ids: ids.to_vec(), target: vec![true; ids.len()], row: row.row, rejected: false };
+        // A rest of one token predicts nothing.
+        Ok(ids.chunks(options.cutoff_len).map(sample).filter(|sample| sample.targets() > 0).collect())
     }
 
     /// Token ids of a conversation that waits for the assistant's answer, or for the rest of it where the last message

@@ -1,5 +1,7 @@
 //! Rows token by token, with the loss mask; of a pair both answers.
 
+use std::borrow::Cow;
+
 use justtrain_worker_api::{DataFile, PreviewRow, PreviewToken, Problem};
 
 use crate::{EncodeOptions, Encoder, End, Judgement, read_conversations};
@@ -19,7 +21,10 @@ pub fn preview(
     let mut previews = Vec::new();
     for conversation in loaded.conversations.iter().skip(offset).take(rows) {
         let samples = encoder.encode_row(conversation, options)?;
-        for (sample, answer) in samples.iter().zip(conversation.answers()) {
+        let text = (conversation.judgement == Judgement::Plain).then(|| conversation.turns[0].text());
+        let pieces =
+            if text.is_some() { vec![Cow::Borrowed(conversation); samples.len()] } else { conversation.answers() };
+        for (sample, answer) in samples.iter().zip(pieces) {
             let tokens = sample.ids.iter().zip(&sample.target).map(|(&id, &target)| PreviewToken {
                 id,
                 text: encoder.tokenizer.token_text(id),
@@ -27,9 +32,13 @@ pub fn preview(
             });
             previews.push(PreviewRow {
                 row: conversation.row,
-                rendered: encoder.template.render(answer.as_ref().into(), End::Complete)?,
+                rendered: match &text {
+                    Some(text) => text.clone(),
+                    None => encoder.template.render(answer.as_ref().into(), End::Complete)?,
+                },
                 tokens: tokens.collect(),
-                chosen: (conversation.judgement != Judgement::None).then_some(!sample.rejected),
+                chosen: matches!(conversation.judgement, Judgement::Over(_) | Judgement::Good(_))
+                    .then_some(!sample.rejected),
             });
         }
     }

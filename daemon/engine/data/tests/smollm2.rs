@@ -49,6 +49,20 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
+/// As LLaMA-Factory's `stage: pt`: the text's ids and the end mark. A long text goes on in the next sample.
+#[test]
+fn a_text_is_read_to_its_end_without_a_template() {
+    let encoder = encoder();
+    let text = "Deep learning.\n".repeat(40);
+    let row = Conversation { judgement: Judgement::Plain, ..conversation(vec![Message::new("assistant", &text)]) };
+    let mut whole = encoder.tokenizer.encode(&text).unwrap().ids;
+    whole.push(encoder.tokenizer.encode(encoder.tokenizer.eos_token().unwrap()).unwrap().ids[0]);
+    let samples = encoder.encode_row(&row, &EncodeOptions { cutoff_len: 64, ..OPTIONS }).unwrap();
+    assert!(samples.len() > 1 && samples.iter().all(|sample| sample.ids.len() <= 64 && sample.row == 4));
+    assert!(samples.iter().all(|sample| sample.target.iter().all(|&target| target)));
+    assert_eq!(samples.iter().flat_map(|sample| sample.ids.clone()).collect::<Vec<_>>(), whole);
+}
+
 #[test]
 fn prompts_are_rendered_and_tokenised_as_transformers_does() {
     let (encoder, goldens) = (encoder(), json("../../../tests/fixtures/smollm2/goldens.json"));

@@ -68,11 +68,14 @@ pub fn evaluate(
     }
 
     events.phase(Phase::Evaluating);
+    // A text is read on, not asked for.
+    let asked = rows.iter().all(|row| row.judgement != Judgement::Plain);
     let passes = 1 + u64::from(model.adapter.is_some());
     let total = passes * rows.len() as u64;
     let report = |decoder: &Decoder, adapter: bool, done: u64, events: &mut dyn EventSink| {
         let scores = loss_on(decoder, &samples, adapter);
-        let answers = answers(&encoder, decoder, &rows, options, adapter, |answered| {
+        let asked: &[Conversation] = if asked { &rows } else { &[] };
+        let answers = answers(&encoder, decoder, asked, options, adapter, |answered| {
             events.emit(Event::Progress { done: done + answered, total });
         })
         .map_err(|problem| problem.because(FailureReason::DataInvalid))?;

@@ -59,6 +59,7 @@ pub(crate) fn read_rows(recipe: &Recipe) -> Result<(Vec<Conversation>, Vec<Conve
 /// Whether a row says of its answers what the stage learns from.
 pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
     match stage {
+        Stage::Pt => row.judgement == Judgement::Plain,
         Stage::Sft => row.judgement == Judgement::None,
         Stage::Dpo | Stage::Rm => matches!(row.judgement, Judgement::Over(_)),
         Stage::Kto => matches!(row.judgement, Judgement::Good(_)),
@@ -69,11 +70,13 @@ pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
 fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
     let other = loaded.conversations.iter().find(|row| !fits(stage, row))?;
     let (found, fitting) = match other.judgement {
+        Judgement::Plain => ("plain texts", "pt"),
         Judgement::None => ("answers of which nothing is said", "sft"),
         Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
         Judgement::Good(_) => ("answers that are good or bad", "kto"),
     };
     let expected = match stage {
+        Stage::Pt => "text in every row",
         Stage::Sft => "an answer in every row",
         Stage::Dpo | Stage::Rm => "chosen and rejected in every row",
         Stage::Kto => "kto_tag or label, true or false, in every row",

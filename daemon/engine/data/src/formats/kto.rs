@@ -25,7 +25,9 @@ impl Format for Kto {
     }
 
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem> {
-        let answers = ALL.iter().filter(|format| !matches!(format.name(), FormatName::Kto | FormatName::Preference));
+        let answers = ALL
+            .iter()
+            .filter(|format| !matches!(format.name(), FormatName::Kto | FormatName::Preference | FormatName::Text));
         match answers.into_iter().find(|format| format.fits(row)) {
             Some(format) => format.turns(row),
             None => Err(missing(row, "prompt")),

@@ -10,6 +10,7 @@ mod messages;
 mod preference;
 mod prompt_completion;
 mod sharegpt;
+mod text;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -46,6 +47,8 @@ pub enum Judgement {
     Over(Message),
     /// Whether it is good.
     Good(bool),
+    /// It is no answer but a text of its own: there is no template, and all of it counts.
+    Plain,
 }
 
 impl Conversation {
@@ -112,6 +115,7 @@ const ALL: &[&dyn Format] = &[
     &prompt_completion::PromptCompletion,
     &preference::Preference,
     &kto::Kto,
+    &text::Text,
 ];
 
 /// Those of [`ALL`] whose rows judge their answers.
@@ -144,7 +148,7 @@ pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
 fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Result<Conversation, Problem> {
     let judgement = format.judgement(object)?;
     Ok(Conversation {
-        turns: check_turns(format.turns(object)?)?,
+        turns: if judgement == Judgement::Plain { format.turns(object)? } else { check_turns(format.turns(object)?)? },
         tools: list_or_json(object, "tools")?,
         documents: list_or_json(object, "documents")?,
         judgement,
@@ -478,6 +482,21 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(loaded.problems.iter().all(|p| !p.message.zh.is_empty() && !p.fix.zh.is_empty()));
+    }
+
+    #[test]
+    fn texts_are_no_conversation() {
+        let loaded = read(r#"[{"text":"once upon a time"},{"text":" "},{"text":3},{"other":1}]"#).unwrap();
+        assert_eq!(loaded.format, FormatName::Text);
+        assert_eq!(loaded.conversations.len(), 1);
+        assert_eq!(
+            (loaded.conversations[0].turns[0].text(), &loaded.conversations[0].judgement),
+            ("once upon a time".to_owned(), &Judgement::Plain)
+        );
+        let found: Vec<_> = loaded.problems.iter().map(|p| (p.row.unwrap(), p.key.as_deref().unwrap_or(""))).collect();
+        assert_eq!(found, [(2, "text"), (3, "text"), (4, "text")]);
+        // A conversation may have a text beside it.
+        assert_eq!(read(r#"{"prompt":"a","completion":"b","text":"c"}"#).unwrap().format, FormatName::PromptCompletion);
     }
 
     #[test]

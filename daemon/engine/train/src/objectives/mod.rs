@@ -226,7 +226,7 @@ impl RewardSums {
 pub fn new(recipe: &Recipe) -> Box<dyn Objective> {
     let (beta, chosen_loss) = (recipe.pref_beta, recipe.pref_ftx);
     let preference: Box<dyn Judge> = match recipe.stage {
-        Stage::Sft => {
+        Stage::Pt | Stage::Sft => {
             let smoothing = recipe.label_smoothing_factor as f32;
             let consistency = recipe.rdrop_alpha.map(|alpha| alpha as f32);
             return Box::new(Sft(justtrain_kernels::Loss { smoothing, consistency }));

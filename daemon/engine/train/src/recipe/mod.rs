@@ -61,7 +61,7 @@ pub struct Recipe {
     #[schemars(length(min = 1), extend("x-aliases" = ["base_model"]))]
     pub model_name_or_path: String,
 
-    /// What the model learns from: `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs.
+    /// What the model learns from: `pt` from plain texts (continued pre-training), `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs.
     #[serde(default)]
     pub stage: Stage,
 
@@ -581,6 +581,7 @@ fn stages_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    Pt,
     #[default]
     Sft,
     Rm,
@@ -651,6 +652,8 @@ pub enum DatasetFormat {
     Preference,
     /// An answer with `kto_tag` or `label`.
     Kto,
+    /// Plain texts under `text`.
+    Text,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

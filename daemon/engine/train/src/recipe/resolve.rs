@@ -319,6 +319,7 @@ impl DatasetFormat {
             Self::PromptCompletion => Some(FormatName::PromptCompletion),
             Self::Preference => Some(FormatName::Preference),
             Self::Kto => Some(FormatName::Kto),
+            Self::Text => Some(FormatName::Text),
         }
     }
 }

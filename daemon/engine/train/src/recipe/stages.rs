@@ -103,6 +103,7 @@ impl Recipe {
 
     pub(super) fn stage_name(&self) -> &'static str {
         match self.stage {
+            Stage::Pt => "pt",
             Stage::Sft => "sft",
             Stage::Dpo => "dpo",
             Stage::Kto => "kto",

@@ -38,15 +38,34 @@ fn every_bundled_recipe_trains() {
             let of_schedule = key(line) == "unfreeze_schedule";
             !of_schedule || written.lines().any(|other| key(other) == "unfreeze_schedule")
         });
-        let text = kept.chain(changed).collect::<Vec<_>>().join("\n");
+        let stages = written.lines().filter(|line| line.starts_with("- name: ")).count();
+        write_data(&desk);
+        // What a stage says itself, without how long it trains.
+        let kept = kept.filter(|line| {
+            !["  max_steps:", "  num_train_epochs:", "  save_steps:"].iter().any(|key| line.starts_with(key))
+        });
+        let (of_stages, of_all): (Vec<&str>, Vec<&str>) =
+            kept.partition(|line| ["stages:", "- ", "  "].iter().any(|begins| line.starts_with(begins)));
+        let text = of_all.into_iter().chain(changed).chain(of_stages).collect::<Vec<_>>().join("\n");
         let recipe = RecipeSource { text, ..desk.recipe("") };
+        let steps = 4 * stages.max(1) as u64;
         let mut events = Vec::new();
         let outcome = desk.run(&recipe, "run", false, &mut events, &StopToken::default());
         let outcome = outcome.unwrap_or_else(|failure| panic!("{}: {failure:?}", file.display()));
-        assert!(matches!(outcome, Outcome::Trained { result, .. } if result.steps == 4), "{}", file.display());
+        assert!(matches!(outcome, Outcome::Trained { result, .. } if result.steps == steps), "{}", file.display());
         let losses = events.iter().filter(|event| matches!(event, Event::Step { loss, .. } if loss.is_finite()));
-        assert_eq!(losses.count(), 4, "{}", file.display());
+        assert_eq!(losses.count() as u64, steps, "{}", file.display());
         let named = |event: &Event| matches!(event, Event::Checkpoint { path, .. } if path.exists());
         assert!(events.iter().any(named), "{}", file.display());
     }
+}
+
+/// Under the names that recipes of several stages give them.
+fn write_data(desk: &Desk) {
+    let write = |name: &str, row: fn(usize) -> String| {
+        fs::write(desk.path(name), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    };
+    write("texts.jsonl", |i| format!(r#"{{"text":"{i} and {i} make {}, and so on"}}"#, 2 * i));
+    write("answers.jsonl", |i| format!(r#"{{"prompt":"{i}+{i}","completion":"is {}"}}"#, 2 * i));
+    write("pairs.jsonl", |i| format!(r#"{{"prompt":"{i}+{i}","chosen":"is {}","rejected":"no"}}"#, 2 * i));
 }
