@@ -90,7 +90,7 @@ impl<C: CheckpointStrategy> GatedOp for Autodiff<Flex, C> {
         let [gate, up] = [gate_node, up_node].map(stand_in::<C>);
         let prep = Gated.prepare::<C>([gate.node(), up.node()]).memory_bound().retro_forward(rounded.clone());
         match prep.parents([&gate, &up]).stateful() {
-            OpsKind::Tracked(prep) => prep.finish(Saved::Rounded(rounded), output),
+            OpsKind::Tracked(prep) => prep.finish(Saved::Rounded(Box::new(rounded)), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
@@ -139,7 +139,7 @@ impl RetroForward for Rounded {
 #[derive(Debug, Clone)]
 enum Saved {
     Nodes(Inputs),
-    Rounded(Rounded),
+    Rounded(Box<Rounded>),
 }
 
 impl Backward<Flex, 2> for Gated {
@@ -152,7 +152,7 @@ impl Backward<Flex, 2> for Gated {
                 let [gate, up] = [gate, up].map(|node| contiguous(checkpointer.retrieve_node_output(node)));
                 (gate, up, activation)
             }
-            Saved::Rounded(Rounded { gate, up, activation }) => (gate.tensor(), up.tensor(), activation),
+            Saved::Rounded(rounded) => (rounded.gate.tensor(), rounded.up.tensor(), rounded.activation),
         };
         let [gate_node, up_node] = ops.parents;
         let (gate_grad, up_grad) = backward(&gate, &up, &grad, activation);

@@ -18,7 +18,7 @@ pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
     let size = if narrow { 2 * ROWS } else { ROWS };
     // Some rows stay in the first-level cache while all panels go past them.
     for row in (0..output.rows).step_by(size) {
-        let (left, rows) = (left.from_row(row), size.min(output.rows - row));
+        let (left, rows) = (left.rows_from(row), size.min(output.rows - row));
         for (panel, col) in (0..output.cols).step_by(PANEL).enumerate() {
             let (panel, cols) = (right.panel(panel), PANEL.min(output.cols - col));
             // SAFETY: the place lies inside the output.

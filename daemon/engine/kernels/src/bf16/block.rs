@@ -52,7 +52,7 @@ impl Left<'_> {
     }
 
     /// Where a multiple of [`ROWS`] rows begins.
-    pub(super) fn from_row(self, row: usize) -> Self {
+    pub(super) fn rows_from(self, row: usize) -> Self {
         Self { words: &self.words[row / ROWS * self.panel..], ..self }
     }
 }

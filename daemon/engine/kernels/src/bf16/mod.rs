@@ -102,7 +102,7 @@ impl Rounded {
                     scale,
                 };
                 // SAFETY: this piece of the destination is this task's alone.
-                unsafe { multiply(self.lefts.part(part).from_row(rows.start), &panels, output) };
+                unsafe { multiply(self.lefts.part(part).rows_from(rows.start), &panels, output) };
             }
             RIGHT.set(panels);
         });
