@@ -2,7 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use justtrain_proto::v1::job_event::Event;
-use justtrain_proto::v1::{Job, JobEvent, JobState, Rewards, Started, Step, StepSkipped, ValidationLoss};
+use justtrain_proto::v1::{
+    Job, JobEvent, JobState, Rewards, Started, Step, StepSkipped, TaskScore, TaskScores, ValidationLoss,
+};
 
 use crate::show;
 use crate::text::{Lang, say};
@@ -51,6 +53,11 @@ impl TrainView {
                     "第 {step} 步：验证损失 {loss:.4}{rewards}{tokens}"
                 ));
             }
+            // Of a step only beside a line of its own.
+            Some(Event::Tasks(scores)) if scores.validation || (self.bar.is_none() && scores.step == self.printed) => {
+                self.line(&task_line(scores, lang));
+            }
+            Some(Event::Tasks(_)) => {}
             Some(Event::Checkpoint(checkpoint)) => {
                 let (step, path) = (checkpoint.step, &checkpoint.path);
                 self.line(&say!(
@@ -150,6 +157,21 @@ fn numbers(step: &Step, lang: Lang) -> String {
     )
 }
 
+/// Each task with its loss, and what of accuracy and weight there is.
+fn task_line(scores: &TaskScores, lang: Lang) -> String {
+    let of_task = |task: &TaskScore| {
+        let TaskScore { name, loss, .. } = task;
+        let accuracy = task.token_accuracy.map(|share| format!(" {}", show::percent(share))).unwrap_or_default();
+        let weight = task.weight.map(|weight| format!(" × {weight:.2}")).unwrap_or_default();
+        format!("{name} {loss:.4}{accuracy}{weight}")
+    };
+    let (step, tasks) = (scores.step, scores.tasks.iter().map(of_task).collect::<Vec<_>>().join("  "));
+    match scores.validation {
+        true => say!(lang, "step {step}: validation by task: {tasks}", "第 {step} 步：各任务验证：{tasks}"),
+        false => say!(lang, "step {step}: by task: {tasks}", "第 {step} 步：各任务：{tasks}"),
+    }
+}
+
 fn skipped_line(skipped: &StepSkipped, lang: Lang) -> String {
     let StepSkipped { step, in_a_row, limit, .. } = skipped;
     let more = if skipped.rows.len() > ROWS_SHOWN { ", …" } else { "" };
@@ -229,6 +251,20 @@ mod tests {
         assert_eq!(printed(1..=205, 205)[..3], [1, 11, 21]);
         assert_eq!(printed(1..=205, 205).last(), Some(&205));
         assert_eq!(printed((1..=30).chain(5..=20), 1000), [1, 11, 21, 5, 15]);
+    }
+
+    #[test]
+    fn each_task_is_named_with_its_loss() {
+        let task =
+            |name: &str, token_accuracy, weight| TaskScore { name: name.to_owned(), loss: 0.5, token_accuracy, weight };
+        let step = TaskScores {
+            step: 3,
+            validation: false,
+            tasks: vec![task("sums", None, Some(1.25)), task("chat", None, None)],
+        };
+        assert_eq!(task_line(&step, Lang::En), "step 3: by task: sums 0.5000 × 1.25  chat 0.5000");
+        let validation = TaskScores { validation: true, tasks: vec![task("sums", Some(0.25), None)], ..step };
+        assert_eq!(task_line(&validation, Lang::Zh), "第 3 步：各任务验证：sums 0.5000 25.0%");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use justtrain_jobs::{
 };
 use justtrain_proto::v1;
 use justtrain_worker_api::{
-    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Rewards, Severity, Text, Turn,
+    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Rewards, Severity, TaskScore, Text, Turn,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -206,6 +206,13 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         Event::Evaluation { step, loss, perplexity, token_accuracy, rewards: judged } => {
             let rewards = judged.map(rewards);
             Out::Validation(v1::ValidationLoss { step, loss, perplexity, token_accuracy, rewards })
+        }
+        Event::Tasks { step, validation, tasks } => {
+            let score = |task: TaskScore| {
+                let TaskScore { name, loss, token_accuracy, weight } = task;
+                v1::TaskScore { name, loss, token_accuracy, weight }
+            };
+            Out::Tasks(v1::TaskScores { step, validation, tasks: tasks.into_iter().map(score).collect() })
         }
         Event::Checkpoint { step, path } => {
             Out::Checkpoint(v1::CheckpointSaved { step, path: path.display().to_string() })

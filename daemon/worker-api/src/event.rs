@@ -98,6 +98,12 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rewards: Option<Rewards>,
     },
+    /// What a step or a validation has found of each task.
+    Tasks {
+        step: u64,
+        validation: bool,
+        tasks: Vec<TaskScore>,
+    },
     Checkpoint {
         step: u64,
         path: PathBuf,
@@ -188,6 +194,19 @@ pub enum Outcome {
     OpsChecked {
         ops: Vec<OpReport>,
     },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    pub name: String,
+    /// Mean over the task's targets, natural logarithm.
+    pub loss: f64,
+    /// In validations: the share of targets that are the most probable token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_accuracy: Option<f64>,
+    /// What the task's loss counts, where that is learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
 }
 
 /// What a training run has to show.

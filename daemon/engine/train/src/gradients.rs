@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 /// One sum for each parameter, by name.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct GradientSums(BTreeMap<String, Vec<f32>>);
 
 impl GradientSums {
@@ -17,6 +17,22 @@ impl GradientSums {
                 sum.par_iter_mut().zip(gradient).with_min_len(16 * 1024).for_each(|(sum, value)| *sum += value)
             }
         }
+    }
+
+    /// Adds another sum's numbers, each times `factor`.
+    pub(crate) fn add_scaled(&mut self, other: Self, factor: f32) {
+        for (name, mut gradient) in other.0 {
+            if factor != 1.0 {
+                gradient.par_iter_mut().with_min_len(16 * 1024).for_each(|value| *value *= factor);
+            }
+            self.add(&name, gradient);
+        }
+    }
+
+    /// Of all numbers that both have.
+    pub(crate) fn dot(&self, other: &Self) -> f64 {
+        let pairs = self.0.iter().filter_map(|(name, gradient)| Some((gradient, other.0.get(name)?)));
+        pairs.map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()).sum()
     }
 
     pub(crate) fn change(&mut self, name: &str, change: impl FnOnce(&mut [f32])) {

@@ -19,6 +19,7 @@ pub mod regularizers;
 pub mod run;
 mod staged;
 pub mod step;
+pub mod tasks;
 #[cfg(test)]
 mod testing;
 mod trainable;

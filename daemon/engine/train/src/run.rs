@@ -1,31 +1,32 @@
 //! A training run from recipe to adapter.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, Sample, Sampler, SamplerState};
+use justtrain_data::{Encoder, MixedSampler, MixedState, Sample, Sampler};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards,
-    Text, TrainResult,
+    TaskScore, Text, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::early_stopping::Best;
-use crate::evaluate::{TokenScores, Validation, validate};
+use crate::evaluate::{TokenScores, Validation, loss_on, validate};
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
 use crate::regularizers::Regularizers;
-use crate::staged;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
 use crate::{EventSink, StopToken, memory};
+use crate::{staged, tasks};
 
 /// Trains into `run_dir`; with `resume`, goes on from its newest whole checkpoint, with the very losses of a run that
 /// was never interrupted.
@@ -84,17 +85,18 @@ pub(crate) fn train_recipe(
     }
 
     events.phase(Phase::Tokenizing);
-    let (train, validation) = samples(recipe, &encoder, events)?;
-    for samples in [&train, &validation] {
+    let Samples { train, validation } = samples(recipe, &encoder, events)?;
+    for samples in [&train.all, &validation.all] {
         check_lengths(decoder.config(), samples)?;
     }
+    let mut sampler = sampler(recipe, &train);
+    let (held_out_tasks, train, validation) = (validation.ranges(), train.all, validation.all);
     // Before weights of a checkpoint are put in place.
     let own = trainable::weights(recipe, decoder.config())
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     let regularizers = Regularizers::new(recipe, &decoder, Trained::Named(&own));
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
-    let mut sampler = sampler(recipe, &train);
     let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
     let objective = objectives::new(recipe);
     // Before anything is restored: what is compared with is the model that the first step began with.
@@ -104,7 +106,7 @@ pub(crate) fn train_recipe(
     let longest = decoder.config().longest_sequence().map_or(recipe.cutoff_len, |limit| limit.min(recipe.cutoff_len));
     let background =
         |samples: &[Sample], seen: &[usize]| Background::new(objective.preference(), &decoder, samples, seen, longest);
-    let seen = first_samples(&sampler, settings.schedule.total_steps * settings.accumulation as u64);
+    let seen = first_samples(&sampler, settings.schedule.total_steps * recipe.batches_per_step() as u64);
     let held_out = background(&validation, &(0..validation.len()).collect::<Vec<_>>());
     let background = background(&train, &seen);
     let restored = match resume {
@@ -125,17 +127,33 @@ pub(crate) fn train_recipe(
             state
         }
     };
-    sampler.restore(state.sampler);
+    sampler.restore(&state.sampler);
+    let mut weighting = tasks::new(recipe);
+    if let Some(weighting) = &mut weighting {
+        weighting.restore(&state.task_weights());
+    }
     let objective = &*objective;
-    let mut trainer = Trainer { decoder, optimizer, state, samples: &train, objective, background, sampler, settings };
+    let task_names = recipe.tasks.iter().map(|task| task.name.clone()).collect();
+    let mut trainer = Trainer {
+        decoder,
+        optimizer,
+        state,
+        samples: &train,
+        objective,
+        background,
+        sampler,
+        weighting,
+        task_names,
+        task_losses: None,
+        settings,
+    };
 
     let total_steps = trainer.settings.schedule.total_steps;
     let row_samples = recipe.stage.samples_of_row();
     events.emit(Event::Started {
         first_step: trainer.state.step,
         total_steps,
-        epochs: total_steps as f64 * recipe.gradient_accumulation_steps as f64
-            / trainer.sampler.batches_per_epoch() as f64,
+        epochs: total_steps as f64 * recipe.batches_per_step() as f64 / trainer.sampler.batches_per_epoch() as f64,
         train_rows: (train.len() / row_samples) as u64,
         validation_rows: (validation.len() / row_samples) as u64,
         trainable_parameters: trained_numbers(&trainer),
@@ -178,6 +196,7 @@ pub(crate) fn train_recipe(
                     rewards = *of_step;
                 }
                 events.emit(event);
+                trainer.task_losses.take().into_iter().for_each(|of_tasks| events.emit(of_tasks));
             }
             Stepped::Skipped(event) => {
                 events.emit(event);
@@ -204,6 +223,10 @@ pub(crate) fn train_recipe(
         if due && !validation.is_empty() {
             trainer.exchange_means();
             let found = validate(&trainer.decoder, &validation, objective, &held_out);
+            if held_out_tasks.len() > 1 {
+                let scores = |range: &Range<usize>| loss_on(&trainer.decoder, &validation[range.clone()], true);
+                events.emit(of_tasks(step, &trainer.task_names, &held_out_tasks, scores));
+            }
             let Validation { loss, perplexity, token_accuracy, rewards: of_validation } = found;
             (validation_loss, rewards) = (Some(loss), of_validation);
             if trainer.validated(TokenScores { loss, token_accuracy }) && recipe.load_best_model_at_end {
@@ -242,8 +265,8 @@ pub(crate) fn planned_steps(stages: &[&Recipe], model: &ModelFiles) -> Result<Ve
         let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
         let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
         // What is left out is said when its stage begins.
-        let (train, validation) = samples(recipe, &encoder, &mut Vec::new())?;
-        for samples in [&train, &validation] {
+        let Samples { train, validation } = samples(recipe, &encoder, &mut Vec::new())?;
+        for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
         }
         Ok(recipe.total_steps(steps_per_epoch(recipe, &sampler(recipe, &train))))
@@ -251,8 +274,8 @@ pub(crate) fn planned_steps(stages: &[&Recipe], model: &ModelFiles) -> Result<Ve
     stages.iter().map(steps_of).collect()
 }
 
-fn steps_per_epoch(recipe: &Recipe, sampler: &Sampler) -> u64 {
-    sampler.batches_per_epoch().div_ceil(recipe.gradient_accumulation_steps) as u64
+fn steps_per_epoch(recipe: &Recipe, sampler: &MixedSampler) -> u64 {
+    sampler.batches_per_epoch().div_ceil(recipe.batches_per_step()) as u64
 }
 
 /// Puts the recipe's adapter on the decoder: a fresh one, or the one to go on with.
@@ -282,34 +305,93 @@ fn adapt(
     load_peft(decoder, &folder).map_err(invalid)
 }
 
+/// What a validation says of each task, those without held-out rows left out.
+fn of_tasks(
+    step: u64,
+    names: &[String],
+    ranges: &[Range<usize>],
+    scores: impl Fn(&Range<usize>) -> TokenScores,
+) -> Event {
+    let held_out = names.iter().zip(ranges).filter(|(_, range)| !range.is_empty());
+    let score = |(name, range): (&String, &Range<usize>)| {
+        let TokenScores { loss, token_accuracy } = scores(range);
+        TaskScore { name: name.clone(), loss, token_accuracy: Some(token_accuracy), weight: None }
+    };
+    Event::Tasks { step, validation: true, tasks: held_out.map(score).collect() }
+}
+
 /// The order and grouping of the samples.
-pub(crate) fn sampler(recipe: &Recipe, samples: &[Sample]) -> Sampler {
+pub(crate) fn sampler(recipe: &Recipe, samples: &TaskSamples) -> MixedSampler {
     let row_samples = recipe.stage.samples_of_row();
     let pack_len = recipe.packing.then_some(recipe.cutoff_len * row_samples);
-    Sampler::of_rows(samples, row_samples, recipe.per_device_train_batch_size, pack_len, recipe.seed)
+    let ranges = samples.ranges();
+    let of_task = |(task, range): (u64, &Range<usize>)| {
+        let samples = &samples.all[range.clone()];
+        Sampler::of_rows(samples, row_samples, recipe.per_device_train_batch_size, pack_len, recipe.seed ^ (task << 32))
+    };
+    let rows: Vec<usize> = ranges.iter().map(|range| range.len() / row_samples).collect();
+    let starts = ranges.iter().map(|range| range.start).collect();
+    MixedSampler::new((0..).zip(&ranges).map(of_task).collect(), starts, recipe.mixing(&rows), recipe.seed)
 }
 
 /// Those of a run's first batches, each once.
-fn first_samples(sampler: &Sampler, batches: u64) -> Vec<usize> {
+fn first_samples(sampler: &MixedSampler, batches: u64) -> Vec<usize> {
     let mut sampler = sampler.clone();
     let batches = batches.min(sampler.batches_per_epoch() as u64);
-    (0..batches).flat_map(|_| sampler.next_batch()).collect()
+    let mut seen: Vec<usize> = (0..batches).flat_map(|_| sampler.next_batch().1).collect();
+    if sampler.tasks() > 1 {
+        // A small task may have come round more than once.
+        seen.sort_unstable();
+        seen.dedup();
+    }
+    seen
 }
 
-fn samples(
-    recipe: &Recipe,
-    encoder: &Encoder,
-    events: &mut dyn EventSink,
-) -> Result<(Vec<Sample>, Vec<Sample>), Failure> {
-    let (train, validation) = read_rows(recipe)?;
-    Ok((encode_rows(encoder, recipe, &train, events)?, encode_rows(encoder, recipe, &validation, events)?))
+/// Those of all tasks, one task after the other.
+#[derive(Default)]
+pub(crate) struct TaskSamples {
+    pub(crate) all: Vec<Sample>,
+    /// Where each task ends.
+    ends: Vec<usize>,
+}
+
+impl TaskSamples {
+    /// Of one task.
+    pub(crate) fn one(all: Vec<Sample>) -> Self {
+        Self { ends: vec![all.len()], all }
+    }
+
+    fn push(&mut self, samples: Vec<Sample>) {
+        self.all.extend(samples);
+        self.ends.push(self.all.len());
+    }
+
+    fn ranges(&self) -> Vec<Range<usize>> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| start..end).collect()
+    }
+}
+
+struct Samples {
+    train: TaskSamples,
+    validation: TaskSamples,
+}
+
+fn samples(recipe: &Recipe, encoder: &Encoder, events: &mut dyn EventSink) -> Result<Samples, Failure> {
+    let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default() };
+    for task in recipe.of_tasks() {
+        let (train, validation) = read_rows(&task)?;
+        samples.train.push(encode_rows(encoder, &task, &train, events)?);
+        samples.validation.push(encode_rows(encoder, &task, &validation, events)?);
+    }
+    Ok(samples)
 }
 
 fn settings(
     recipe: &Recipe,
     decoder: &Decoder,
     trained: &TrainedModel,
-    sampler: &Sampler,
+    sampler: &MixedSampler,
     regularizers: Regularizers,
 ) -> Result<Settings, Failure> {
     let total_steps = recipe.total_steps(steps_per_epoch(recipe, sampler));
@@ -355,7 +437,7 @@ fn trained_numbers(trainer: &Trainer<'_>) -> u64 {
 fn new_state(fingerprint: String) -> RunState {
     RunState {
         step: 0,
-        sampler: SamplerState::default(),
+        sampler: MixedState::default(),
         first_loss: 0.0,
         last_loss: 0.0,
         tokens: 0,
@@ -364,6 +446,7 @@ fn new_state(fingerprint: String) -> RunState {
         bad_steps: 0,
         best: None,
         plateau: None,
+        task_weights: Vec::new(),
     }
 }
 

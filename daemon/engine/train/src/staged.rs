@@ -199,6 +199,7 @@ impl EventSink for OfStage<'_> {
             Event::Evaluation { step, loss, perplexity, token_accuracy, rewards } => {
                 Event::Evaluation { step: before + step, loss, perplexity, token_accuracy, rewards }
             }
+            Event::Tasks { step, validation, tasks } => Event::Tasks { step: before + step, validation, tasks },
             Event::Checkpoint { step, path } => Event::Checkpoint { step: before + step, path },
             other => other,
         };

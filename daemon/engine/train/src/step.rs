@@ -12,6 +12,7 @@ use crate::gradients::{GradientSums, square_sum};
 use crate::objectives::{Answer, Objective, RewardSums};
 use crate::optim::{Groups, Optimizer, Update};
 use crate::regularizers::Regularizers;
+use crate::tasks::{TaskGradients, Weighting};
 
 /// What an update depends on besides weights and data.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +35,8 @@ pub struct Step<'a> {
 /// A batch, and the seed of its dropout masks.
 #[derive(Debug)]
 pub struct MicroBatch {
+    /// By its place in the recipe; 0 where there is one only.
+    pub task: usize,
     pub input: Input,
     pub targets: Arc<Targets>,
     /// Where whole answers are judged: those of the sequences, in their order.
@@ -42,13 +45,27 @@ pub struct MicroBatch {
 }
 
 /// What a step saw before it changed anything.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The sum of a task's losses, and over how many targets.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct OfTask {
+    pub loss: f64,
+    pub units: usize,
+}
+
+impl OfTask {
+    pub(crate) fn mean(self) -> f64 {
+        self.loss / self.units.max(1) as f64
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Mean over all target tokens, or over all pairs or answers that are judged.
     pub loss: f64,
     /// Of all gradients together, before clipping.
     pub grad_norm: f64,
     pub rewards: RewardSums,
+    pub tasks: Vec<OfTask>,
     /// Some parameters are updated already, though a later gradient was no finite number.
     pub half_done: bool,
 }
@@ -64,18 +81,33 @@ impl Step<'_> {
     /// parameter as soon as its gradient is there, and keeps none, up to the first that is not finite; else the sums are
     /// kept in `f32`.
     pub fn run(&self, decoder: &mut Decoder, optimizer: &mut dyn Optimizer, batches: Vec<MicroBatch>) -> Measured {
-        let units: usize = batches.iter().map(|batch| self.objective.units(batch)).sum();
+        self.run_weighted(decoder, optimizer, None, batches)
+    }
+
+    /// The same, with a weighting that makes one gradient of the tasks'.
+    pub(crate) fn run_weighted(
+        &self,
+        decoder: &mut Decoder,
+        optimizer: &mut dyn Optimizer,
+        weighting: Option<&mut dyn Weighting>,
+        batches: Vec<MicroBatch>,
+    ) -> Measured {
+        let mut tasks = vec![OfTask::default(); batches.iter().map(|batch| batch.task + 1).max().unwrap_or(0)];
+        batches.iter().for_each(|batch| tasks[batch.task].units += self.objective.units(batch));
+        let units: usize = tasks.iter().map(|task| task.units).sum();
         let Regularizers { l2_sp, mixout, .. } = self.regularizers;
-        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none();
+        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none() && weighting.is_none();
         let (mut loss, mut rewards) = (0.0, RewardSums::default());
         let (mut square, mut updated, mut sums) = (0.0f64, false, GradientSums::default());
+        // One for each task, of the mean over its own targets.
+        let mut of_tasks = vec![GradientSums::default(); if weighting.is_some() { tasks.len() } else { 0 }];
         for batch in batches {
             let backward = Backward {
                 objective: self.objective,
                 trained: self.trained,
                 checkpointing: self.checkpointing,
                 mode: Mode { adapter: true, dropout_seed: batch.dropout_seed },
-                divisor: units as f32,
+                divisor: if weighting.is_some() { tasks[batch.task].units as f32 } else { units as f32 },
                 regularizers: self.regularizers,
             };
             let mixing = mixout.as_ref().zip(batch.dropout_seed);
@@ -93,11 +125,18 @@ impl Step<'_> {
                         updated = true;
                     }
                 } else {
-                    sums.add(&parameter.name, gradient);
+                    of_tasks.get_mut(batch.task).unwrap_or(&mut sums).add(&parameter.name, gradient);
                 }
             });
             loss += of_batch.0;
+            tasks[batch.task].loss += of_batch.0;
             rewards.add(of_batch.1);
+        }
+        if let Some(weighting) = weighting
+            && loss.is_finite()
+        {
+            let losses = tasks.iter().map(|task| task.mean()).collect();
+            sums = weighting.combine(self.number, TaskGradients { losses, gradients: of_tasks });
         }
         if let Some(l2_sp) = l2_sp.as_ref().filter(|_| !at_once) {
             for parameter in decoder.trained_mut(self.trained) {
@@ -106,7 +145,7 @@ impl Step<'_> {
         }
         let grad_norm = if at_once { square.sqrt() } else { sums.norm() };
         let half_done = updated && !grad_norm.is_finite();
-        let measured = Measured { loss: loss / units as f64, grad_norm, rewards, half_done };
+        let measured = Measured { loss: loss / units as f64, grad_norm, rewards, tasks, half_done };
         if !at_once && measured.is_finite() {
             self.update_from(sums, grad_norm, decoder, optimizer);
         }

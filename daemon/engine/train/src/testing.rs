@@ -45,6 +45,7 @@ pub(crate) fn batch() -> MicroBatch {
         starts.push(ids.len());
     }
     MicroBatch {
+        task: 0,
         input: Input::packed(ids, &starts),
         targets: Arc::new(targets),
         answers: Vec::new(),

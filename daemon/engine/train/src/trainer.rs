@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use justtrain_data::{Batch, Sample, Sampler};
+use justtrain_data::{Batch, MixedSampler, Sample};
 use justtrain_kernels::Targets;
 use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, Input};
-use justtrain_worker_api::{Event, Problem, ProblemCode};
+use justtrain_worker_api::{Event, Problem, ProblemCode, TaskScore};
 
 use crate::checkpoint::RunState;
 use crate::early_stopping::EarlyStopping;
@@ -17,7 +17,8 @@ use crate::objectives::{Background, Objective};
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
 use crate::optim::{Groups, Optimizer};
 use crate::regularizers::{Regularizers, twice};
-use crate::step::{Measured, MicroBatch, Step};
+use crate::step::{Measured, MicroBatch, OfTask, Step};
+use crate::tasks::Weighting;
 use crate::trainable::Trainable;
 
 /// A run under way: the trained decoder, the optimiser with its memory, the place in the data.
@@ -28,7 +29,12 @@ pub(crate) struct Trainer<'a> {
     pub(crate) samples: &'a [Sample],
     pub(crate) objective: &'a dyn Objective,
     pub(crate) background: Background,
-    pub(crate) sampler: Sampler,
+    pub(crate) sampler: MixedSampler,
+    pub(crate) weighting: Option<Box<dyn Weighting>>,
+    /// Of a recipe's tasks; empty where it names none.
+    pub(crate) task_names: Vec<String>,
+    /// What the last step found of each task, until it is told.
+    pub(crate) task_losses: Option<Event>,
     pub(crate) settings: Settings,
 }
 
@@ -74,7 +80,8 @@ impl Trainer<'_> {
     pub(crate) fn step(&mut self) -> Stepped {
         let start = Instant::now();
         let window = self.next_window();
-        let samples: Vec<&Sample> = window.iter().flatten().map(|&index| &self.samples[index]).collect();
+        let indices = window.iter().flat_map(|(_, batch)| batch);
+        let samples: Vec<&Sample> = indices.map(|&index| &self.samples[index]).collect();
         let target_tokens: usize = samples.iter().map(|sample| sample.targets()).sum();
         let tokens: u64 = samples.iter().map(|sample| sample.ids.len() as u64).sum();
         let mut rows: Vec<u64> = samples.iter().map(|sample| sample.row).collect();
@@ -95,11 +102,15 @@ impl Trainer<'_> {
             seed: self.settings.seed,
         };
         let batches = self.micro_batches(window);
-        let measured = step.run(&mut self.decoder, &mut *self.optimizer, batches);
+        let weighting = self.weighting.as_mut().map(|weighting| &mut **weighting as &mut dyn Weighting);
+        let measured = step.run_weighted(&mut self.decoder, &mut *self.optimizer, weighting, batches);
         if !measured.is_finite() {
             return self.bad_step(&measured, rows);
         }
-        let Measured { loss, grad_norm, rewards, .. } = measured;
+        let Measured { loss, grad_norm, rewards, tasks, .. } = measured;
+        if !self.task_names.is_empty() {
+            self.task_losses = Some(self.of_tasks(number, &tasks));
+        }
 
         let seconds = start.elapsed().as_secs_f64();
         let total_steps = self.settings.schedule.total_steps;
@@ -107,6 +118,9 @@ impl Trainer<'_> {
         state.step = number;
         state.bad_steps = 0;
         state.sampler = self.sampler.state();
+        if let Some(weighting) = &self.weighting {
+            state.task_weights = weighting.state().into_iter().map(f64::to_bits).collect();
+        }
         state.last_loss = loss;
         if number == 1 {
             state.first_loss = loss;
@@ -176,10 +190,26 @@ impl Trainer<'_> {
         self.settings.early_stopping.is_some_and(|rule| rule.observe(&mut self.state.best, step, scores))
     }
 
-    /// The batches of one step, as indices of samples. A window ends with its epoch, even when it is shorter than the
-    /// others.
-    fn next_window(&mut self) -> Vec<Vec<usize>> {
+    fn of_tasks(&self, step: u64, tasks: &[OfTask]) -> Event {
+        let weights = self.weighting.as_ref().and_then(|weighting| weighting.weights());
+        let score = |(index, task): (usize, &OfTask)| {
+            let weight = weights.as_ref().map(|weights| weights[index]);
+            TaskScore { name: self.task_names[index].clone(), loss: task.mean(), token_accuracy: None, weight }
+        };
+        let seen = tasks.iter().enumerate().filter(|(_, task)| task.units > 0);
+        Event::Tasks { step, validation: false, tasks: seen.map(score).collect() }
+    }
+
+    /// The batches of one step: each one's task and its samples, as indices. A window ends with its epoch, even when it is
+    /// shorter than the others; where tasks are weighted it has as many batches of each.
+    fn next_window(&mut self) -> Vec<(usize, Vec<usize>)> {
         let mut window = Vec::new();
+        if self.weighting.is_some() {
+            for task in (0..self.sampler.tasks()).flat_map(|task| vec![task; self.settings.accumulation]) {
+                window.push((task, self.sampler.batch_of(task)));
+            }
+            return window;
+        }
         loop {
             window.push(self.sampler.next_batch());
             if window.len() == self.settings.accumulation || self.sampler.epoch_is_done() {
@@ -188,17 +218,19 @@ impl Trainer<'_> {
         }
     }
 
-    fn micro_batches(&self, window: Vec<Vec<usize>>) -> Vec<MicroBatch> {
+    fn micro_batches(&self, window: Vec<(usize, Vec<usize>)>) -> Vec<MicroBatch> {
+        let all = || window.iter().flat_map(|(_, batch)| batch).copied().collect::<Vec<_>>();
         let mut answers = match self.objective.preference() {
             None => Vec::new(),
-            Some(preference) => self.background.answers(preference, &self.decoder, self.samples, &window.concat()),
+            Some(preference) => self.background.answers(preference, &self.decoder, self.samples, &all()),
         }
         .into_iter();
         let in_pairs = self.settings.regularizers.in_pairs;
-        let micro_batch = |(index, samples): (usize, Vec<usize>)| {
+        let micro_batch = |(index, (task, samples)): (usize, (usize, Vec<usize>))| {
             let batch = Batch::new(samples.iter().map(|&sample| &self.samples[sample]));
             let batch = if in_pairs { twice(batch) } else { batch };
             MicroBatch {
+                task,
                 input: Input::packed(batch.ids, &batch.starts),
                 targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
                 answers: answers.by_ref().take(samples.len()).collect(),

@@ -62,6 +62,7 @@ fn batch(sequences: usize) -> MicroBatch {
     let rows: Vec<usize> = (0..ids.len()).filter(|row| row % 60 != 59).collect();
     let tokens = rows.iter().map(|row| ids[row + 1]).collect();
     MicroBatch {
+        task: 0,
         input: Input::packed(ids, &starts),
         targets: Arc::new(Targets { rows, tokens, weights: None }),
         answers: Vec::new(),

@@ -54,7 +54,7 @@ fn train(mut decoder: Decoder, trained: Trained<'_>, checkpointing: bool) -> Vec
         let rows: Vec<usize> = (5..59).step_by(2).collect();
         let tokens = rows.iter().map(|row| ids[row + 1]).collect();
         let targets = Arc::new(Targets { rows, tokens, weights: None });
-        MicroBatch { input: Input::packed(ids, &[0, 7, 60]), targets, answers: Vec::new(), dropout_seed }
+        MicroBatch { task: 0, input: Input::packed(ids, &[0, 7, 60]), targets, answers: Vec::new(), dropout_seed }
     };
     let step = |number| {
         let step = Step {

@@ -72,6 +72,7 @@ fn train(judge: impl Judge + 'static, chosen_loss: f64, samples: &[Sample], batc
         let batches = samples.chunks(batch_size).map(|samples| {
             let batch = Batch::new(samples);
             MicroBatch {
+                task: 0,
                 input: Input::packed(batch.ids, &batch.starts),
                 targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
                 answers: answers.by_ref().take(samples.len()).collect(),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use trained::TrainedModel;
 
-use justtrain_data::SamplerState;
+use justtrain_data::MixedState;
 use justtrain_model::{Decoder, apply_tuned};
 use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
@@ -35,7 +35,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub struct RunState {
     /// Optimiser steps that were done.
     pub step: u64,
-    pub sampler: SamplerState,
+    pub sampler: MixedState,
     pub first_loss: f64,
     pub last_loss: f64,
     /// Tokens and seconds of all steps so far.
@@ -52,6 +52,15 @@ pub struct RunState {
     /// Of a schedule that looks at the validation loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<PlateauState>,
+    /// What a weighting of tasks has learnt: the bits of its numbers, as JSON's decimals may lose the last one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub task_weights: Vec<u64>,
+}
+
+impl RunState {
+    pub(crate) fn task_weights(&self) -> Vec<f64> {
+        self.task_weights.iter().map(|&bits| f64::from_bits(bits)).collect()
+    }
 }
 
 #[derive(Serialize, Deserialize)]

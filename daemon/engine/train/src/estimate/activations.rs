@@ -13,7 +13,7 @@ const FLOAT: u64 = 4;
 /// What the allocator holds on top: freed blocks that no later tensor fits into, since batches differ in size. Measured
 /// (`scripts/estimate-check`).
 pub(super) fn with_gaps(bytes: u64) -> u64 {
-    bytes + bytes / 6
+    bytes + bytes / 10
 }
 
 /// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
@@ -85,11 +85,13 @@ pub(super) fn at_work_in_forward(shape: &Shape, tokens: usize) -> u64 {
 
 /// Bytes around the fused output layer and loss: a chunk of logits with its hidden states and their gradients, and the
 /// last hidden states of the batch before the norm, after it, and their gradient.
-pub(super) fn output_layer(shape: &Shape, batch: BatchSize) -> u64 {
+pub(super) fn output_layer(shape: &Shape, batch: BatchSize, products: Products) -> u64 {
     let row = shape.vocabulary as u64 * FLOAT;
     let rows = (CHUNK_BYTES as u64 / row).clamp(1, batch.targets.max(1) as u64);
     let hidden = shape.hidden as u64 * FLOAT;
     // The gradient of a trained output layer is made beside the loss.
     let table = if shape.trained.output { shape.table_bytes() } else { 0 };
-    rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
+    // Their gradient is the left side of a product.
+    let rounded = if products == Products::Bf16 { rows * row / 2 } else { 0 };
+    rounded + rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
 }

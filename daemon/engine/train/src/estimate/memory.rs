@@ -7,11 +7,11 @@ use super::activations::{at_work_in_backward, at_work_in_forward, kept, output_l
 use super::shape::Shape;
 use super::work::{Rows, Work};
 use crate::optim;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, TaskWeighting};
 
 const FLOAT: u64 = 4;
 /// Code, threads and what the allocator keeps aside; measured (`scripts/estimate-check`).
-const PROGRAM: u64 = 24 << 20;
+const PROGRAM: u64 = 64 << 20;
 /// The tokenizer's tables, for each token of the vocabulary; measured.
 const TOKENIZER: u64 = 512;
 /// Parsed JSON takes about this many times the file's bytes, its text included.
@@ -88,7 +88,13 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
 
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
-    recipe.gradient_accumulation_steps > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some()
+    recipe.batches_per_step() > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some()
+}
+
+/// Of gradients while a step makes them: one for each task where they are weighted.
+fn gradients(recipe: &Recipe, shape: &Shape) -> u64 {
+    let each = shape.trained.numbers() * FLOAT;
+    each * if recipe.task_weighting == TaskWeighting::None { 1 } else { recipe.tasks.len() as u64 }
 }
 
 /// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
@@ -120,9 +126,9 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
     let kept = kept(shape, tokens, recipe.gradient_checkpointing, products);
     MemoryEstimate {
         // Those of earlier batches of the same step.
-        gradients: if recipe.gradient_accumulation_steps > 1 { shape.trained.numbers() * FLOAT } else { 0 },
+        gradients: if recipe.batches_per_step() > 1 { gradients(recipe, shape) } else { 0 },
         activations: with_gaps(kept + at_work_in_backward(shape, tokens, products)),
-        output_layer: output_layer(shape, work.largest)
+        output_layer: output_layer(shape, work.largest, recipe.weight_formats().products)
             + if in_16_bits(recipe, shape) { shape.table_bytes() } else { 0 },
         ..throughout(recipe, shape, rows)
     }
@@ -131,7 +137,7 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// Every gradient is there; the activations have gone block by block.
 fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        gradients: if keeps_gradients(recipe) { shape.trained.numbers() * FLOAT } else { 0 },
+        gradients: if keeps_gradients(recipe) { gradients(recipe, shape) } else { 0 },
         activations: with_gaps(at_work_in_backward(shape, work.largest.tokens, recipe.weight_formats().products)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
         output_layer: match (shape.trained.table, in_16_bits(recipe, shape)) {
@@ -147,7 +153,7 @@ fn evaluating(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> Memor
     MemoryEstimate {
         moment: Moment::Evaluating,
         activations: with_gaps(at_work_in_forward(shape, work.validation.tokens)),
-        output_layer: output_layer(shape, work.validation),
+        output_layer: output_layer(shape, work.validation, recipe.weight_formats().products),
         ..throughout(recipe, shape, rows)
     }
 }

@@ -77,9 +77,9 @@ fn activations_are_counted_op_by_op() {
     assert_eq!(kept(&shape, 100, false, Products::Bf16), 30 * rounded * 100);
     // 170 rows of logits fill 32 MiB, whatever the number of targets beyond; each with two rows of 576.
     let batch = BatchSize { tokens: 1000, targets: 500 };
-    assert_eq!(output_layer(&shape, batch), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+    assert_eq!(output_layer(&shape, batch, Products::F32), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
     let few = BatchSize { tokens: 1000, targets: 3 };
-    assert_eq!(output_layer(&shape, few), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+    assert_eq!(output_layer(&shape, few, Products::F32), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::evaluate::BATCH_TOKENS;
 use crate::objectives::{self, Baseline};
 use crate::prepare::{encode_rows, read_rows};
 use crate::recipe::Recipe;
-use crate::run;
+use crate::run::{self, TaskSamples};
 
 /// Rows that are tokenised; of more, an even selection stands for all.
 const ROWS_READ: usize = 20_000;
@@ -118,8 +118,11 @@ impl Work {
         if train.is_empty() {
             return Self::default();
         }
-        let mut sampler = run::sampler(recipe, &train);
-        let accumulation = recipe.gradient_accumulation_steps as u64;
+        let recipe_of_all = recipe.as_one_task();
+        let samples = TaskSamples::one(train);
+        let mut sampler = run::sampler(&recipe_of_all, &samples);
+        let train = &samples.all;
+        let accumulation = recipe.batches_per_step() as u64;
         let batches_per_epoch = sampler.batches_per_epoch() as f64 * rows.scale();
         let steps = recipe.total_steps((batches_per_epoch.ceil() as u64).div_ceil(accumulation));
         let batches = (steps as f64 * (batches_per_epoch / (batches_per_epoch / accumulation as f64).ceil())) as u64;
@@ -131,7 +134,7 @@ impl Work {
         };
         let seen = work.batches.min(BATCHES_SEEN);
         for _ in 0..seen {
-            let batch = sampler.next_batch();
+            let (_, batch) = sampler.next_batch();
             let size = BatchSize::of(batch.iter().map(|&index| &train[index])).times(recipe.passes());
             work.largest = work.largest.max(size);
             work.tokens += size.tokens as u64;
@@ -154,7 +157,7 @@ impl Work {
             let epochs = work.batches as f64 / batches_per_epoch;
             if judge.needs_reference() {
                 work.reference_tokens = (work.tokens as f64 / epochs.max(1.0)) as u64 * (1 + mismatched);
-                work.validation = work.validation.max(validation_batch(&train));
+                work.validation = work.validation.max(validation_batch(train));
             }
             work.baseline_tokens = work.tokens * compared;
         }

@@ -19,6 +19,7 @@
 //! | `validation_rules.rs` | the same for `eval_steps`, early stopping and the best model |
 //! | `regularization_rules.rs` | the same for dropout, R-Drop, L2-SP and mixout |
 //! | `stages.rs` | several recipes in one file, one stage after the other |
+//! | `tasks.rs` | several data sets as tasks |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod adapter_rules;
@@ -31,6 +32,7 @@ mod resolve;
 mod rules;
 mod schedule_rules;
 mod stages;
+mod tasks;
 mod trainable_rules;
 mod validation_rules;
 mod yaml;
@@ -49,6 +51,7 @@ use serde_json::{Map, Value};
 
 pub use crate::early_stopping::Metric;
 pub use stages::StagePlan;
+pub use tasks::{TaskMixing, TaskPlan, TaskWeighting};
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -473,9 +476,42 @@ pub struct Recipe {
     #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
     device: String,
 
+    /// Several data sets as tasks, in place of `dataset`: a list of `{name, dataset, weight}`. Each batch is of one task, and the loss of each is shown.
+    #[serde(default, deserialize_with = "no_items")]
+    #[schemars(schema_with = "list_schema")]
+    pub(crate) tasks: Vec<TaskPlan>,
+
+    /// Which task's batch is next: `proportional` to the rows, by rows^(1/`task_temperature`), by `weight` (`fixed`), or one after the other (`round_robin`).
+    #[serde(default)]
+    pub(crate) task_mixing: TaskMixing,
+
+    /// With `task_mixing: temperature`: 1 is proportional, a large number takes all tasks equally often.
+    #[serde(default = "default::task_temperature")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) task_temperature: f64,
+
+    /// Rows of a task beyond this number do not make it more frequent.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub(crate) task_cap: Option<usize>,
+
+    /// How the tasks' gradients become one: `uncertainty` (Kendall's weights), `gradnorm`, `pcgrad`. Each step takes `gradient_accumulation_steps` batches of every task, and one gradient a task is kept.
+    #[serde(default)]
+    pub(crate) task_weighting: TaskWeighting,
+
+    /// How fast `uncertainty` and `gradnorm` change the weights.
+    #[serde(default = "default::task_weights_lr")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) task_weights_lr: f64,
+
+    /// How strongly `gradnorm` favours tasks that have learnt less (α).
+    #[serde(default = "default::gradnorm_alpha")]
+    #[schemars(range(min = 0))]
+    pub(crate) gradnorm_alpha: f64,
+
     /// Several trainings one after the other, each with the weights of the one before: a list, and in each item the keys that differ from those above, such as `stage`, `dataset` and `learning_rate`, and a `name`.
-    #[serde(default, deserialize_with = "no_stages")]
-    #[schemars(schema_with = "stages_schema")]
+    #[serde(default, deserialize_with = "no_items")]
+    #[schemars(schema_with = "list_schema")]
     stages: Vec<StagePlan>,
 
     /// That of the adapter to go on with.
@@ -528,12 +564,15 @@ impl Recipe {
     }
 
     fn parse_node(root: &yaml::Node, source: &RecipeSource) -> Result<Self, Vec<Problem>> {
-        let (written, mut problems) = check::check(root, &Self::schema());
+        let mut root = root.clone();
+        let tasks = tasks::take(&mut root)?;
+        let (written, mut problems) = check::check(&root, &Self::schema());
         let mut recipe: Self = serde_json::from_value(written.complete()).map_err(|error| {
             let message = format!("the checked recipe could not be read: {error}");
             vec![Problem::error(ProblemCode::Internal, &message, format!("检查过的配方无法读取：{error}"))]
         })?;
         recipe.base_dir.clone_from(&source.base_dir);
+        recipe.tasks = tasks;
         match recipe.adapter_path().map(|folder| read_peft_config(&folder)).transpose() {
             Ok(adapter) => recipe.adapter = adapter,
             Err(problem) => {
@@ -568,13 +607,13 @@ impl Recipe {
     }
 }
 
-/// They are taken out before a recipe is read: each is read as a recipe of its own.
-fn no_stages<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<StagePlan>, D::Error> {
+/// Stages and tasks are taken out before the rest is read.
+fn no_items<'de, D: serde::Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer).map(|_| Vec::new())
 }
 
-/// The keys of an item are those of the whole; naming them a second time would double the schema.
-fn stages_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+/// The keys of a stage are those of the whole; naming them a second time would double the schema.
+fn list_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({ "type": "array", "items": { "type": "object" }, "default": [] })
 }
 
@@ -692,6 +731,16 @@ enum OneOrManyNumbers {
 /// Defaults that are not the type's own.
 mod default {
     use super::OneOrMany;
+
+    pub(super) fn task_temperature() -> f64 {
+        2.0
+    }
+    pub(super) fn task_weights_lr() -> f64 {
+        0.01
+    }
+    pub(super) fn gradnorm_alpha() -> f64 {
+        1.5
+    }
 
     pub(super) fn pref_beta() -> f64 {
         0.1

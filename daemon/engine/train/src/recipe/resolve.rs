@@ -17,7 +17,10 @@ use crate::optim::{Groups, OptimizerType};
 use crate::prepare::adapter_template;
 use crate::trainable::Group;
 
-use super::{Bias, DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe};
+use super::{
+    Bias, DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe,
+    TaskWeighting,
+};
 
 impl Recipe {
     /// Where to train.
@@ -197,6 +200,12 @@ impl Recipe {
             Ok(max_steps) => max_steps,
             Err(_) => ((self.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1),
         }
+    }
+
+    /// Batches that a step takes.
+    pub(crate) fn batches_per_step(&self) -> usize {
+        let each = if self.task_weighting == TaskWeighting::None { 1 } else { self.tasks.len() };
+        self.gradient_accumulation_steps * each
     }
 
     /// Steps before the learning rate is at its highest, where the schedule does not decide that itself.

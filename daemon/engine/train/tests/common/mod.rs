@@ -42,7 +42,7 @@ pub(crate) fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
 
 pub(crate) fn micro_batch(rows: &[Row]) -> MicroBatch {
     let (input, targets) = batch(rows);
-    MicroBatch { input, targets, answers: Vec::new(), dropout_seed: None }
+    MicroBatch { task: 0, input, targets, answers: Vec::new(), dropout_seed: None }
 }
 
 /// A parameter's name in PyTorch: PEFT's where it belongs to an adapter.

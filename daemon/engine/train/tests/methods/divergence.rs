@@ -98,7 +98,7 @@ fn a_bad_step_changes_neither_weights_nor_optimiser() {
         let measured = step.run(
             &mut decoder,
             &mut adamw,
-            vec![MicroBatch { input, targets, answers: Vec::new(), dropout_seed: None }],
+            vec![MicroBatch { task: 0, input, targets, answers: Vec::new(), dropout_seed: None }],
         );
         let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         let weights: Vec<_> = decoder.trained_mut(trained).iter().map(|parameter| bits(parameter.values())).collect();

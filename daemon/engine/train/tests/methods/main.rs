@@ -9,4 +9,5 @@ mod freezing;
 mod random_recipes;
 mod regularizers;
 mod stages;
+mod tasks;
 mod unfreezing;
