@@ -36,7 +36,8 @@ fn every_bundled_recipe_trains() {
         let kept = written.lines().filter(|line| !CHANGED.iter().any(|changed| key(changed) == key(line)));
         let changed = CHANGED.iter().copied().filter(|line| {
             let of_schedule = key(line) == "unfreeze_schedule";
-            !of_schedule || written.lines().any(|other| key(other) == "unfreeze_schedule")
+            let of_tasks = key(line) == "dataset" && has("tasks:");
+            !of_tasks && (!of_schedule || written.lines().any(|other| key(other) == "unfreeze_schedule"))
         });
         let stages = written.lines().filter(|line| line.starts_with("- name: ")).count();
         write_data(&desk);
@@ -45,7 +46,7 @@ fn every_bundled_recipe_trains() {
             !["  max_steps:", "  num_train_epochs:", "  save_steps:"].iter().any(|key| line.starts_with(key))
         });
         let (of_stages, of_all): (Vec<&str>, Vec<&str>) =
-            kept.partition(|line| ["stages:", "- ", "  "].iter().any(|begins| line.starts_with(begins)));
+            kept.partition(|line| ["stages:", "tasks:", "- ", "  "].iter().any(|begins| line.starts_with(begins)));
         let text = of_all.into_iter().chain(changed).chain(of_stages).collect::<Vec<_>>().join("\n");
         let recipe = RecipeSource { text, ..desk.recipe("") };
         let steps = 4 * stages.max(1) as u64;
@@ -67,5 +68,6 @@ fn write_data(desk: &Desk) {
     };
     write("texts.jsonl", |i| format!(r#"{{"text":"{i} and {i} make {}, and so on"}}"#, 2 * i));
     write("answers.jsonl", |i| format!(r#"{{"prompt":"{i}+{i}","completion":"is {}"}}"#, 2 * i));
+    write("more.jsonl", |i| format!(r#"{{"prompt":"say {i}","completion":"{i}!"}}"#));
     write("pairs.jsonl", |i| format!(r#"{{"prompt":"{i}+{i}","chosen":"is {}","rejected":"no"}}"#, 2 * i));
 }
