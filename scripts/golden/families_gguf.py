@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "mistral": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "phi3": gguf.MODEL_ARCH.PHI3,
@@ -59,6 +60,11 @@ def write(path: Path, config, tensors: dict[str, torch.Tensor], architecture: gg
         writer.add_value_length(config.head_dim)
     if config.sliding_window and architecture != gguf.MODEL_ARCH.QWEN2:
         writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "qwen3_moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        tensors = experts_together(tensors, config.num_experts)
     if config.model_type == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
@@ -89,6 +95,16 @@ def write(path: Path, config, tensors: dict[str, torch.Tensor], architecture: gg
     writer.close()
 
 
+def experts_together(tensors: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
+    """The matrices of all experts of a block in one tensor, as `Qwen2MoeModel` in llama.cpp's converter has them."""
+    together = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for name in tensors:
+        if ".experts.0." in name:
+            each = [tensors[name.replace(".experts.0.", f".experts.{index}.")] for index in range(count)]
+            together[name.replace(".experts.0.", ".experts.")] = torch.stack(each)
+    return together
+
+
 def halves_interleaved(matrix: torch.Tensor, head_dim: int) -> torch.Tensor:
     """llama.cpp rotates neighbours (`LlamaModel.permute` in its converter)."""
     return matrix.reshape(-1, 2, head_dim // 2, matrix.shape[1]).transpose(1, 2).reshape(matrix.shape)
@@ -98,6 +114,15 @@ def check(path: Path, config, tensors: dict[str, torch.Tensor]) -> None:
     # transformers reads a Mistral's file as a llama's, too.
     as_stored = LlamaConfig(**config.to_dict() | {"model_type": "llama"}) if config.model_type == "mistral" else config
     model = AutoModelForCausalLM.from_config(as_stored)
+    if config.model_type == "qwen3_moe":
+        # It reads experts together, as it holds them in memory, and takes their width for its own default.
+        found = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+        )
+        expected = AutoModelForCausalLM.from_pretrained(ROOT / config.model_type, dtype=torch.float32)
+        for name, tensor in expected.state_dict().items():
+            assert torch.allclose(found.state_dict()[name], tensor, atol=1e-6), name
+        return
     found = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
     for name, tensor in tensors.items():
         assert torch.allclose(found[name], tensor, atol=1e-6), name

@@ -94,8 +94,8 @@ impl<'a> Loader<'a> {
         Ok(self.matrix(name, shape, self.formats.tables)?.with_products(self.formats.products))
     }
 
-    /// A table of learned positions, which is always `f32`.
-    pub(crate) fn positions(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
+    /// A table of learned positions or a router, which is always `f32`.
+    pub(crate) fn in_full_precision(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
         self.matrix(name, shape, WeightFormat::F32)
     }
 

@@ -39,6 +39,8 @@ fn mistral_with_its_window() {
 fn qwen() {
     check("qwen2", &[("use_sliding_window", json!(false)), ("layer_types", Value::Null)]);
     check("qwen3", &[]);
+    // An expert's matrices lie in one tensor with those of all others of the block.
+    check("qwen3_moe", &[]);
 }
 
 #[test]

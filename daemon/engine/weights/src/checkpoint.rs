@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use crate::gguf::architecture::{self, RowOrder};
-use crate::gguf::{Blocks, Gguf, blocks};
+use crate::gguf::architecture::{self, EACH, RowOrder};
+use crate::gguf::{Blocks, Gguf, TensorInfo, blocks};
 use crate::mapped;
 use crate::pickle::{self, is_pickle};
 use crate::safetensors::SafetensorsFile;
@@ -29,8 +29,7 @@ pub struct Checkpoint {
 enum Source {
     Gguf {
         gguf: Box<Gguf>,
-        /// Hugging Face name → the file's own name.
-        names: BTreeMap<String, String>,
+        names: BTreeMap<String, Place>,
     },
     Folder {
         folder: PathBuf,
@@ -38,6 +37,36 @@ enum Source {
         /// Tensor name → index into `files`.
         names: BTreeMap<String, usize>,
     },
+}
+
+/// Where a weight lies in a GGUF.
+#[derive(Debug)]
+struct Place {
+    /// The file's own name of the tensor.
+    tensor: String,
+    /// The weight's number, where several lie in the tensor, along its first dimension.
+    part: Option<usize>,
+}
+
+impl Place {
+    /// Every weight of a tensor, by its Hugging Face name.
+    fn all(tensor: &TensorInfo, hugging_face_name: String) -> Vec<(String, Self)> {
+        let place = |part| Self { tensor: tensor.name.clone(), part };
+        // A number that the tensor's bytes cannot bear out gets no names, so that the tensor is taken for a stranger.
+        let parts = |count: &usize| (1..=tensor.range.len()).contains(count);
+        match (hugging_face_name.split_once(EACH), tensor.shape.as_slice()) {
+            (None, _) => vec![(hugging_face_name, place(None))],
+            (Some((start, end)), [count, _, _]) if parts(count) => {
+                (0..*count).map(|part| (format!("{start}{part}{end}"), place(Some(part)))).collect()
+            }
+            (Some(_), _) => vec![(tensor.name.clone(), place(None))],
+        }
+    }
+
+    fn shape<'g>(&self, gguf: &'g Gguf) -> Option<&'g [usize]> {
+        let shape = gguf.tensor(&self.tensor)?.shape.as_slice();
+        if self.part.is_some() { shape.get(1..) } else { Some(shape) }
+    }
 }
 
 impl Checkpoint {
@@ -84,10 +113,11 @@ impl Checkpoint {
         let gguf = Gguf::open(path)?;
         refuse_split(&gguf)?;
         let architecture = architecture::find(&gguf)?;
-        let names: BTreeMap<String, String> = gguf
+        let names: BTreeMap<String, Place> = gguf
             .tensors()
             .iter()
-            .filter_map(|tensor| Some((architecture.hugging_face_name(&tensor.name)?, tensor.name.clone())))
+            .filter_map(|tensor| Some(Place::all(tensor, architecture.hugging_face_name(&tensor.name)?)))
+            .flatten()
             .collect();
         let config = architecture.config(&gguf).map_err(|problem| problem.file(path.display()))?;
         Ok(Self { config, source: Source::Gguf { gguf: Box::new(gguf), names } })
@@ -145,7 +175,7 @@ impl Checkpoint {
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Gguf { gguf, names } => Some(&gguf.tensor(names.get(name)?)?.shape),
+            Source::Gguf { gguf, names } => names.get(name)?.shape(gguf),
             Source::Folder { files, names, .. } => files[*names.get(name)?].shape(name),
         }
     }
@@ -172,7 +202,7 @@ impl Checkpoint {
         Ok(match &self.source {
             Source::Folder { files, names, .. } => StoredTensor::plain(found, files[names[name]].elements(name)?),
             Source::Gguf { gguf, names } => {
-                let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
+                let tensor = gguf.tensor(&names[name].tensor).expect("names come from the tensor table");
                 let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
                 let one_more = name.ends_with("norm.weight") && architecture::find(gguf)?.norms_hold_one_more();
                 StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 })
@@ -184,7 +214,10 @@ impl Checkpoint {
     pub fn blocks(&self, name: &str) -> Result<Option<Blocks<'_>>, Problem> {
         let Source::Gguf { gguf, names } = &self.source else { return Ok(None) };
         let stored = names.get(name).ok_or_else(|| missing_tensor(gguf.path(), name))?;
-        let tensor = gguf.tensor(stored).expect("names come from the tensor table");
+        let tensor = gguf.tensor(&stored.tensor).expect("names come from the tensor table");
+        if let (Some(part), [count, ..]) = (stored.part, tensor.shape.as_slice()) {
+            return Ok(Some(Blocks::part(tensor, gguf.bytes(tensor), part, *count)));
+        }
         let order = architecture::find(gguf)?.row_order(name, &self.config);
         if order == RowOrder::AsStored {
             return Ok(Some(Blocks::new(tensor, Cow::Borrowed(gguf.bytes(tensor)))));
@@ -340,7 +373,7 @@ mod tests {
         assert_eq!(problem.code, ProblemCode::UnknownArchitecture);
         assert_eq!(
             (problem.found.as_deref(), problem.expected.as_deref()),
-            (Some("mamba"), Some("llama, qwen2, qwen3, gemma2, gemma3, phi3"))
+            (Some("mamba"), Some("llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3"))
         );
     }
 
