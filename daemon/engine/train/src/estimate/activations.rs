@@ -69,9 +69,10 @@ fn swiglu(shape: &Shape) -> usize {
 }
 
 /// The scores of all experts, before and after they are made weights; and of each expert that a token goes through its
-/// input, its output in both orders, and that times its weight.
+/// output in both orders, that times its weight, and its input where experts are trained.
 fn experts(shape: &Shape) -> usize {
-    shape.experts.map_or(0, |experts| 3 * experts.count + 4 * experts.per_token * shape.hidden)
+    let hidden_states = 3 + usize::from(shape.trained.block_weights > 0);
+    shape.experts.map_or(0, |experts| 3 * experts.count + hidden_states * experts.per_token * shape.hidden)
 }
 
 /// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and
