@@ -68,7 +68,7 @@ fn a_token_meets_some_of_the_experts() {
     assert_eq!(shape.trained.numbers(), 48 * 8 * (2 * (2048 + 4096) + 2 * (2048 + 512)));
     let full = Shape::new(&config, &recipe("finetuning_type: full\n"));
     assert_eq!(full.trained.block_weights, 48 * met);
-    assert!(kept(&shape, 100, false) > 48 * 100 * 4 * (2 * 8 * 768 + 3 * 8 * 2048));
+    assert!(kept(&shape, 100, false, Products::F32) > 48 * 100 * 4 * (2 * 8 * 768 + 3 * 8 * 2048));
 }
 
 #[test]
