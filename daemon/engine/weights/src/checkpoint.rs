@@ -46,12 +46,23 @@ struct Place {
     tensor: String,
     /// The weight's number, where several lie in the tensor, along its first dimension.
     part: Option<usize>,
+    /// In Hugging Face's order of dimensions.
+    shape: Vec<usize>,
+    /// The file has rows and columns exchanged.
+    transposed: bool,
 }
 
 impl Place {
     /// Every weight of a tensor, by its Hugging Face name.
-    fn all(tensor: &TensorInfo, hugging_face_name: String) -> Vec<(String, Self)> {
-        let place = |part| Self { tensor: tensor.name.clone(), part };
+    fn all(tensor: &TensorInfo, hugging_face_name: String, transposed: bool) -> Vec<(String, Self)> {
+        let place = |part: Option<usize>| {
+            let mut shape = tensor.shape[usize::from(part.is_some())..].to_vec();
+            let transposed = transposed && shape.len() == 2;
+            if transposed {
+                shape.reverse();
+            }
+            Self { tensor: tensor.name.clone(), part, shape, transposed }
+        };
         // A number that the tensor's bytes cannot bear out gets no names, so that the tensor is taken for a stranger.
         let parts = |count: &usize| (1..=tensor.range.len()).contains(count);
         match (hugging_face_name.split_once(EACH), tensor.shape.as_slice()) {
@@ -61,11 +72,6 @@ impl Place {
             }
             (Some(_), _) => vec![(tensor.name.clone(), place(None))],
         }
-    }
-
-    fn shape<'g>(&self, gguf: &'g Gguf) -> Option<&'g [usize]> {
-        let shape = gguf.tensor(&self.tensor)?.shape.as_slice();
-        if self.part.is_some() { shape.get(1..) } else { Some(shape) }
     }
 }
 
@@ -116,7 +122,11 @@ impl Checkpoint {
         let names: BTreeMap<String, Place> = gguf
             .tensors()
             .iter()
-            .filter_map(|tensor| Some(Place::all(tensor, architecture.hugging_face_name(&tensor.name)?)))
+            .filter_map(|tensor| {
+                let name = architecture.hugging_face_name(&tensor.name)?;
+                let transposed = architecture.is_transposed(&name);
+                Some(Place::all(tensor, name, transposed))
+            })
             .flatten()
             .collect();
         let config = architecture.config(&gguf).map_err(|problem| problem.file(path.display()))?;
@@ -175,7 +185,7 @@ impl Checkpoint {
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Gguf { gguf, names } => names.get(name)?.shape(gguf),
+            Source::Gguf { names, .. } => Some(&names.get(name)?.shape),
             Source::Folder { files, names, .. } => files[*names.get(name)?].shape(name),
         }
     }
@@ -205,12 +215,13 @@ impl Checkpoint {
                 let tensor = gguf.tensor(&names[name].tensor).expect("names come from the tensor table");
                 let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
                 let one_more = name.ends_with("norm.weight") && architecture::find(gguf)?.norms_hold_one_more();
-                StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 })
+                let stored = StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 });
+                if names[name].transposed { stored.transposed() } else { stored }
             }
         })
     }
 
-    /// A GGUF file's tensor, still encoded; None in a folder. `ShapeMismatch` where it is missing.
+    /// A GGUF file's tensor, still encoded, and rows and columns as in the file; None in a folder. `ShapeMismatch` where it is missing.
     pub fn blocks(&self, name: &str) -> Result<Option<Blocks<'_>>, Problem> {
         let Source::Gguf { gguf, names } = &self.source else { return Ok(None) };
         let stored = names.get(name).ok_or_else(|| missing_tensor(gguf.path(), name))?;
@@ -373,7 +384,7 @@ mod tests {
         assert_eq!(problem.code, ProblemCode::UnknownArchitecture);
         assert_eq!(
             (problem.found.as_deref(), problem.expected.as_deref()),
-            (Some("mamba"), Some("llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3"))
+            (Some("mamba"), Some("llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, gpt2"))
         );
     }
 

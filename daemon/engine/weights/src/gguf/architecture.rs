@@ -4,6 +4,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
 use super::gemma::{Gemma2, Gemma3};
+use super::gpt2::Gpt2;
 use super::phi3::Phi3;
 use super::qwen::{Qwen2, Qwen3, Qwen3Moe};
 use super::{Gguf, llama::Llama};
@@ -25,6 +26,11 @@ pub(crate) trait Architecture: Sync {
         RowOrder::AsStored
     }
 
+    /// A matrix that Hugging Face holds with rows and columns exchanged.
+    fn is_transposed(&self, _hugging_face_name: &str) -> bool {
+        false
+    }
+
     /// Weights of norms are stored as `1 + w`.
     fn norms_hold_one_more(&self) -> bool {
         false
@@ -44,7 +50,7 @@ pub(crate) enum RowOrder {
     },
 }
 
-const ALL: &[&dyn Architecture] = &[&Llama, &Qwen2, &Qwen3, &Qwen3Moe, &Gemma2, &Gemma3, &Phi3];
+const ALL: &[&dyn Architecture] = &[&Llama, &Qwen2, &Qwen3, &Qwen3Moe, &Gemma2, &Gemma3, &Phi3, &Gpt2];
 
 pub(crate) fn find(gguf: &Gguf) -> Result<&'static dyn Architecture, Problem> {
     let name = gguf.metadata().require_str("general.architecture").map_err(|p| p.file(gguf.path().display()))?;

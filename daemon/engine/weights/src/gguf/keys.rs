@@ -122,6 +122,6 @@ impl Keys<'_> {
 }
 
 /// The shortest decimal that is this `f32`: 0.00001, not 0.000009999999747378752.
-fn decimal(value: f32) -> f64 {
+pub(super) fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }
