@@ -178,10 +178,19 @@ def tensors(shape: dict):
         yield f"{prefix}.post_attention_layernorm.weight", [hidden]
         for name, dims in {
             "self_attn.q_proj": [query, hidden], "self_attn.k_proj": [pair, hidden], "self_attn.v_proj": [pair, hidden],
-            "self_attn.o_proj": [hidden, query], "mlp.gate_proj": [wide, hidden], "mlp.up_proj": [wide, hidden],
-            "mlp.down_proj": [hidden, wide],
+            "self_attn.o_proj": [hidden, query],
         }.items():  # fmt: skip
             yield f"{prefix}.{name}.weight", dims
+        networks = {"mlp": wide}
+        if experts := shape.get("num_experts"):
+            networks = {f"mlp.experts.{index}": shape["moe_intermediate_size"] for index in range(experts)}
+            yield f"{prefix}.mlp.gate.weight", [experts, hidden]
+            yield f"{prefix}.self_attn.q_norm.weight", [head]
+            yield f"{prefix}.self_attn.k_norm.weight", [head]
+        for network, width in networks.items():
+            yield f"{prefix}.{network}.gate_proj.weight", [width, hidden]
+            yield f"{prefix}.{network}.up_proj.weight", [width, hidden]
+            yield f"{prefix}.{network}.down_proj.weight", [hidden, width]
     yield "model.norm.weight", [hidden]
     if not shape["tie_word_embeddings"]:
         yield "lm_head.weight", [shape["vocab_size"], hidden]

@@ -2,12 +2,14 @@
 
 use clap::Args;
 use justtrain_proto::v1::generate_response::Part;
-use justtrain_proto::v1::{GenerateEnd, GenerateRequest, ModelSelector, Turn};
+use justtrain_proto::v1::{GenerateEnd, GenerateRequest, ModelSelector, Problem, Turn};
+use serde_json::Value;
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Result};
+use crate::problem;
 use crate::session::Daemon;
-use crate::text::both;
+use crate::text::{Lang, both};
 
 /// How answers are sampled.
 #[derive(Debug, Clone, Args)]
@@ -45,15 +47,51 @@ pub(crate) struct Answer {
     pub end: GenerateEnd,
 }
 
-/// Asks once; `piece` sees the text as it comes.
-pub(crate) async fn ask(daemon: &Daemon, request: GenerateRequest, mut piece: impl FnMut(&str)) -> Result<Answer> {
+/// What the model's answers came with: each warning comes with every answer, and is shown with the first.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Vec<Problem>);
+
+impl Warnings {
+    /// Notes a warning, and returns it where it is new.
+    fn note(&mut self, warning: Problem) -> Option<&Problem> {
+        if self.0.contains(&warning) {
+            return None;
+        }
+        self.0.push(warning);
+        self.0.last()
+    }
+
+    pub(crate) fn json(&self, lang: Lang) -> Value {
+        self.0.iter().map(|warning| problem::json(warning, lang)).collect()
+    }
+}
+
+/// What comes before the end.
+pub(crate) enum Piece<'a> {
+    Text(&'a str),
+    /// One that was not seen yet.
+    Warning(&'a Problem),
+}
+
+/// Asks once; `piece` sees the text and new warnings as they come.
+pub(crate) async fn ask(
+    daemon: &Daemon,
+    request: GenerateRequest,
+    warnings: &mut Warnings,
+    mut piece: impl FnMut(Piece<'_>),
+) -> Result<Answer> {
     let mut stream = daemon.generation().generate(request).await?.into_inner();
     let mut text = String::new();
     while let Some(response) = stream.message().await? {
         match response.part {
             Some(Part::Text(more)) => {
-                piece(&more);
+                piece(Piece::Text(&more));
                 text += &more;
+            }
+            Some(Part::Warning(warning)) => {
+                if let Some(warning) = warnings.note(warning) {
+                    piece(Piece::Warning(warning));
+                }
             }
             Some(Part::End(end)) => return Ok(Answer { text, end }),
             None => {}

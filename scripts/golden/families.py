@@ -22,7 +22,7 @@ from lora_sft import (
 from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Phi3Config,
-    Qwen2Config, Qwen3Config,
+    Qwen2Config, Qwen3Config, Qwen3MoeConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -109,6 +109,18 @@ CONFIGS |= {
         },
     ),
 }
+# Without a window all blocks have experts, as llama.cpp wants them; with one, the second and no other has.
+CONFIGS |= {
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **SIZES, num_hidden_layers=2, head_dim=10, rope_parameters=ROPE, num_experts=8, num_experts_per_tok=2,
+        moe_intermediate_size=8, norm_topk_prob=True,
+    ),
+    "qwen3_moe_mixed": lambda: Qwen3MoeConfig(
+        **SIZES, num_hidden_layers=3, head_dim=6, rope_parameters=ROPE, num_experts=5, num_experts_per_tok=3,
+        moe_intermediate_size=8, norm_topk_prob=False, decoder_sparse_step=1, mlp_only_layers=[1], attention_bias=True,
+        use_sliding_window=True, sliding_window=5, tie_word_embeddings=True,
+    ),
+}
 
 
 def main() -> None:
@@ -133,7 +145,8 @@ def make(name: str, folder: Path) -> None:
         tensors[f"logits.{index}"] = logits_of(model, sequence.ids)
     loss, gradients = gradients_of(model, batch)
     tensors["loss"] = torch.tensor(loss)
-    tensors |= {f"grad.{name}": gradient for name, gradient in outputs_first(model, gradients).items()}
+    gradients = expert_by_expert(outputs_first(model, gradients))
+    tensors |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
 
     tuned = attach_lora(model, RANK, ALPHA, linear_layers(model))
     randomise_adapter(tuned)
@@ -172,8 +185,10 @@ def random_sequence(length: int, prompt: int) -> Sequence:
 
 
 def linear_layers(model) -> list[str]:
-    """Last names of the layers inside the blocks, as LoRA configurations give them."""
+    """Last names of the layers inside the blocks, as LoRA configurations give them; beside experts those of attention."""
     linear = (name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)))
+    if model.config.model_type == "qwen3_moe":
+        linear = (name for name in linear if ".self_attn." in name)
     return sorted({name.rsplit(".", 1)[-1] for name in linear if name != "lm_head"})
 
 
@@ -181,6 +196,21 @@ def outputs_first(model, gradients: dict[str, torch.Tensor]) -> dict[str, torch.
     """Gradients of matrices as `[out, in]`, those of Conv1D as well."""
     conv = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     return {name: gradient.T if name in conv else gradient for name, gradient in gradients.items()}
+
+
+def expert_by_expert(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In memory the experts of a block lie in two tensors; in files each has its own three."""
+    parted = {}
+    for name, gradient in gradients.items():
+        start, fused = name.rpartition(".")[::2]
+        if not start.endswith(".experts"):
+            parted[name] = gradient
+            continue
+        for index, of_expert in enumerate(gradient):
+            parts = ["gate_proj", "up_proj"] if fused == "gate_up_proj" else [fused]
+            for part, matrix in zip(parts, of_expert.chunk(len(parts))):
+                parted[f"{start}.{index}.{part}.weight"] = matrix
+    return parted
 
 
 if __name__ == "__main__":

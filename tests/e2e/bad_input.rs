@@ -189,6 +189,23 @@ fn no_disk_for_data_and_answers() {
     assert!(!Path::new(&answers).exists());
 }
 
+/// Every client hears it, also where the model is loaded already, and once however many answers there are.
+#[test]
+fn a_model_without_a_chat_template() {
+    let desk = Desk::tiny();
+    fs::write(desk.path("model/tokenizer_config.json"), json!({"eos_token": "<2>"}).to_string()).unwrap();
+    let (prompts, answers, model) = (desk.path("prompts.jsonl"), desk.path("answers.jsonl"), desk.path("model"));
+    fs::write(&prompts, "{\"prompt\": \"1+1\"}\n{\"prompt\": \"2+1\"}\n").unwrap();
+    for _ in 0..2 {
+        let arguments =
+            ["generate", "--input", &prompts, "--output", &answers, "--model", &model, "--max-new-tokens", "2"];
+        let problems = desk.json(&arguments)["problems"].clone();
+        assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems}");
+        assert_eq!((&problems[0]["code"], &problems[0]["severity"]), (&json!("CHAT_TEMPLATE"), &json!("warning")));
+        assert!(problems[0]["message"].as_str().unwrap().contains("chatml"), "{problems}");
+    }
+}
+
 /// A worker that may write no file larger than 16 KiB: the adapter of a checkpoint is.
 #[test]
 fn no_disk_for_a_checkpoint() {

@@ -7,7 +7,7 @@ use justtrain_proto::v1::{ModelSelector, Turn};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::answer::{Sampling, ask};
+use crate::answer::{Piece, Sampling, Warnings, ask};
 use crate::failure::Result;
 use crate::pick::ModelArgs;
 use crate::session::{Daemon, Session};
@@ -53,8 +53,15 @@ impl Chat {
     pub(crate) async fn run(self, session: &Session) -> Result<Report> {
         let (ui, daemon) = (session.ui, session.connect().await?);
         let model = self.model.selector_or_latest(&daemon).await?;
-        let mut conversation =
-            Conversation { session, daemon, model, sampling: self.sampling, base: self.base, turns: Vec::new() };
+        let mut conversation = Conversation {
+            session,
+            daemon,
+            model,
+            sampling: self.sampling,
+            base: self.base,
+            turns: Vec::new(),
+            warnings: Warnings::default(),
+        };
         if ui.is_live() {
             let who =
                 if conversation.model.job.is_empty() { &conversation.model.model } else { &conversation.model.job };
@@ -86,7 +93,8 @@ impl Chat {
         }
         let turns: Vec<_> =
             conversation.turns.iter().map(|turn| json!({"role": turn.role, "content": turn.content})).collect();
-        Ok(Report::ok(json!({"turns": turns})))
+        let warnings = conversation.warnings.json(ui.lang);
+        Ok(Report::ok(json!({"turns": turns, "problems": warnings})))
     }
 }
 
@@ -97,6 +105,7 @@ struct Conversation<'a> {
     sampling: Sampling,
     base: bool,
     turns: Vec<Turn>,
+    warnings: Warnings,
 }
 
 impl Conversation<'_> {
@@ -113,8 +122,15 @@ impl Conversation<'_> {
         self.turns.push(Turn { role: "user".into(), content: text.to_owned() });
         let request = self.sampling.request(&self.model, self.turns.clone(), self.base);
         let mut shown = String::new();
+        let piece = |piece: Piece<'_>| match piece {
+            Piece::Text(text) => {
+                ui.piece(text);
+                shown += text;
+            }
+            Piece::Warning(warning) => ui.problem(warning),
+        };
         let answered = tokio::select! {
-            answer = ask(&self.daemon, request, |piece| { ui.piece(piece); shown += piece; }) => answer.map(|_| ()),
+            answer = ask(&self.daemon, request, &mut self.warnings, piece) => answer.map(|_| ()),
             _ = tokio::signal::ctrl_c() => Ok(()),
         };
         ui.line("");

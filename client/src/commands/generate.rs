@@ -10,7 +10,7 @@ use justtrain_proto::v1::{ModelSelector, Problem, Severity, Text, Turn};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::answer::{Answer, Sampling, ask};
+use crate::answer::{Answer, Piece, Sampling, Warnings, ask};
 use crate::failure::{Failure, Result};
 use crate::json::enum_name;
 use crate::pick::ModelArgs;
@@ -41,10 +41,11 @@ impl Generate {
         let prompts = read(&self.input)?;
         let daemon = session.connect().await?;
         let model = self.model.selector_or_latest(&daemon).await?;
-        self.answer_all(session, &daemon, &model, &prompts).await?;
+        let warnings = self.answer_all(session, &daemon, &model, &prompts).await?;
         let (count, path) = (prompts.len(), self.output.display());
         ui.line(say!(ui.lang, "{count} answers in {path}", "{count} 条回答已写入 {path}"));
-        Ok(Report::ok(json!({"rows": count, "output": self.output, "base": self.base})))
+        let problems = warnings.json(ui.lang);
+        Ok(Report::ok(json!({"rows": count, "output": self.output, "base": self.base, "problems": problems})))
     }
 
     /// Writes to a file beside the output, which takes its place once every row is answered.
@@ -54,14 +55,20 @@ impl Generate {
         daemon: &Daemon,
         model: &ModelSelector,
         prompts: &[Prompt],
-    ) -> Result<()> {
+    ) -> Result<Warnings> {
+        let mut warnings = Warnings::default();
         let bar = bar(session, prompts.len() as u64);
         let partial = partial_path(&self.output);
         let written = |error| Failure::file(&self.output, &error);
         let mut file = BufWriter::new(File::create(&partial).map_err(written)?);
         for prompt in prompts {
             let request = self.sampling.request(model, prompt.turns.clone(), self.base);
-            let answer = ask(daemon, request, |_| {}).await.map_err(|failure| {
+            let piece = |piece: Piece<'_>| {
+                if let Piece::Warning(warning) = piece {
+                    bar.suspend(|| session.ui.problem(warning));
+                }
+            };
+            let answer = ask(daemon, request, &mut warnings, piece).await.map_err(|failure| {
                 bar.finish_and_clear();
                 at(failure, &self.input, prompt.line)
             })?;
@@ -70,7 +77,8 @@ impl Generate {
         }
         bar.finish_and_clear();
         file.get_ref().sync_all().map_err(written)?;
-        std::fs::rename(&partial, &self.output).map_err(|error| Failure::file(&self.output, &error))
+        std::fs::rename(&partial, &self.output).map_err(|error| Failure::file(&self.output, &error))?;
+        Ok(warnings)
     }
 }
 

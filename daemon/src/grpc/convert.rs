@@ -219,6 +219,7 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         }
         // Of other commands, or of a kind that the contract has no message for: the stream is alive.
         Event::Progress { .. }
+        | Event::Warned { .. }
         | Event::Token { .. }
         | Event::Generated { .. }
         | Event::GenerateFailed { .. }

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::warm::Question;
-use super::{Daemon, status};
+use super::{Daemon, convert, status};
 
 #[async_trait]
 impl GenerateService for Daemon {
@@ -57,6 +57,7 @@ impl GenerateService for Daemon {
 
 fn part(event: Event) -> Option<Result<Part, Status>> {
     match event {
+        Event::Warned { problem, .. } => Some(Ok(Part::Warning(convert::problem(&problem)))),
         Event::Token { text, .. } => Some(Ok(Part::Text(text))),
         Event::Generated { end, prompt_tokens, answer_tokens, seconds, .. } => {
             let reason = match end {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use justtrain_jobs::{Jobs, Operations, Store, WorkerProgram};
 use justtrain_proto::v1::export_service_client::ExportServiceClient;
+use justtrain_proto::v1::generate_response::Part;
 use justtrain_proto::v1::generate_service_client::GenerateServiceClient;
 use justtrain_proto::v1::job_service_client::JobServiceClient;
 use justtrain_proto::v1::system_service_client::SystemServiceClient;
@@ -25,7 +26,7 @@ use super::*;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// Finds nothing wrong with a recipe, unless it says `wrong`; trains in 40 events; exports nothing.
+/// Finds nothing wrong with a recipe, unless it says `wrong`; trains in 40 events; exports nothing; warns, and answers once.
 const WORKER: &str = r#"
 read -r command
 case $command in
@@ -45,6 +46,13 @@ case $command in
     echo '{"outcome":{"outcome":"trained","stopped":false,"steps":3,"first_loss":2.0,"last_loss":1.0,"validation_loss":null,"tokens_per_second":9.0,"peak_memory_bytes":1,"seconds":1.0,"adapter":"/a"}}' ;;
 *'"command":"export"'*)
     echo '{"outcome":{"outcome":"exported","format":"peft","path":"/out","bytes":1}}' ;;
+*'"command":"serve"'*)
+    echo '{"event":{"event":"ready"}}'
+    read -r question
+    echo '{"event":{"event":"warned","id":1,"problem":{"code":"CHAT_TEMPLATE","severity":"warning","message":{"en":"no template","zh":"没有模板"}}}}'
+    echo '{"event":{"event":"token","id":1,"text":"hi"}}'
+    echo '{"event":{"event":"generated","id":1,"end":"stop","prompt_tokens":1,"answer_tokens":1,"seconds":0.1}}'
+    read -r end ;;
 esac
 "#;
 /// Queued, running, what the worker says, succeeded.
@@ -287,6 +295,26 @@ async fn a_job_that_has_saved_nothing_does_not_answer_as_its_base_model() {
     let mut client = GenerateServiceClient::new(desk.channel.clone());
     let status = client.generate(authorised(request)).await.unwrap_err();
     assert_eq!((status.code(), &*problems_of(&status)[0].code), (Code::FailedPrecondition, "CHECKPOINT"));
+}
+
+#[tokio::test]
+async fn what_a_model_lacks_is_said_before_its_answer() {
+    let desk = Desk::new().await;
+    let path = desk.home.path().join("model.gguf").display().to_string();
+    let model = Some(ModelSelector { model: path, ..ModelSelector::default() });
+    let turns = vec![Turn { role: "user".to_owned(), content: "hello".to_owned() }];
+    let request = GenerateRequest { model, turns, ..GenerateRequest::default() };
+    let mut client = GenerateServiceClient::new(desk.channel.clone());
+    let mut stream = client.generate(authorised(request)).await.unwrap().into_inner();
+    let mut parts = Vec::new();
+    while let Some(response) = stream.message().await.unwrap() {
+        parts.push(response.part.unwrap());
+    }
+    let [Part::Warning(warning), Part::Text(text), Part::End(_)] = parts.as_slice() else { panic!("{parts:?}") };
+    assert_eq!(
+        (warning.code.as_str(), warning.severity(), text.as_str()),
+        ("CHAT_TEMPLATE", v1::Severity::Warning, "hi")
+    );
 }
 
 #[tokio::test]

@@ -113,6 +113,11 @@ pub enum Event {
         done: u64,
         total: u64,
     },
+    /// What there is to know about the answer `id` before its first piece.
+    Warned {
+        id: u64,
+        problem: Problem,
+    },
     /// A piece of the answer to `Control::Generate { id }`.
     Token {
         id: u64,

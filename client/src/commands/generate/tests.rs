@@ -47,7 +47,7 @@ fn an_empty_file_is_a_problem() {
     assert_eq!(read(file.path()).unwrap_err().problems[0].code, "FILE_EMPTY");
 }
 
-/// Answers with the question in two pieces; refuses the question `bad`.
+/// Warns, and answers with the question in two pieces; refuses the question `bad`.
 struct Echo;
 
 type Pieces = Pin<Box<dyn Stream<Item = Result<GenerateResponse, Status>> + Send>>;
@@ -62,7 +62,9 @@ impl GenerateService for Echo {
             return Err(Status::resource_exhausted("no memory"));
         }
         let end = GenerateEnd { reason: EndReason::Length.into(), ..GenerateEnd::default() };
-        let parts = [Part::Text("<".into()), Part::Text(question), Part::End(end)];
+        let message = both!("the model has no chat template", "模型没有对话模板");
+        let warning = Problem { severity: Severity::Warning.into(), ..wrong("CHAT_TEMPLATE", message) };
+        let parts = [Part::Warning(warning), Part::Text("<".into()), Part::Text(question), Part::End(end)];
         let parts = parts.map(|part| Ok(GenerateResponse { part: Some(part) }));
         Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
     }
@@ -83,7 +85,12 @@ async fn generated(input: &str) -> (Result<Report>, Option<String>) {
 #[tokio::test]
 async fn answers_stand_beside_their_prompts() {
     let (outcome, output) = generated("{\"prompt\":\"a\"}\n{\"prompt\":\"b\"}\n").await;
-    assert_eq!(outcome.unwrap().json["rows"], 2);
+    let report = outcome.unwrap();
+    assert_eq!(report.json["rows"], 2);
+    // It came with both answers.
+    let problems = report.json["problems"].as_array().unwrap();
+    assert_eq!(problems.len(), 1);
+    assert_eq!((&problems[0]["code"], &problems[0]["severity"]), (&"CHAT_TEMPLATE".into(), &"warning".into()));
     let expected = concat!(
         r#"{"prompt":"a","answer":"<a","end":"length","answer_tokens":0}"#,
         "\n",

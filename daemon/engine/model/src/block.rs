@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, RotaryTable, Scores, Segments, dropout, residual};
 use justtrain_worker_api::Problem;
 
-use crate::config::{DecoderConfig, Positions};
+use crate::config::{DecoderConfig, Network, Positions};
 use crate::generate::LayerCache;
-use crate::layers::{Attention, Joint, Mlp, Norm, Projection};
+use crate::layers::{Attention, Experts, Joint, Mlp, Norm, Projection, Router};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{LinearShape, Mode};
@@ -19,9 +19,69 @@ pub struct Block {
     attention: Attention,
     attention_output_norm: Option<Norm>,
     mlp_norm: Norm,
-    mlp: Mlp,
+    feed_forward: FeedForward,
     mlp_output_norm: Option<Norm>,
     pub(crate) dropout: BlockDropout,
+}
+
+#[derive(Debug, Clone)]
+enum FeedForward {
+    Dense {
+        network: Box<Mlp>,
+        /// Adapters can be put on it; see [`DecoderConfig::linears`].
+        adaptable: bool,
+    },
+    Experts(Box<Experts>),
+}
+
+impl FeedForward {
+    fn load(loader: &Loader<'_>, config: &DecoderConfig, layer: usize) -> Result<Self, Problem> {
+        let projection = |(name, shape)| loader.projection(name, shape, config.names.transposed);
+        let load = |Network { up, widths, down }: Network| {
+            let projections = up.into_iter().map(projection).collect::<Result<_, Problem>>()?;
+            Ok(Mlp { up: Joint { projections, widths }, down: projection(down)?, kind: config.mlp })
+        };
+        let mut networks = config.networks(layer).into_iter().map(load).collect::<Result<Vec<Mlp>, Problem>>()?;
+        Ok(match (config.experts_of(layer), config.router(layer)) {
+            (Some(experts), Some((name, shape))) => {
+                let weight = loader.in_full_precision(&format!("{name}.weight"), shape)?;
+                Self::Experts(Box::new(Experts { router: Router { name, weight }, networks, config: experts }))
+            }
+            _ => {
+                let network = networks.pop().expect("a block without experts has one network");
+                Self::Dense { network: Box::new(network), adaptable: config.experts.is_none() }
+            }
+        })
+    }
+
+    fn forward(&self, x: Tensor<2>, mode: Mode) -> Tensor<2> {
+        match self {
+            Self::Dense { network, .. } => network.forward(x, mode),
+            Self::Experts(experts) => experts.forward(x, mode),
+        }
+    }
+
+    /// The network that adapters can be put on.
+    fn adaptable(&self) -> Option<&Mlp> {
+        match self {
+            Self::Dense { network, adaptable: true } => Some(network),
+            _ => None,
+        }
+    }
+
+    fn adaptable_mut(&mut self) -> Option<&mut Mlp> {
+        match self {
+            Self::Dense { network, adaptable: true } => Some(network),
+            _ => None,
+        }
+    }
+
+    fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
+        match self {
+            Self::Dense { network, .. } => network.projections_mut().flat_map(Projection::parameters_mut).collect(),
+            Self::Experts(experts) => experts.parameters_mut().collect(),
+        }
+    }
 }
 
 /// What is dropped in a block while it is trained.
@@ -83,11 +143,7 @@ impl Block {
             },
             attention_output_norm: names.attention_output_norm.map(norm).transpose()?,
             mlp_norm: norm(names.mlp_norm)?,
-            mlp: Mlp {
-                up: joint(config.up(), &config.up_widths())?,
-                down: projection(config.down())?,
-                kind: config.mlp,
-            },
+            feed_forward: FeedForward::load(loader, config, layer)?,
             mlp_output_norm: names.mlp_output_norm.map(norm).transpose()?,
             dropout: BlockDropout::default(),
         })
@@ -111,14 +167,15 @@ impl Block {
         let of_weights = self.dropout.at(0, attention, pass.mode);
         let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache, of_weights);
         let x = residual(x, dropped(1, normed(&self.attention_output_norm, attended)));
-        let fed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass.mode);
+        let fed = self.feed_forward.forward(self.mlp_norm.forward(x.clone()), pass.mode);
         residual(x, dropped(2, normed(&self.mlp_output_norm, fed)))
     }
 
+    /// The linear layers that adapters can be put on.
     pub(crate) fn projections(&self) -> Vec<&Projection> {
-        let Self { attention, mlp, .. } = self;
-        let qkv = attention.qkv.projections.iter().chain([&attention.o]);
-        qkv.chain(&mlp.up.projections).chain([&mlp.down]).collect()
+        let Self { attention, feed_forward, .. } = self;
+        let of_attention = attention.qkv.projections.iter().chain([&attention.o]);
+        of_attention.chain(feed_forward.adaptable().into_iter().flat_map(Mlp::projections)).collect()
     }
 
     /// Of the hidden state, and of queries and keys.
@@ -132,24 +189,30 @@ impl Block {
     }
 
     pub(crate) fn projections_mut(&mut self) -> Vec<&mut Projection> {
-        let Self { attention, mlp, .. } = self;
-        let qkv = attention.qkv.projections.iter_mut().chain([&mut attention.o]);
-        qkv.chain(&mut mlp.up.projections).chain([&mut mlp.down]).collect()
+        let Self { attention, feed_forward, .. } = self;
+        let of_attention = attention.qkv.projections.iter_mut().chain([&mut attention.o]);
+        of_attention.chain(feed_forward.adaptable_mut().into_iter().flat_map(Mlp::projections_mut)).collect()
     }
 }
 
 impl Parameters for Block {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { attention_norm, attention, attention_output_norm, mlp_norm, mlp, mlp_output_norm, dropout: _ } =
-            self;
+        let Self {
+            attention_norm,
+            attention,
+            attention_output_norm,
+            mlp_norm,
+            feed_forward,
+            mlp_output_norm,
+            dropout: _,
+        } = self;
         let mut parameters: Vec<Parameter<'_>> = attention_norm.parameters_mut().collect();
         parameters.extend(attention.qkv.projections.iter_mut().flat_map(Projection::parameters_mut));
         parameters.extend(attention.qk_norms.iter_mut().flatten().flat_map(Norm::parameters_mut));
         parameters.extend(attention.o.parameters_mut());
         parameters.extend(attention_output_norm.iter_mut().flat_map(Norm::parameters_mut));
         parameters.extend(mlp_norm.parameters_mut());
-        parameters.extend(mlp.up.projections.iter_mut().flat_map(Projection::parameters_mut));
-        parameters.extend(mlp.down.parameters_mut());
+        parameters.extend(feed_forward.parameters_mut());
         parameters.extend(mlp_output_norm.iter_mut().flat_map(Norm::parameters_mut));
         parameters
     }

@@ -30,6 +30,8 @@ pub struct DecoderConfig {
     pub attention_soft_cap: Option<f32>,
     pub logit_soft_cap: Option<f32>,
     pub mlp: MlpKind,
+    /// What some or all layers have in place of one feed-forward network.
+    pub experts: Option<ExpertsConfig>,
     pub biases: Biases,
     pub names: &'static WeightNames,
 }
@@ -50,6 +52,21 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// Index of its [`Rotation`], where positions are rotary.
     pub rotation: usize,
+    /// Its feed-forward network is a mixture of experts.
+    pub experts: bool,
+}
+
+/// A mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): feed-forward networks of which a router chooses a few
+/// for each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    pub count: usize,
+    /// Experts that a token goes through.
+    pub per_token: usize,
+    /// Of each expert.
+    pub intermediate_size: usize,
+    /// The weights of a token's experts are divided by their sum.
+    pub norm_weights: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,36 +125,21 @@ impl DecoderConfig {
         [query * dim, key_value * dim, key_value * dim]
     }
 
-    /// Widths of what the feed-forward network makes of its input: gate and up, or up alone.
-    pub fn up_widths(&self) -> Vec<usize> {
-        match self.mlp {
-            MlpKind::Gated(_) => vec![self.intermediate_size; 2],
-            MlpKind::Plain(_) => vec![self.intermediate_size],
-        }
-    }
-
     /// The full name of a part of a block.
     pub fn module(&self, layer: usize, part: &str) -> String {
         format!("{}.{layer}.{part}", self.names.blocks)
     }
 
-    /// The linear layers of one block, in the order of the network.
+    /// The linear layers of one block that adapters can be put on, in the order of the network. Beside experts these are
+    /// attention's alone: PEFT has no name for a feed-forward network there that is not also that of every expert.
     pub fn linears(&self) -> Vec<LinearShape> {
         let mut linears = self.qkv();
         linears.push(self.attention_output());
-        linears.extend(self.up());
-        linears.push(self.down());
-        linears
-    }
-
-    /// Lengths of one block's vectors: norms and biases.
-    pub fn block_vectors(&self) -> Vec<usize> {
-        let mut vectors = vec![self.hidden_size; self.block_norms() * self.norm.vectors()];
-        if self.has_qk_norms() {
-            vectors.extend([self.heads.dim; 2]);
+        if self.experts.is_none() {
+            linears.extend(self.up(self.intermediate_size));
+            linears.push(self.down(self.intermediate_size));
         }
-        vectors.extend(self.linears().iter().filter(|linear| linear.bias).map(|linear| linear.outputs));
-        vectors
+        linears
     }
 
     /// Names and widths of one block's norms.
@@ -184,11 +186,16 @@ impl DecoderConfig {
 
     /// Numbers in the base model.
     pub fn parameters(&self) -> u64 {
-        let linears = self.linears().iter().map(|linear| linear.outputs * linear.inputs).sum::<usize>();
-        let block = linears + self.block_vectors().iter().sum::<usize>();
-        let tables = (2 - usize::from(self.tied_embeddings)) * self.vocab_size * self.hidden_size;
-        let positions = self.position_table().map_or(0, |[rows, width]| rows * width);
-        (self.layers.len() * block + tables + positions + self.norm.vectors() * self.hidden_size) as u64
+        self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The matrices of one block's feed-forward network that a token is multiplied by, `[outputs, inputs]`.
+    pub fn feed_forward(&self, layer: usize) -> Vec<[usize; 2]> {
+        let times = self.experts_of(layer).map_or(1, |experts| experts.per_token);
+        let Some(network) = self.networks(layer).into_iter().next() else { return Vec::new() };
+        let matrix = |(_, linear): &(String, LinearShape)| [linear.outputs, linear.inputs];
+        let one: Vec<[usize; 2]> = network.up.iter().chain([&network.down]).map(matrix).collect();
+        self.router(layer).map(|(_, shape)| shape).into_iter().chain(one.repeat(times)).collect()
     }
 
     /// Name and shape of every tensor of the base model, in the order of the network.
@@ -204,21 +211,23 @@ impl DecoderConfig {
         };
         for layer in 0..self.layers.len() {
             let full = |part: &str| format!("{}.{layer}.{part}", names.blocks);
-            let linear = |shape: LinearShape| {
-                let bias = shape.bias.then(|| (full(&format!("{}.bias", shape.name)), vec![shape.outputs]));
-                let weight = (full(&format!("{}.weight", shape.name)), vec![shape.outputs, shape.inputs]);
+            let linear = |(name, shape): (String, LinearShape)| {
+                let bias = shape.bias.then(|| (format!("{name}.bias"), vec![shape.outputs]));
+                let weight = (format!("{name}.weight"), vec![shape.outputs, shape.inputs]);
                 std::iter::once(weight).chain(bias)
             };
+            let of_attention = |shape: LinearShape| linear((full(shape.name), shape));
             let of_block = |part: &'static str| norm(full(part), self.hidden_size);
             tensors.extend(of_block(names.block.attention_norm));
-            tensors.extend(self.qkv().into_iter().flat_map(linear));
+            tensors.extend(self.qkv().into_iter().flat_map(of_attention));
             let of_heads = names.block.qk_norms.into_iter().flatten();
             tensors.extend(of_heads.flat_map(|part| norm(full(part), self.heads.dim)));
-            tensors.extend(linear(self.attention_output()));
+            tensors.extend(of_attention(self.attention_output()));
             tensors.extend(names.block.attention_output_norm.into_iter().flat_map(of_block));
             tensors.extend(of_block(names.block.mlp_norm));
-            tensors.extend(self.up().into_iter().flat_map(linear));
-            tensors.extend(linear(self.down()));
+            tensors.extend(self.router(layer).map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
+            let networks = self.networks(layer).into_iter();
+            tensors.extend(networks.flat_map(|network| network.up.into_iter().chain([network.down])).flat_map(linear));
             tensors.extend(names.block.mlp_output_norm.into_iter().flat_map(of_block));
         }
         tensors.extend(norm(names.norm.to_owned(), self.hidden_size));
@@ -258,18 +267,67 @@ impl DecoderConfig {
         }
     }
 
-    pub(crate) fn up(&self) -> Vec<LinearShape> {
-        joint(&self.names.block.up, &self.up_widths(), self.hidden_size, self.biases.mlp)
+    /// The feed-forward networks of a block: the one, or one for each expert.
+    pub(crate) fn networks(&self, layer: usize) -> Vec<Network> {
+        let network = |width: usize, name: &dyn Fn(&'static str) -> String| {
+            let named = |shape: LinearShape| (self.module(layer, &name(shape.name)), shape);
+            let (up, down) = (self.up(width), named(self.down(width)));
+            Network { up: up.into_iter().map(named).collect(), widths: self.up_widths(width), down }
+        };
+        let (Some(experts), Some(names)) = (self.experts_of(layer), &self.names.block.experts) else {
+            return vec![network(self.intermediate_size, &str::to_owned)];
+        };
+        let expert = |index: usize| {
+            let name = |part: &'static str| {
+                format!("{}.{index}.{}", names.experts, part.rsplit('.').next().unwrap_or_default())
+            };
+            network(experts.intermediate_size, &name)
+        };
+        (0..experts.count).map(expert).collect()
     }
 
-    pub(crate) fn down(&self) -> LinearShape {
-        LinearShape {
-            name: self.names.block.down,
-            outputs: self.hidden_size,
-            inputs: self.intermediate_size,
-            bias: self.biases.mlp,
+    /// What chooses a block's experts: its name, and `[experts, hidden]`.
+    pub(crate) fn router(&self, layer: usize) -> Option<(String, [usize; 2])> {
+        let (experts, names) = (self.experts_of(layer)?, self.names.block.experts.as_ref()?);
+        Some((self.module(layer, names.router), [experts.count, self.hidden_size]))
+    }
+
+    /// What a block has in place of one feed-forward network.
+    pub fn experts_of(&self, layer: usize) -> Option<ExpertsConfig> {
+        self.experts.filter(|_| self.layers[layer].experts)
+    }
+
+    /// Whether a tensor is that of an expert, which no gradient reaches in a batch where no token went there.
+    pub fn is_of_expert(&self, tensor: &str) -> bool {
+        let part = self.place_in_block(tensor).map(|(_, part)| part);
+        let names = self.names.block.experts.as_ref().zip(part);
+        names.is_some_and(|(names, part)| part.strip_prefix(names.experts).is_some_and(|rest| rest.starts_with('.')))
+    }
+
+    fn up(&self, width: usize) -> Vec<LinearShape> {
+        joint(&self.names.block.up, &self.up_widths(width), self.hidden_size, self.biases.mlp)
+    }
+
+    /// Gate and up, or up alone.
+    fn up_widths(&self, width: usize) -> Vec<usize> {
+        match self.mlp {
+            MlpKind::Gated(_) => vec![width; 2],
+            MlpKind::Plain(_) => vec![width],
         }
     }
+
+    fn down(&self, width: usize) -> LinearShape {
+        LinearShape { name: self.names.block.down, outputs: self.hidden_size, inputs: width, bias: self.biases.mlp }
+    }
+}
+
+/// The linear layers of one feed-forward network, by their full names.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) up: Vec<(String, LinearShape)>,
+    /// Of what `up` makes.
+    pub(crate) widths: Vec<usize>,
+    pub(crate) down: (String, LinearShape),
 }
 
 impl NormKind {

@@ -145,7 +145,7 @@ impl Decoder {
         let positions = match (&config.positions, names.positions) {
             (&Positions::Learned { rows, offset }, Some(name)) => {
                 let name = format!("{name}.weight");
-                let table = loader.positions(&name, [rows, config.hidden_size])?;
+                let table = loader.in_full_precision(&name, [rows, config.hidden_size])?;
                 Some(PositionTable { name, table, offset })
             }
             _ => None,
@@ -185,7 +185,7 @@ impl Decoder {
         self.norm.weight.device()
     }
 
-    /// Every linear layer, in the order of the network.
+    /// Every linear layer that an adapter can be put on, in the order of the network.
     pub fn projections(&self) -> impl Iterator<Item = &Projection> {
         self.blocks.iter().flat_map(Block::projections)
     }

@@ -20,7 +20,9 @@ mod tuned;
 mod weights;
 
 pub use block::{Block, Pass};
-pub use config::{Biases, DecoderConfig, LayerConfig, LinearShape, MlpKind, NormKind, PlainActivation, Positions};
+pub use config::{
+    Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, PlainActivation, Positions,
+};
 pub use decoder::{Decoder, Head, Input, Mode};
 pub use justtrain_kernels as kernels;
 pub use tuned::{apply_tuned, is_whole_model, replaces_weights};

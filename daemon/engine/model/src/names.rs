@@ -36,8 +36,18 @@ pub struct BlockNames {
     /// Gate and up, or up alone.
     pub up: JointNames,
     pub down: &'static str,
+    /// Where some blocks have experts.
+    pub experts: Option<ExpertNames>,
     /// Between feed-forward network and residual.
     pub mlp_output_norm: Option<&'static str>,
+}
+
+/// A mixture of experts. The parts of an expert are called as those of a feed-forward network, by their last names.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ExpertNames {
+    pub router: &'static str,
+    /// Before an expert's number.
+    pub experts: &'static str,
 }
 
 /// Linear layers that have the same input.
@@ -69,5 +79,6 @@ pub(crate) const LLAMA_BLOCK: BlockNames = BlockNames {
     mlp_norm: "post_attention_layernorm",
     up: JointNames::Apart(&["mlp.gate_proj", "mlp.up_proj"]),
     down: "mlp.down_proj",
+    experts: None,
     mlp_output_norm: None,
 };

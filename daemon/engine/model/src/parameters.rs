@@ -41,6 +41,8 @@ pub struct Parameter<'a> {
     pub name: String,
     tensor: Place<'a>,
     transposed: bool,
+    /// A batch may leave it out, and then its gradient is 0.
+    optional: bool,
 }
 
 #[derive(Debug)]
@@ -52,20 +54,25 @@ enum Place<'a> {
 
 impl<'a> Parameter<'a> {
     pub(crate) fn vector(name: String, tensor: &'a mut Tensor<1>) -> Self {
-        Self { name, tensor: Place::Vector(tensor), transposed: false }
+        Self { name, tensor: Place::Vector(tensor), transposed: false, optional: false }
     }
 
     pub(crate) fn matrix(name: String, tensor: &'a mut Tensor<2>) -> Self {
-        Self { name, tensor: Place::Matrix(tensor), transposed: false }
+        Self { name, tensor: Place::Matrix(tensor), transposed: false, optional: false }
     }
 
     pub(crate) fn weight(name: String, weight: &'a mut Weight) -> Self {
-        Self { name, tensor: Place::Weight(weight), transposed: false }
+        Self { name, tensor: Place::Weight(weight), transposed: false, optional: false }
     }
 
     /// Says that files hold the matrix as `[inputs, outputs]`.
     pub(crate) fn stored_transposed(self, transposed: bool) -> Self {
         Self { transposed, ..self }
+    }
+
+    /// Says that a batch may leave the tensor out.
+    pub(crate) fn not_in_every_batch(self) -> Self {
+        Self { optional: true, ..self }
     }
 
     pub fn shape(&self) -> Vec<usize> {
@@ -191,7 +198,10 @@ pub trait Parameters: Clone {
     /// The gradients of the leaves that [`Self::tracked`] made, by name.
     fn take_gradients(&mut self, trained: Trained<'_>, gradients: &mut Gradients) -> Vec<(String, Vec<f32>)> {
         let take = |parameter: Parameter<'_>| {
-            let gradient = parameter.take_gradient(gradients).expect("every trained tensor has a gradient");
+            let gradient = match parameter.take_gradient(gradients) {
+                None if parameter.optional => vec![0.0; parameter.len()],
+                gradient => gradient.expect("every trained tensor has a gradient"),
+            };
             (parameter.name, gradient)
         };
         self.trained_mut(trained).into_iter().map(take).collect()

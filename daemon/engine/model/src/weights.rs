@@ -94,8 +94,8 @@ impl<'a> Loader<'a> {
         Ok(self.matrix(name, shape, self.formats.tables)?.with_products(self.formats.products))
     }
 
-    /// A table of learned positions, which is always `f32`.
-    pub(crate) fn positions(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
+    /// A table of learned positions or a router, which is always `f32`.
+    pub(crate) fn in_full_precision(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
         self.matrix(name, shape, WeightFormat::F32)
     }
 
@@ -133,15 +133,23 @@ impl<'a> Loader<'a> {
     }
 
     fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
-        let stored = self.checkpoint.read_f32(self.take(name), &[inputs, outputs])?;
-        let (values, shape) = (transpose(&stored, [inputs, outputs]), [outputs, inputs]);
+        let (stored, shape) = (self.checkpoint.tensor(self.take(name), &[inputs, outputs])?, [outputs, inputs]);
+        // A GGUF has such matrices as the network multiplies by them.
+        if self.formats.linear == WeightFormat::Gguf
+            && self.checkpoint.gguf().is_some()
+            && let Some((tensor_type, blocks)) = stored.encoded()
+        {
+            return Ok(Packed::gguf(tensor_type, blocks, shape).into());
+        }
+        let values = transpose(&stored.read(), [inputs, outputs]);
         let rows = |rows: Range<usize>, part: &mut [f32]| {
             part.copy_from_slice(&values[rows.start * inputs..rows.end * inputs]);
         };
         match self.formats.linear {
             WeightFormat::F32 => Ok(Tensor::from_data(TensorData::new(values, shape), self.device).into()),
             WeightFormat::Packed(format) => Ok(Packed::from_rows(format, shape, rows).into()),
-            WeightFormat::Gguf => Err(not_a_gguf(self.checkpoint)),
+            WeightFormat::Gguf if self.checkpoint.gguf().is_none() => Err(not_a_gguf(self.checkpoint)),
+            WeightFormat::Gguf => Ok(Packed::from_rows(Format::Bf16, shape, rows).into()),
         }
     }
 

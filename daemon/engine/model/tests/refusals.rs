@@ -4,7 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
 use justtrain_model::families::{LINEAR_LAYERS, from_config};
+use justtrain_model::{Decoder, WeightFormats};
+use justtrain_weights::Checkpoint;
 use serde_json::{Value, json};
 
 fn config_file(family: &str) -> PathBuf {
@@ -22,6 +26,11 @@ fn what_is_not_computed_is_refused_by_file_and_key() {
         ("qwen2", "layer_types", json!(["full_attention", "chunked_attention"])),
         ("qwen2", "layer_types", json!(["full_attention"])),
         ("qwen3", "head_dim", Value::Null),
+        ("qwen3_moe", "output_router_logits", json!(true)),
+        ("qwen3_moe", "num_experts_per_tok", json!(9)),
+        ("qwen3_moe", "num_local_experts", Value::Null),
+        ("qwen3_moe", "decoder_sparse_step", json!(0)),
+        ("qwen3_moe", "mlp_only_layers", json!([0.5])),
         ("gemma2", "hidden_activation", json!("gelu")),
         ("gemma2", "use_bidirectional_attention", json!(true)),
         ("gemma2", "attn_logit_softcapping", json!("much")),
@@ -59,6 +68,30 @@ fn a_rotation_that_lacks_a_number_is_refused_by_its_place() {
     config["rope_parameters"]["long_factor"] = json!([1.0]);
     let problem = from_config(&config, &path).unwrap_err();
     assert_eq!(problem.key.as_deref(), Some("rope_parameters.long_factor"));
+}
+
+/// PEFT has no name for what lies beside experts that is not also the experts' own.
+#[test]
+fn experts_take_no_adapter() {
+    let folder = config_file("qwen3_moe_mixed").parent().unwrap().to_owned();
+    let load =
+        || Decoder::load(&Checkpoint::open(&folder).unwrap(), &Device::flex(), WeightFormats::default()).unwrap();
+    let refused = |config: &LoraConfig| attach_lora(&mut load(), config, 1).unwrap_err();
+    let mut all = load();
+    attach_lora(&mut all, &LoraConfig::default(), 1).unwrap();
+    let layers: Vec<&str> = all.projections().map(|layer| layer.name.as_str()).collect();
+    assert!(layers.len() == 3 * 4 && layers.iter().all(|name| name.contains(".self_attn.")), "{layers:?}");
+    for name in ["gate_proj", "down_proj", "gate"] {
+        let targets = LoraTargets::Named(vec![name.to_owned()]);
+        let problem = refused(&LoraConfig { targets, ..LoraConfig::default() });
+        assert_eq!(problem.key.as_deref(), Some("lora_target"));
+        assert_eq!(problem.expected.as_deref(), Some("all, or some of q_proj, k_proj, v_proj, o_proj"));
+        let problem = refused(&LoraConfig { modules_to_save: vec![name.to_owned()], ..LoraConfig::default() });
+        assert_eq!((problem.key.as_deref(), problem.found.as_deref()), (Some("modules_to_save"), Some(name)));
+        assert!(problem.message.en.contains("experts"), "{problem}");
+    }
+    let saved = ["lm_head", "input_layernorm", "o_proj"].map(str::to_owned).to_vec();
+    attach_lora(&mut load(), &LoraConfig { modules_to_save: saved, ..LoraConfig::default() }, 1).unwrap();
 }
 
 #[test]

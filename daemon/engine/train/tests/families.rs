@@ -68,6 +68,8 @@ families! {
     mistral,
     qwen2,
     qwen3,
+    qwen3_moe,
+    qwen3_moe_mixed,
     gemma2,
     gemma3_text,
     phi3,

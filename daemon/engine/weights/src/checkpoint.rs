@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use crate::gguf::architecture::{self, RowOrder};
-use crate::gguf::{Blocks, Gguf, blocks};
+use crate::gguf::architecture::{self, EACH, RowOrder};
+use crate::gguf::{Blocks, Gguf, TensorInfo, blocks};
 use crate::mapped;
 use crate::pickle::{self, is_pickle};
 use crate::safetensors::SafetensorsFile;
@@ -29,8 +29,7 @@ pub struct Checkpoint {
 enum Source {
     Gguf {
         gguf: Box<Gguf>,
-        /// Hugging Face name → the file's own name.
-        names: BTreeMap<String, String>,
+        names: BTreeMap<String, Place>,
     },
     Folder {
         folder: PathBuf,
@@ -38,6 +37,42 @@ enum Source {
         /// Tensor name → index into `files`.
         names: BTreeMap<String, usize>,
     },
+}
+
+/// Where a weight lies in a GGUF.
+#[derive(Debug)]
+struct Place {
+    /// The file's own name of the tensor.
+    tensor: String,
+    /// The weight's number, where several lie in the tensor, along its first dimension.
+    part: Option<usize>,
+    /// In Hugging Face's order of dimensions.
+    shape: Vec<usize>,
+    /// The file has rows and columns exchanged.
+    transposed: bool,
+}
+
+impl Place {
+    /// Every weight of a tensor, by its Hugging Face name.
+    fn all(tensor: &TensorInfo, hugging_face_name: String, transposed: bool) -> Vec<(String, Self)> {
+        let place = |part: Option<usize>| {
+            let mut shape = tensor.shape[usize::from(part.is_some())..].to_vec();
+            let transposed = transposed && shape.len() == 2;
+            if transposed {
+                shape.reverse();
+            }
+            Self { tensor: tensor.name.clone(), part, shape, transposed }
+        };
+        // A number that the tensor's bytes cannot bear out gets no names, so that the tensor is taken for a stranger.
+        let parts = |count: &usize| (1..=tensor.range.len()).contains(count);
+        match (hugging_face_name.split_once(EACH), tensor.shape.as_slice()) {
+            (None, _) => vec![(hugging_face_name, place(None))],
+            (Some((start, end)), [count, _, _]) if parts(count) => {
+                (0..*count).map(|part| (format!("{start}{part}{end}"), place(Some(part)))).collect()
+            }
+            (Some(_), _) => vec![(tensor.name.clone(), place(None))],
+        }
+    }
 }
 
 impl Checkpoint {
@@ -84,10 +119,15 @@ impl Checkpoint {
         let gguf = Gguf::open(path)?;
         refuse_split(&gguf)?;
         let architecture = architecture::find(&gguf)?;
-        let names: BTreeMap<String, String> = gguf
+        let names: BTreeMap<String, Place> = gguf
             .tensors()
             .iter()
-            .filter_map(|tensor| Some((architecture.hugging_face_name(&tensor.name)?, tensor.name.clone())))
+            .filter_map(|tensor| {
+                let name = architecture.hugging_face_name(&tensor.name)?;
+                let transposed = architecture.is_transposed(&name);
+                Some(Place::all(tensor, name, transposed))
+            })
+            .flatten()
             .collect();
         let config = architecture.config(&gguf).map_err(|problem| problem.file(path.display()))?;
         Ok(Self { config, source: Source::Gguf { gguf: Box::new(gguf), names } })
@@ -145,7 +185,7 @@ impl Checkpoint {
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Gguf { gguf, names } => Some(&gguf.tensor(names.get(name)?)?.shape),
+            Source::Gguf { names, .. } => Some(&names.get(name)?.shape),
             Source::Folder { files, names, .. } => files[*names.get(name)?].shape(name),
         }
     }
@@ -172,19 +212,23 @@ impl Checkpoint {
         Ok(match &self.source {
             Source::Folder { files, names, .. } => StoredTensor::plain(found, files[names[name]].elements(name)?),
             Source::Gguf { gguf, names } => {
-                let tensor = gguf.tensor(&names[name]).expect("names come from the tensor table");
+                let tensor = gguf.tensor(&names[name].tensor).expect("names come from the tensor table");
                 let blocks = self.blocks(name)?.expect("a GGUF file holds blocks");
                 let one_more = name.ends_with("norm.weight") && architecture::find(gguf)?.norms_hold_one_more();
-                StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 })
+                let stored = StoredTensor::blocks(found, blocks, gguf, tensor, if one_more { 1.0 } else { 0.0 });
+                if names[name].transposed { stored.transposed() } else { stored }
             }
         })
     }
 
-    /// A GGUF file's tensor, still encoded; None in a folder. `ShapeMismatch` where it is missing.
+    /// A GGUF file's tensor, still encoded, and rows and columns as in the file; None in a folder. `ShapeMismatch` where it is missing.
     pub fn blocks(&self, name: &str) -> Result<Option<Blocks<'_>>, Problem> {
         let Source::Gguf { gguf, names } = &self.source else { return Ok(None) };
         let stored = names.get(name).ok_or_else(|| missing_tensor(gguf.path(), name))?;
-        let tensor = gguf.tensor(stored).expect("names come from the tensor table");
+        let tensor = gguf.tensor(&stored.tensor).expect("names come from the tensor table");
+        if let (Some(part), [count, ..]) = (stored.part, tensor.shape.as_slice()) {
+            return Ok(Some(Blocks::part(tensor, gguf.bytes(tensor), part, *count)));
+        }
         let order = architecture::find(gguf)?.row_order(name, &self.config);
         if order == RowOrder::AsStored {
             return Ok(Some(Blocks::new(tensor, Cow::Borrowed(gguf.bytes(tensor)))));
@@ -340,7 +384,7 @@ mod tests {
         assert_eq!(problem.code, ProblemCode::UnknownArchitecture);
         assert_eq!(
             (problem.found.as_deref(), problem.expected.as_deref()),
-            (Some("mamba"), Some("llama, qwen2, qwen3, gemma2, gemma3, phi3"))
+            (Some("mamba"), Some("llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, gpt2"))
         );
     }
 

@@ -20,6 +20,8 @@ enum Encoding<'a> {
         tensor: &'a TensorInfo,
         /// By how much each stored number is larger than Hugging Face's.
         offset: f32,
+        /// The file has rows and columns exchanged.
+        transposed: bool,
     },
 }
 
@@ -35,7 +37,15 @@ impl<'a> StoredTensor<'a> {
         tensor: &'a TensorInfo,
         offset: f32,
     ) -> Self {
-        Self { shape, encoding: Encoding::Blocks { blocks, gguf, tensor, offset } }
+        Self { shape, encoding: Encoding::Blocks { blocks, gguf, tensor, offset, transposed: false } }
+    }
+
+    /// The same, of a matrix whose rows are the columns of what is stored.
+    pub(crate) fn transposed(mut self) -> Self {
+        if let Encoding::Blocks { transposed, .. } = &mut self.encoding {
+            *transposed = true;
+        }
+        self
     }
 
     /// Every element, row-major.
@@ -43,10 +53,13 @@ impl<'a> StoredTensor<'a> {
         let mut output = vec![0.0; self.shape.iter().product()];
         match &self.encoding {
             Encoding::Plain(elements) => elements.read(0, &mut output),
-            Encoding::Blocks { blocks, gguf, tensor, offset } => {
+            Encoding::Blocks { blocks, gguf, tensor, offset, transposed } => {
                 blocks.decode_rows(0..blocks.rows(), &mut output);
                 take_away(*offset, &mut output);
                 gguf.release(tensor);
+                if *transposed {
+                    output = columns(&output, blocks.row_len());
+                }
             }
         }
         output
@@ -61,7 +74,11 @@ impl<'a> StoredTensor<'a> {
         assert!(self.shape.first().is_some_and(|&all| rows.end <= all) && output.len() == rows.len() * cols);
         match &self.encoding {
             Encoding::Plain(elements) => elements.read(rows.start * cols, output),
-            Encoding::Blocks { blocks, gguf, tensor, offset } => {
+            // Each of these rows has a number in every stored one.
+            Encoding::Blocks { transposed: true, .. } => {
+                output.copy_from_slice(&self.read()[rows.start * cols..rows.end * cols]);
+            }
+            Encoding::Blocks { blocks, gguf, tensor, offset, .. } => {
                 blocks.decode_rows(rows, output);
                 take_away(*offset, output);
                 gguf.release(tensor);
@@ -69,7 +86,7 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// A GGUF's rows as they are encoded; None for plain floats.
+    /// A GGUF's rows as they are in the file, encoded; None for plain floats.
     pub fn encoded(&self) -> Option<(TensorType, Vec<u8>)> {
         let Encoding::Blocks { blocks, gguf, tensor, .. } = &self.encoding else { return None };
         if tensor.tensor_type.block_len() == 1 {
@@ -79,6 +96,11 @@ impl<'a> StoredTensor<'a> {
         gguf.release(tensor);
         Some((tensor.tensor_type, bytes))
     }
+}
+
+/// The columns of a matrix, one after the other.
+fn columns(matrix: &[f32], row_len: usize) -> Vec<f32> {
+    (0..row_len).flat_map(|column| matrix.iter().skip(column).step_by(row_len).copied()).collect()
 }
 
 fn take_away(offset: f32, numbers: &mut [f32]) {

@@ -59,7 +59,7 @@ pub(super) fn mark(decoder: &mut Decoder, config: &LoraConfig) -> Result<(), Pro
         .parameters_mut()
         .iter()
         .filter_map(|parameter| Some(parameter.name.strip_suffix(".weight")?.to_owned()))
-        .chain([output])
+        .chain([output.clone()])
         .collect();
     if let Some(unknown) = config.modules_to_save.iter().find(|name| !modules.iter().any(|module| is_end(name, module)))
     {
@@ -71,6 +71,28 @@ pub(super) fn mark(decoder: &mut Decoder, config: &LoraConfig) -> Result<(), Pro
             .fix("correct the name", "请更正名称"));
     }
     decoder.train_in_full(|module, adapted| config.in_full(module, adapted));
+    let trained = decoder.trained_sizes(Trained::Adapters);
+    let is_trained = |name: &String| {
+        let tensor = format!("{name}.weight");
+        // A table that is the output layer as well goes by its first name.
+        is_end(name, &output) || trained.iter().any(|(trained, _)| is_end(&tensor, &InFull::base_name(trained)))
+    };
+    if let (Some(_), Some(name)) =
+        (decoder.config().experts, config.modules_to_save.iter().find(|name| !is_trained(name)))
+    {
+        return Err(Problem::error(
+            ProblemCode::InvalidValue,
+            "beside LoRA pairs, experts, their router and feed-forward networks of such a model stay as they are",
+            "在 LoRA 之外，这类模型的专家、路由器和前馈网络保持不变",
+        )
+        .key("modules_to_save")
+        .found(name)
+        .expected("embed_tokens, lm_head, or some of attention and norms")
+        .fix(
+            "remove this name, or train whole weights: finetuning_type: freeze with unfrozen_parameters",
+            "删除这个名称，或训练完整权重：finetuning_type: freeze 并写 unfrozen_parameters",
+        ));
+    }
     let biases = decoder.trained_sizes(Trained::Adapters).iter().any(|(name, _)| name.ends_with(".bias"));
     if config.bias != TrainedBias::None && !biases {
         return Err(Problem::error(

@@ -32,7 +32,9 @@ impl Family for Gemma2 {
         let cap = |key, default| Ok::<_, Problem>(config.number_or_null(key, Some(default))?.map(|cap| cap as f32));
         Ok(DecoderConfig {
             positions: Positions::Rotary(vec![rope::rotation(config, base.heads.dim)?]),
-            layers: sliding.map(|slides| LayerConfig { window: window.filter(|_| slides), rotation: 0 }).collect(),
+            layers: sliding
+                .map(|slides| LayerConfig { window: window.filter(|_| slides), ..LayerConfig::default() })
+                .collect(),
             attention_soft_cap: cap("attn_logit_softcapping", 50.0)?,
             logit_soft_cap: cap("final_logit_softcapping", 30.0)?,
             names: &NAMES,
@@ -67,6 +69,7 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         attention_soft_cap: None,
         logit_soft_cap: None,
         mlp: MlpKind::Gated(Activation::GeluTanh),
+        experts: None,
         biases: Biases { qkv: attention, attention_output: attention, mlp: false },
         names: &NAMES,
     })

@@ -34,8 +34,8 @@ impl Family for Gemma3Text {
         // Of so many layers the last one sees everything.
         let pattern = config.size_or("sliding_window_pattern", 6)?;
         let layer = |slides| match slides {
-            true => LayerConfig { window, rotation: LOCAL },
-            false => LayerConfig { window: None, rotation: GLOBAL },
+            true => LayerConfig { window, rotation: LOCAL, experts: false },
+            false => LayerConfig { rotation: GLOBAL, ..LayerConfig::default() },
         };
         let sliding = config.sliding_layers(|layer| !(layer + 1).is_multiple_of(pattern))?;
         Ok(DecoderConfig {

@@ -21,6 +21,7 @@ const NAMES: WeightNames = WeightNames {
         mlp_norm: "ln_2",
         up: JointNames::Apart(&["mlp.c_fc"]),
         down: "mlp.c_proj",
+        experts: None,
         mlp_output_norm: None,
     },
     norm: "transformer.ln_f",
@@ -66,6 +67,7 @@ impl Family for Gpt2 {
             attention_soft_cap: None,
             logit_soft_cap: None,
             mlp: MlpKind::Plain(PlainActivation::GeluTanh),
+            experts: None,
             biases: Biases { qkv: true, attention_output: true, mlp: true },
             names: &NAMES,
         })

@@ -46,6 +46,7 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         attention_soft_cap: None,
         logit_soft_cap: None,
         mlp: MlpKind::Gated(Activation::Silu),
+        experts: None,
         biases: Biases::default(),
         names: &names::LLAMA,
     })

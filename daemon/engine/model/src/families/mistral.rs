@@ -16,7 +16,7 @@ impl Family for Mistral {
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
         config.require(&[("layer_types", "null")])?;
         let window = window(config)?;
-        let layers = vec![LayerConfig { window, rotation: 0 }; config.size("num_hidden_layers")?];
+        let layers = vec![LayerConfig { window, ..LayerConfig::default() }; config.size("num_hidden_layers")?];
         Ok(DecoderConfig { layers, ..llama::base(config)? })
     }
 }

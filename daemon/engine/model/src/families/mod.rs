@@ -12,6 +12,7 @@ mod opt;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod reader;
 mod rope;
 
@@ -36,6 +37,7 @@ const ALL: &[&dyn Family] = &[
     &mistral::Mistral,
     &qwen2::Qwen2,
     &qwen3::Qwen3,
+    &qwen3_moe::Qwen3Moe,
     &gemma2::Gemma2,
     &gemma3_text::Gemma3Text,
     &phi3::Phi3,

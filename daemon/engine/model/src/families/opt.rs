@@ -22,6 +22,7 @@ const NAMES: WeightNames = WeightNames {
         mlp_norm: "final_layer_norm",
         up: JointNames::Apart(&["fc1"]),
         down: "fc2",
+        experts: None,
         mlp_output_norm: None,
     },
     norm: "model.decoder.final_layer_norm",
@@ -69,6 +70,7 @@ impl Family for Opt {
             attention_soft_cap: None,
             logit_soft_cap: None,
             mlp: MlpKind::Plain(PlainActivation::Relu),
+            experts: None,
             biases: Biases { qkv: bias, attention_output: bias, mlp: bias },
             names: &NAMES,
         })

@@ -32,7 +32,7 @@ impl Family for Phi3 {
             true => None,
             false => Some(config.size("sliding_window")?),
         };
-        let layers = vec![LayerConfig { window, rotation: 0 }; config.size("num_hidden_layers")?];
+        let layers = vec![LayerConfig { window, ..LayerConfig::default() }; config.size("num_hidden_layers")?];
         Ok(DecoderConfig { layers, names: &NAMES, ..llama::base(config)? })
     }
 }

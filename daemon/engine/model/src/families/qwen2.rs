@@ -29,5 +29,8 @@ pub(super) fn layers(config: &ConfigReader<'_>) -> Result<Vec<LayerConfig>, Prob
     let window = if used { Some(config.size_or("sliding_window", 4096)?) } else { None };
     let first = config.size_or("max_window_layers", 28)?;
     let sliding = config.sliding_layers(|layer| used && layer >= first)?;
-    Ok(sliding.into_iter().map(|slides| LayerConfig { window: window.filter(|_| slides), rotation: 0 }).collect())
+    Ok(sliding
+        .into_iter()
+        .map(|slides| LayerConfig { window: window.filter(|_| slides), ..LayerConfig::default() })
+        .collect())
 }

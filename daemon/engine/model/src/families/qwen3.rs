@@ -7,10 +7,10 @@ use super::{Family, llama, qwen2};
 use crate::config::{Biases, DecoderConfig};
 use crate::names::{self, BlockNames, WeightNames};
 
-const NAMES: WeightNames = WeightNames {
-    block: BlockNames { qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..names::LLAMA_BLOCK },
-    ..names::LLAMA
-};
+pub(super) const NAMES: WeightNames = WeightNames { block: BLOCK, ..names::LLAMA };
+
+pub(super) const BLOCK: BlockNames =
+    BlockNames { qk_norms: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..names::LLAMA_BLOCK };
 
 pub(super) struct Qwen3;
 
@@ -20,14 +20,18 @@ impl Family for Qwen3 {
     }
 
     fn decoder_config(&self, config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
-        // Where transformers' default for the key is another than llama's, it must be there.
-        config.size("head_dim")?;
-        let attention = config.flag_or("attention_bias", false)?;
-        Ok(DecoderConfig {
-            layers: qwen2::layers(config)?,
-            biases: Biases { qkv: attention, attention_output: attention, mlp: false },
-            names: &NAMES,
-            ..llama::base(config)?
-        })
+        Ok(DecoderConfig { layers: qwen2::layers(config)?, ..base(config)? })
     }
+}
+
+/// What the dense ones and those with experts share; the caller gives layers.
+pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> {
+    // Where transformers' default for the key is another than llama's, it must be there.
+    config.size("head_dim")?;
+    let attention = config.flag_or("attention_bias", false)?;
+    Ok(DecoderConfig {
+        biases: Biases { qkv: attention, attention_output: attention, mlp: false },
+        names: &NAMES,
+        ..llama::base(config)?
+    })
 }

@@ -27,4 +27,11 @@ impl Mlp {
         };
         self.down.forward(activated, mode)
     }
+    pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
+        self.up.projections.iter().chain([&self.down])
+    }
+
+    pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
+        self.up.projections.iter_mut().chain([&mut self.down])
+    }
 }

@@ -1,6 +1,7 @@
 //! The pieces of a decoder block.
 
 mod attention;
+mod experts;
 mod in_full;
 mod joint;
 mod mlp;
@@ -11,6 +12,7 @@ pub use in_full::InFull;
 pub use projection::{Lora, Projection};
 
 pub(crate) use attention::Attention;
+pub(crate) use experts::{Experts, Router};
 pub(crate) use joint::Joint;
 pub(crate) use mlp::Mlp;
 pub(crate) use norm::Norm;

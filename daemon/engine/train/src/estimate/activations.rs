@@ -29,7 +29,7 @@ pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool, products: 
 
 fn kept_by_block(shape: &Shape, products: Products) -> u64 {
     let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    let exact = shape.block_norms * rms_norm(shape) + softmax(shape) + ranks + dora(shape);
+    let exact = shape.block_norms * rms_norm(shape) + softmax(shape) + experts(shape) + ranks + dora(shape);
     let rounded = attention(shape) + swiglu(shape);
     exact as u64 * FLOAT + rounded as u64 * bytes(products)
 }
@@ -66,6 +66,13 @@ fn softmax(shape: &Shape) -> usize {
 /// Both inputs. Its output, the input of `down_proj`, is made again in the backward.
 fn swiglu(shape: &Shape) -> usize {
     2 * shape.intermediate
+}
+
+/// The scores of all experts, before and after they are made weights; and of each expert that a token goes through its
+/// output in both orders, that times its weight, and its input where experts are trained.
+fn experts(shape: &Shape) -> usize {
+    let hidden_states = 3 + usize::from(shape.trained.block_weights > 0);
+    shape.experts.map_or(0, |experts| 3 * experts.count + hidden_states * experts.per_token * shape.hidden)
 }
 
 /// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and

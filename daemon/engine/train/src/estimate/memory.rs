@@ -71,8 +71,8 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
     let bytes = |&(dims, count): &([usize; 2], u64)| {
         let format = if dims[0] == shape.vocabulary { tables } else { linear };
         let bytes = match format {
-            // Learned positions are always in `f32`.
-            _ if shape.positions == Some(dims) => (dims[0] * dims[1]) as u64 * FLOAT,
+            // Learned positions and routers are always in `f32`.
+            _ if shape.positions == Some(dims) || shape.is_router(dims) => (dims[0] * dims[1]) as u64 * FLOAT,
             WeightFormat::F32 => (dims[0] * dims[1]) as u64 * FLOAT,
             WeightFormat::Packed(format) => format.bytes(dims) as u64,
             WeightFormat::Gguf => return None,

@@ -1,6 +1,6 @@
 //! Sizes and counts of a decoder and of what is trained in it.
 
-use justtrain_model::{DecoderConfig, LinearShape};
+use justtrain_model::{DecoderConfig, ExpertsConfig, LinearShape};
 
 use super::trained::TrainedShape;
 use crate::recipe::Recipe;
@@ -9,6 +9,7 @@ use crate::recipe::Recipe;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Shape {
     pub(super) hidden: usize,
+    /// Width of what a block's feed-forward network makes of a token, in all experts that it goes through.
     pub(super) intermediate: usize,
     pub(super) layers: usize,
     /// Norms of the whole hidden state in one block.
@@ -23,8 +24,10 @@ pub(super) struct Shape {
     pub(super) vocabulary: usize,
     /// The table of learned positions, where there is one.
     pub(super) positions: Option<[usize; 2]>,
-    /// The linear layers of one block.
+    /// The matrices of one block that a token is multiplied by; where blocks differ, of the one with the most.
     pub(super) linears: Vec<Linear>,
+    /// Where some blocks have experts.
+    pub(super) experts: Option<ExpertsConfig>,
     /// The base model's own weights are trained, some of them or all.
     pub(super) full: bool,
     /// Numbers in the base model, and the tensors that they lie in.
@@ -55,7 +58,7 @@ impl Linear {
 
 impl Shape {
     pub(super) fn new(config: &DecoderConfig, recipe: &Recipe) -> Self {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
         let (query, key_value) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
         let (lora, full) = (recipe.lora_config(), recipe.trains_weights());
         let rank = |layer: usize, shape: &LinearShape| {
@@ -66,10 +69,18 @@ impl Shape {
             let rank = (0..config.layers.len()).map(|layer| rank(layer, shape)).max().unwrap_or(0);
             Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
-        let linears: Vec<Linear> = config.linears().iter().map(linear).collect();
+        let mut linears: Vec<Linear> = config.linears().iter().map(linear).collect();
+        if config.experts.is_some() {
+            // Those that take no adapter.
+            let numbers = |matrices: &Vec<[usize; 2]>| matrices.iter().map(|[rows, cols]| rows * cols).sum::<usize>();
+            let feed_forwards = (0..config.layers.len()).map(|layer| config.feed_forward(layer));
+            let most = feed_forwards.max_by_key(numbers).unwrap_or_default();
+            linears.extend(most.into_iter().map(|[outputs, inputs]| Linear { outputs, inputs, rank: 0 }));
+        }
         Self {
             hidden,
-            intermediate,
+            intermediate: widest_feed_forward(config),
+            experts: config.experts,
             layers: config.layers.len(),
             block_norms: config.block_norms(),
             qk_norms: config.has_qk_norms(),
@@ -86,8 +97,21 @@ impl Shape {
         }
     }
 
+    /// Whether a matrix is what chooses experts.
+    pub(super) fn is_router(&self, dims: [usize; 2]) -> bool {
+        self.experts.is_some_and(|experts| dims == [experts.count, self.hidden])
+    }
+
     /// Bytes of one embedding table or output layer in `f32`.
     pub(super) fn table_bytes(&self) -> u64 {
         (self.vocabulary * self.hidden) as u64 * 4
     }
+}
+
+fn widest_feed_forward(config: &DecoderConfig) -> usize {
+    let width = |layer| match config.experts_of(layer) {
+        None => config.intermediate_size,
+        Some(experts) => experts.per_token * experts.intermediate_size,
+    };
+    (0..config.layers.len()).map(width).max().unwrap_or(0)
 }

@@ -50,6 +50,27 @@ fn job(lengths: &[usize]) -> Job {
 
 const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
 
+/// Qwen3-30B-A3B: 30.5 billion numbers, of which a token meets 3.3.
+#[test]
+fn a_token_meets_some_of_the_experts() {
+    let config = json!({
+        "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true, "rms_norm_eps": 1e-6,
+        "vocab_size": 151936, "max_position_embeddings": 40960,
+    });
+    let config = families::from_config(&config, Path::new("config.json")).unwrap();
+    let shape = Shape::new(&config, &recipe("lora_rank: 8\n"));
+    assert_eq!(shape.parameters, 30_532_122_624);
+    let met: u64 = shape.linears.iter().map(|linear| linear.weights()).sum();
+    assert_eq!(met, 18_874_368 + 128 * 2048 + 8 * 3 * 2048 * 768);
+    // Pairs are on attention alone.
+    assert_eq!(shape.trained.numbers(), 48 * 8 * (2 * (2048 + 4096) + 2 * (2048 + 512)));
+    let full = Shape::new(&config, &recipe("finetuning_type: full\n"));
+    assert_eq!(full.trained.block_weights, 48 * met);
+    assert!(kept(&shape, 100, false, Products::F32) > 48 * 100 * 4 * (2 * 8 * 768 + 3 * 8 * 2048));
+}
+
 #[test]
 fn parameters_are_those_that_the_checkpoint_has() {
     let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));

@@ -122,7 +122,12 @@ impl TrainedShape {
             let matrix = shape.len() == 2;
             if let Some((layer, _)) = config.place_in_block(&name) {
                 self.reach(config, layer);
-                self.block_weights += if matrix { shape.iter().product::<usize>() as u64 } else { 0 };
+                let numbers = if matrix { shape.iter().product::<usize>() as u64 } else { 0 };
+                // A token goes through some of the experts only.
+                self.block_weights += match config.experts.filter(|_| config.is_of_expert(&name)) {
+                    None => numbers,
+                    Some(experts) => numbers * experts.per_token as u64 / experts.count as u64,
+                };
             } else if matrix {
                 let output = !config.tied_embeddings && name == config.names.output_weight();
                 let table = shape == [config.vocab_size, config.hidden_size];

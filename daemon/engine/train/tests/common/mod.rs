@@ -54,13 +54,23 @@ pub(crate) fn torch_name(name: &str) -> String {
     }
 }
 
-/// Loss and gradients by PyTorch's names.
+/// Loss and gradients by PyTorch's names, which are the same with checkpointing and without.
 pub(crate) fn gradients(decoder: &mut Decoder, trained: Trained<'_>, rows: &[Row]) -> (f64, Vec<(String, Vec<f32>)>) {
+    let kept = gradients_of(decoder, trained, rows, false);
+    assert!(kept == gradients_of(decoder, trained, rows, true), "with checkpointing");
+    kept
+}
+
+fn gradients_of(
+    decoder: &mut Decoder,
+    trained: Trained<'_>,
+    rows: &[Row],
+    checkpointing: bool,
+) -> (f64, Vec<(String, Vec<f32>)>) {
     let batch = micro_batch(rows);
     let count = batch.targets.len() as f32;
     let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
-    let backward =
-        Backward { objective, trained, checkpointing: false, regularizers, mode: Mode::TUNED, divisor: count };
+    let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor: count };
     let mut gradients = Vec::new();
     let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         gradients.push((torch_name(&parameter.name), gradient));

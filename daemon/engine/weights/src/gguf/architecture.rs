@@ -4,8 +4,9 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
 use super::gemma::{Gemma2, Gemma3};
+use super::gpt2::Gpt2;
 use super::phi3::Phi3;
-use super::qwen::{Qwen2, Qwen3};
+use super::qwen::{Qwen2, Qwen3, Qwen3Moe};
 use super::{Gguf, llama::Llama};
 
 /// What differs from one `general.architecture` to the next. To add one: a file beside `llama.rs` and a line in `ALL`.
@@ -17,11 +18,17 @@ pub(crate) trait Architecture: Sync {
     fn config(&self, gguf: &Gguf) -> Result<Value, Problem>;
 
     /// None for a tensor that [`config`](Self::config) has read. One that Hugging Face has no weight for keeps its own
-    /// name, so that whoever builds the network sees it.
+    /// name, so that whoever builds the network sees it. [`EACH`] in a name stands for the numbers of the weights that lie in
+    /// this tensor one after the other, along its first dimension.
     fn hugging_face_name(&self, gguf_name: &str) -> Option<String>;
 
     fn row_order(&self, _hugging_face_name: &str, _config: &Value) -> RowOrder {
         RowOrder::AsStored
+    }
+
+    /// A matrix that Hugging Face holds with rows and columns exchanged.
+    fn is_transposed(&self, _hugging_face_name: &str) -> bool {
+        false
     }
 
     /// Weights of norms are stored as `1 + w`.
@@ -29,6 +36,9 @@ pub(crate) trait Architecture: Sync {
         false
     }
 }
+
+/// See [`Architecture::hugging_face_name`].
+pub(crate) const EACH: &str = "*";
 
 /// How a stored matrix's rows must be moved to be in Hugging Face's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +50,7 @@ pub(crate) enum RowOrder {
     },
 }
 
-const ALL: &[&dyn Architecture] = &[&Llama, &Qwen2, &Qwen3, &Gemma2, &Gemma3, &Phi3];
+const ALL: &[&dyn Architecture] = &[&Llama, &Qwen2, &Qwen3, &Qwen3Moe, &Gemma2, &Gemma3, &Phi3, &Gpt2];
 
 pub(crate) fn find(gguf: &Gguf) -> Result<&'static dyn Architecture, Problem> {
     let name = gguf.metadata().require_str("general.architecture").map_err(|p| p.file(gguf.path().display()))?;

@@ -19,6 +19,12 @@ impl<'a> Blocks<'a> {
         Self { tensor_type: tensor.tensor_type, row_len: row_len(tensor), bytes }
     }
 
+    /// One of `count` equal parts that lie one after the other.
+    pub(crate) fn part(tensor: &TensorInfo, bytes: &'a [u8], index: usize, count: usize) -> Self {
+        let len = bytes.len() / count;
+        Self::new(tensor, Cow::Borrowed(&bytes[index * len..(index + 1) * len]))
+    }
+
     pub fn tensor_type(&self) -> TensorType {
         self.tensor_type
     }

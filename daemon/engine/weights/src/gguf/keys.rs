@@ -34,17 +34,22 @@ impl Keys<'_> {
         Ok(Some(self.number_or(key, 0)?).filter(|&number| number > 0).into())
     }
 
-    /// What all our architectures have.
+    /// What all our architectures have, of a network without experts.
     pub(super) fn shared(&self, model_type: &str, class: &str) -> Result<Map<String, Value>, Problem> {
+        match self.positive("expert_count")?.as_u64() {
+            Some(experts) => Err(self.variant("expert_count", experts as u32, 0)),
+            None => self.common(model_type, class),
+        }
+    }
+
+    /// What all our architectures have.
+    pub(super) fn common(&self, model_type: &str, class: &str) -> Result<Map<String, Value>, Problem> {
         let (gguf, metadata) = (self.gguf, self.gguf.metadata());
         let (hidden_size, heads) = (self.number("embedding_length")?, self.number("attention.head_count")?);
         let rotated = self.number_or("rope.dimension_count", hidden_size / heads.max(1))?;
         let head_dim = self.number_or("attention.key_length", rotated)?;
         if rotated != head_dim && self.has("rope.dimension_count") {
             return Err(self.variant("rope.dimension_count", rotated, head_dim));
-        }
-        if let Some(experts) = self.positive("expert_count")?.as_u64() {
-            return Err(self.variant("expert_count", experts as u32, 0));
         }
         let embeddings =
             gguf.tensor("token_embd.weight").ok_or_else(|| crate::missing_tensor(gguf.path(), "token_embd.weight"))?;
@@ -117,6 +122,6 @@ impl Keys<'_> {
 }
 
 /// The shortest decimal that is this `f32`: 0.00001, not 0.000009999999747378752.
-fn decimal(value: f32) -> f64 {
+pub(super) fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
 }

@@ -6,6 +6,7 @@ pub(crate) mod architecture;
 pub(crate) mod blocks;
 mod dequantize;
 mod gemma;
+mod gpt2;
 mod header;
 mod keys;
 mod llama;

@@ -22,7 +22,7 @@ pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result
     let (_, device) = device::open(device).map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
-    let (encoder, _) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
+    let (encoder, warning) = open_encoder(&checkpoint, adapter_template(model.adapter.as_deref())).map_err(invalid)?;
     let formats = match &model.adapter {
         Some(folder) if !is_whole_model(folder) => base_formats(folder).map_err(invalid)?,
         _ => WeightFormats::default(),
@@ -35,7 +35,7 @@ pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result
         apply_tuned(&mut decoder, &checkpoint, folder).map_err(invalid)?;
     }
     events.emit(Event::Ready);
-    let mut server = Server { encoder, decoder, base, controls: controls(), events, cancelled: Vec::new() };
+    let mut server = Server { encoder, warning, decoder, base, controls: controls(), events, cancelled: Vec::new() };
     while let Ok(control) = server.controls.recv() {
         match control {
             Control::Generate { id, turns, options, base } => server.answer(id, &turns, &options, base),
@@ -48,6 +48,8 @@ pub(super) fn run(model: &ModelFiles, device: DevicePick, pipe: &Pipe) -> Result
 
 struct Server {
     encoder: Encoder,
+    /// Whoever asks hears it, for the model may have been loaded for someone else.
+    warning: Option<Problem>,
     decoder: Decoder,
     /// Where the adapter cannot just be switched off.
     base: Option<Decoder>,
@@ -58,6 +60,9 @@ struct Server {
 
 impl Server {
     fn answer(&mut self, id: u64, turns: &[Turn], options: &GenerateOptions, base: bool) {
+        if let Some(problem) = self.warning.clone() {
+            self.events.emit(Event::Warned { id, problem });
+        }
         match self.try_answer(id, turns, options, base) {
             Ok(event) => self.events.emit(event),
             Err(problem) => self.events.emit(Event::GenerateFailed { id, problem }),
