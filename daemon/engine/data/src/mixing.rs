@@ -43,6 +43,8 @@ pub struct MixedSampler {
     /// Index of each task's first sample.
     starts: Vec<usize>,
     mixing: Mixing,
+    /// Tasks that an epoch is counted by, the first ones.
+    counted: usize,
     seed: u64,
     taken: u64,
 }
@@ -54,7 +56,21 @@ impl MixedSampler {
             matches!(&mixing, Mixing::RoundRobin)
                 || matches!(&mixing, Mixing::Shares(shares) if shares.len() == tasks.len())
         );
-        Self { tasks, starts, mixing, seed, taken: 0 }
+        Self { counted: tasks.len(), tasks, starts, mixing, seed, taken: 0 }
+    }
+
+    /// The same with one more task that takes `share` of the batches and makes an epoch no longer.
+    pub fn beside(mut self, task: Sampler, start: usize, share: f64) -> Self {
+        let shares = match self.mixing {
+            Mixing::Shares(shares) => shares,
+            Mixing::RoundRobin => vec![1.0; self.tasks.len()],
+        };
+        let all: f64 = shares.iter().sum();
+        let mut shares: Vec<f64> = shares.iter().map(|of_task| of_task / all * (1.0 - share)).collect();
+        shares.push(share);
+        self.tasks.push(task);
+        self.starts.push(start);
+        Self { mixing: Mixing::Shares(shares), ..self }
     }
 
     pub fn tasks(&self) -> usize {
@@ -75,7 +91,7 @@ impl MixedSampler {
 
     /// Batches of an epoch: as many as it takes to see every sample once, if all tasks got theirs.
     pub fn batches_per_epoch(&self) -> usize {
-        self.tasks.iter().map(Sampler::batches_per_epoch).sum()
+        self.tasks[..self.counted].iter().map(Sampler::batches_per_epoch).sum()
     }
 
     /// The next task and its next batch.
@@ -181,6 +197,15 @@ mod tests {
                 assert_eq!(sampler.next_batch(), other.next_batch());
             }
         }
+    }
+
+    #[test]
+    fn what_is_beside_takes_its_share_and_makes_no_epoch_longer() {
+        let alone = MixedSampler::new(vec![sampler(90)], vec![0], Mixing::Shares(vec![90.0]), 5);
+        let mut both = alone.clone().beside(sampler(10), 90, 0.25);
+        assert_eq!(both.batches_per_epoch(), alone.batches_per_epoch());
+        let earlier = (0..4000).filter(|_| both.next_batch().0 == 1).count() as f64;
+        assert!((earlier - 1000.0).abs() < 4.0 * (4000.0 * 0.25 * 0.75f64).sqrt(), "{earlier}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use justtrain_worker_api::{
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
+use crate::continual::{Ewc, FISHER, remember, write_scores};
 use crate::early_stopping::Best;
 use crate::evaluate::{TokenScores, Validation, loss_on, validate};
 use crate::objectives::{self, Background};
@@ -41,7 +42,9 @@ pub fn train(
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     match recipe.stages().as_slice() {
-        [only] => train_recipe(&only.recipe, source, model, Place { run_dir, resume }, events, stop),
+        [only] => {
+            train_recipe(&only.recipe, source, model, Place { run_dir, resume, among: Among::default() }, events, stop)
+        }
         stages => staged::train(stages, source, model, run_dir, resume, events, stop),
     }
 }
@@ -51,14 +54,34 @@ pub fn train(
 pub(crate) struct Place<'a> {
     pub(crate) run_dir: &'a Path,
     pub(crate) resume: bool,
+    pub(crate) among: Among<'a>,
 }
+
+/// What a stage knows of the others.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Among<'a> {
+    /// Rows of earlier stages that are learnt again.
+    pub(crate) earlier: &'a [Sample],
+    /// What the stage before has left to hold on to.
+    pub(crate) fisher: Option<&'a Path>,
+    /// Whether the next one wants to know such things of this one.
+    pub(crate) remembered: bool,
+    /// Held-out rows of every stage, on which this one's end is measured.
+    pub(crate) watched: &'a [Vec<Sample>],
+    /// Whether the model as it is before the first step is measured, too.
+    pub(crate) is_first: bool,
+}
+
+/// A stage's row of the forgetting report, and that of the model before the first stage.
+pub(crate) const SCORES: &str = "scores.json";
+pub(crate) const BASELINE: &str = "baseline.json";
 
 /// One stage, or the only one.
 pub(crate) fn train_recipe(
     recipe: &Recipe,
     source: &RecipeSource,
     model: &ModelFiles,
-    Place { run_dir, resume }: Place<'_>,
+    Place { run_dir, resume, among }: Place<'_>,
     events: &mut dyn EventSink,
     stop: &StopToken,
 ) -> Result<Outcome, Failure> {
@@ -90,11 +113,30 @@ pub(crate) fn train_recipe(
         check_lengths(decoder.config(), samples)?;
     }
     let mut sampler = sampler(recipe, &train);
+    let mut train = train;
+    if !among.earlier.is_empty() {
+        let pack_len = recipe.packing.then_some(recipe.cutoff_len);
+        let replayed = Sampler::new(among.earlier, recipe.per_device_train_batch_size, pack_len, recipe.seed ^ 0x5245);
+        sampler = sampler.beside(replayed, train.all.len(), recipe.replay_ratio);
+        train.all.extend_from_slice(among.earlier);
+    }
     let (held_out_tasks, train, validation) = (validation.ranges(), train.all, validation.all);
     // Before weights of a checkpoint are put in place.
     let own = trainable::weights(recipe, decoder.config())
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
-    let regularizers = Regularizers::new(recipe, &decoder, Trained::Named(&own));
+    let mut regularizers = Regularizers::new(recipe, &decoder, Trained::Named(&own));
+    if let (Some(path), Some(lambda)) = (among.fisher, recipe.ewc_lambda) {
+        regularizers.ewc = Some(Ewc::open(path, lambda as f32).map_err(model_invalid)?);
+    }
+    let accuracies = |decoder: &Decoder| -> Vec<f64> {
+        among.watched.iter().map(|samples| loss_on(decoder, samples, true).token_accuracy).collect()
+    };
+    let baseline = run_dir.join(BASELINE);
+    if among.is_first && !among.watched.is_empty() && !baseline.exists() {
+        events.phase(Phase::Evaluating);
+        fs::create_dir_all(run_dir).map_err(|error| disk_full(cannot_write(run_dir, &error)))?;
+        write_scores(&baseline, &accuracies(&decoder)).map_err(disk_full)?;
+    }
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
@@ -254,14 +296,32 @@ pub(crate) fn train_recipe(
             save_result(&trainer)?
         }
     };
+    if !among.watched.is_empty() {
+        write_scores(&run_dir.join(SCORES), &accuracies(&trainer.decoder)).map_err(disk_full)?;
+    }
+    if among.remembered {
+        let every = train.len().div_ceil(recipe.fisher_samples).max(1);
+        let samples: Vec<&Sample> = train.iter().step_by(every).collect();
+        let before = among.fisher.map(|path| (path, recipe.ewc_gamma as f32));
+        let (trained, place) = (trainer.settings.trainable.all(), run_dir.join(FISHER));
+        remember(&mut trainer.decoder, trained, &samples, recipe.gradient_checkpointing, before, &place)
+            .map_err(disk_full)?;
+    }
     Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
 }
 
-/// The steps of each stage. All data is read and tokenised, and what is wrong with it is found.
-pub(crate) fn planned_steps(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<u64>, Failure> {
+/// A stage's steps and its samples.
+pub(crate) struct Planned {
+    pub(crate) steps: u64,
+    pub(crate) train: Vec<Sample>,
+    pub(crate) validation: Vec<Sample>,
+}
+
+/// All data of all stages is read and tokenised, and what is wrong with it is found.
+pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned>, Failure> {
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
     let config = families::decoder_config(&checkpoint).map_err(model_invalid)?;
-    let steps_of = |recipe: &&Recipe| {
+    let plan_of = |recipe: &&Recipe| {
         let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
         let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
         // What is left out is said when its stage begins.
@@ -269,9 +329,10 @@ pub(crate) fn planned_steps(stages: &[&Recipe], model: &ModelFiles) -> Result<Ve
         for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
         }
-        Ok(recipe.total_steps(steps_per_epoch(recipe, &sampler(recipe, &train))))
+        let steps = recipe.total_steps(steps_per_epoch(recipe, &sampler(recipe, &train)));
+        Ok(Planned { steps, train: train.all, validation: validation.all })
     };
-    stages.iter().map(steps_of).collect()
+    stages.iter().map(plan_of).collect()
 }
 
 fn steps_per_epoch(recipe: &Recipe, sampler: &MixedSampler) -> u64 {

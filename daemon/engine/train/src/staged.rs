@@ -8,13 +8,15 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use justtrain_data::Sample;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, RecipeSource, Text, TrainResult,
 };
 
 use crate::checkpoint::cannot_write;
+use crate::continual::{FISHER, ForgettingReport, read_scores, reservoir, write_report};
 use crate::recipe::{Recipe, StagePlan};
-use crate::run::{Place, planned_steps, train_recipe};
+use crate::run::{Among, BASELINE, Place, SCORES, plan, train_recipe};
 use crate::{EventSink, StopToken};
 
 const DONE: &str = "stage.json";
@@ -31,13 +33,20 @@ pub(crate) fn train(
     // All data is read before the first step: a mistake in the last stage's is found now and not in the night.
     let recipes: Vec<&Recipe> = stages.iter().map(|stage| &stage.recipe).collect();
     events.phase(Phase::Tokenizing);
-    let steps = planned_steps(&recipes, model)?;
+    let plans = plan(&recipes, model)?;
+    let steps: Vec<u64> = plans.iter().map(|plan| plan.steps).collect();
     let total_steps = steps.iter().sum();
+    let reports = recipes.iter().any(|recipe| recipe.forgetting_report);
+    let watched: Vec<Vec<Sample>> = plans.iter().filter(|_| reports).map(|plan| plan.validation.clone()).collect();
+    let folder_of = |index: usize| match index + 1 == stages.len() {
+        true => run_dir.to_owned(),
+        false => stage_dir(run_dir, index, &stages[index].name),
+    };
 
     let (mut handed, mut results) = (None, Vec::new());
     for (index, stage) in stages.iter().enumerate() {
         let last = index + 1 == stages.len();
-        let folder = if last { run_dir.to_owned() } else { stage_dir(run_dir, index, &stage.name) };
+        let folder = folder_of(index);
         let done = if resume && !last { read_result(&folder) } else { None };
         let result = match done {
             Some(result) => result,
@@ -47,11 +56,29 @@ pub(crate) fn train(
                     OfStage { events, first_step, total_steps, begins: index == 0 || results.is_empty() };
                 of_stage.events.emit(begins(index, stages, steps[index]));
                 let (recipe, model) = going_on(&stage.recipe, model, handed.as_deref())?;
-                let place = Place { run_dir: &folder, resume };
+                let earlier = match recipe.replay_ratio > 0.0 {
+                    true => {
+                        reservoir(plans[..index].iter().flat_map(|plan| &plan.train), recipe.replay_buffer, recipe.seed)
+                    }
+                    false => Vec::new(),
+                };
+                let fisher = (index > 0).then(|| folder_of(index - 1).join(FISHER)).filter(|path| path.exists());
+                let remembered = stages[index + 1..].iter().any(|next| next.recipe.ewc_lambda.is_some());
+                let among = Among {
+                    earlier: &earlier,
+                    fisher: fisher.as_deref(),
+                    remembered,
+                    watched: &watched,
+                    is_first: index == 0,
+                };
+                let place = Place { run_dir: &folder, resume, among };
                 let outcome = train_recipe(&recipe, source, &model, place, &mut of_stage, stop)?;
                 let Outcome::Trained { stopped, result } = outcome else { return Ok(outcome) };
                 if stopped || last {
                     results.push(result);
+                    if reports && !stopped {
+                        report(stages, &folder_of, events)?;
+                    }
                     return Ok(Outcome::Trained { stopped, result: together(&results) });
                 }
                 finish(&folder, &result)?;
@@ -62,6 +89,22 @@ pub(crate) fn train(
         results.push(result);
     }
     unreachable!("the last stage returns")
+}
+
+/// Puts the stages' rows together.
+fn report(
+    stages: &[StagePlan],
+    folder_of: &dyn Fn(usize) -> PathBuf,
+    events: &mut dyn EventSink,
+) -> Result<(), Failure> {
+    let baseline = read_scores(&folder_of(0).join(BASELINE));
+    let rows: Option<Vec<Vec<f64>>> =
+        (0..stages.len()).map(|index| read_scores(&folder_of(index).join(SCORES))).collect();
+    // A run that was begun by an earlier version may lack some.
+    let (Some(baseline), Some(rows)) = (baseline, rows) else { return Ok(()) };
+    let report = ForgettingReport::new(stages.iter().map(|stage| stage.name.clone()).collect(), baseline, rows);
+    report.events().into_iter().for_each(|line| events.emit(line));
+    write_report(&folder_of(stages.len() - 1), &report).map_err(|problem| problem.because(FailureReason::DiskFull))
 }
 
 fn stage_dir(run_dir: &Path, index: usize, name: &str) -> PathBuf {

@@ -95,7 +95,7 @@ impl Step<'_> {
         let mut tasks = vec![OfTask::default(); batches.iter().map(|batch| batch.task + 1).max().unwrap_or(0)];
         batches.iter().for_each(|batch| tasks[batch.task].units += self.objective.units(batch));
         let units: usize = tasks.iter().map(|task| task.units).sum();
-        let Regularizers { l2_sp, mixout, .. } = self.regularizers;
+        let Regularizers { mixout, .. } = self.regularizers;
         let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none() && weighting.is_none();
         let (mut loss, mut rewards) = (0.0, RewardSums::default());
         let (mut square, mut updated, mut sums) = (0.0f64, false, GradientSums::default());
@@ -118,7 +118,7 @@ impl Step<'_> {
                     mixout.mask(&parameter, seed, &mut gradient);
                 }
                 if at_once {
-                    l2_sp.iter().for_each(|l2_sp| l2_sp.pull(&parameter, &mut gradient));
+                    self.regularizers.pull(&parameter, &mut gradient);
                     square += square_sum(&gradient);
                     if square.is_finite() {
                         self.update(parameter, &gradient, optimizer);
@@ -138,9 +138,9 @@ impl Step<'_> {
             let losses = tasks.iter().map(|task| task.mean()).collect();
             sums = weighting.combine(self.number, TaskGradients { losses, gradients: of_tasks });
         }
-        if let Some(l2_sp) = l2_sp.as_ref().filter(|_| !at_once) {
+        if !at_once && self.regularizers.pulls() {
             for parameter in decoder.trained_mut(self.trained) {
-                sums.change(&parameter.name, |gradient| l2_sp.pull(&parameter, gradient));
+                sums.change(&parameter.name, |gradient| self.regularizers.pull(&parameter, gradient));
             }
         }
         let grad_norm = if at_once { square.sqrt() } else { sums.norm() };

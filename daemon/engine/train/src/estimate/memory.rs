@@ -49,7 +49,8 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 /// The weights that the run began with, and those that mixout makes for a batch.
 fn weights_beside(recipe: &Recipe, shape: &Shape) -> u64 {
     let copies = u64::from(recipe.remembers_start()) + u64::from(recipe.mixout_p.is_some());
-    copies * shape.trained.numbers() * FLOAT
+    let anchors = if recipe.ewc_lambda.is_some() { 2 } else { 0 };
+    (copies + anchors) * shape.trained.numbers() * FLOAT
 }
 
 /// Norms are always in `f32`, and adapters. Of magnitudes two more numbers each are kept: what rows of the frozen weight

@@ -12,6 +12,7 @@
 //! | `peers.rs` | keys and values that other tools know and this version does not |
 //! | `rules.rs` | what two keys, or a number and its meaning, must satisfy |
 //! | `adapter_rules.rs` | the same for LoRA's keys |
+//! | `continual_rules.rs` | the same for what stages do against forgetting |
 //! | `preference_rules.rs` | the same for `stage` and what goes with it |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
@@ -24,6 +25,7 @@
 
 mod adapter_rules;
 mod check;
+mod continual_rules;
 mod optimizer_rules;
 mod peers;
 mod preference_rules;
@@ -476,6 +478,35 @@ pub struct Recipe {
     #[schemars(regex(pattern = "^(auto|cpu|cuda(:[0-9]+)?)$"), extend("x-values" = "auto | cpu | cuda:0"))]
     device: String,
 
+    /// With `stages`: after each stage, the token accuracy on the held-out rows of all of them; at the end `forgetting.json` and a picture, with what was forgotten.
+    #[serde(default)]
+    pub(crate) forgetting_report: bool,
+
+    /// With `stages`: share of the batches that come from earlier stages' rows.
+    #[serde(default)]
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub(crate) replay_ratio: f64,
+
+    /// Rows of earlier stages that are kept for that, each with the same chance.
+    #[serde(default = "default::replay_buffer")]
+    #[schemars(range(min = 1))]
+    pub(crate) replay_buffer: usize,
+
+    /// With `stages`: strength of the pull back to what the stage before has left, where it mattered to it (EWC).
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub(crate) ewc_lambda: Option<f64>,
+
+    /// What the importance of a parameter to still earlier stages counts, each stage further (online EWC).
+    #[serde(default = "default::weight")]
+    #[schemars(range(min = 0, max = 1))]
+    pub(crate) ewc_gamma: f64,
+
+    /// Rows of a stage by whose gradients that importance is measured.
+    #[serde(default = "default::fisher_samples")]
+    #[schemars(range(min = 1))]
+    pub(crate) fisher_samples: usize,
+
     /// Several data sets as tasks, in place of `dataset`: a list of `{name, dataset, weight}`. Each batch is of one task, and the loss of each is shown.
     #[serde(default, deserialize_with = "no_items")]
     #[schemars(schema_with = "list_schema")]
@@ -539,10 +570,12 @@ impl Recipe {
     /// Of several stages the last one, which knows them all: what comes out of a run is its.
     fn parse_text(source: &RecipeSource) -> Result<Self, Vec<Problem>> {
         let root = yaml::parse(&source.text).map_err(|problem| vec![*problem])?;
-        let Some(written) = stages::split(&root, &Self::schema())? else { return Self::parse_node(&root, source) };
+        let Some(written) = stages::split(&root, &Self::schema())? else {
+            return Self::parse_node(&root, source, false);
+        };
         let (mut plans, mut problems) = (Vec::new(), Vec::new());
         for stage in &written {
-            match Self::parse_node(&stage.root, source) {
+            match Self::parse_node(&stage.root, source, true) {
                 Ok(recipe) => {
                     let name = stage.name.clone().unwrap_or_else(|| recipe.stage_name().to_owned());
                     plans.push(StagePlan { name, recipe });
@@ -563,7 +596,7 @@ impl Recipe {
         Ok(Self { stages: plans, warnings, ..last })
     }
 
-    fn parse_node(root: &yaml::Node, source: &RecipeSource) -> Result<Self, Vec<Problem>> {
+    fn parse_node(root: &yaml::Node, source: &RecipeSource, in_stages: bool) -> Result<Self, Vec<Problem>> {
         let mut root = root.clone();
         let tasks = tasks::take(&mut root)?;
         let (written, mut problems) = check::check(&root, &Self::schema());
@@ -582,6 +615,7 @@ impl Recipe {
         }
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
+        problems.extend(continual_rules::errors(&recipe, &written, in_stages));
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -732,6 +766,12 @@ enum OneOrManyNumbers {
 mod default {
     use super::OneOrMany;
 
+    pub(super) fn replay_buffer() -> usize {
+        1000
+    }
+    pub(super) fn fisher_samples() -> usize {
+        128
+    }
     pub(super) fn task_temperature() -> f64 {
         2.0
     }

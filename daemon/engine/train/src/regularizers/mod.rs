@@ -23,8 +23,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use justtrain_model::Decoder;
-use justtrain_model::parameters::{Parameters, Trained};
+use justtrain_model::parameters::{Parameter, Parameters, Trained};
 
+use crate::continual::Ewc;
 use crate::recipe::Recipe;
 
 pub use l2_sp::L2Sp;
@@ -44,6 +45,8 @@ pub struct Regularizers {
     pub noise: Option<f32>,
     pub l2_sp: Option<L2Sp>,
     pub mixout: Option<Mixout>,
+    /// A pull to what an earlier stage has left.
+    pub ewc: Option<Ewc>,
 }
 
 impl Regularizers {
@@ -60,6 +63,17 @@ impl Regularizers {
             noise: recipe.neftune_noise_alpha.map(|alpha| alpha as f32),
             l2_sp: recipe.l2sp_alpha.map(|alpha| L2Sp { alpha: alpha as f32, start: start.clone() }),
             mixout: recipe.mixout_p.map(|probability| Mixout { probability: probability as f32, start: start.clone() }),
+            ewc: None,
         }
+    }
+
+    /// Adds the gradients of what is added to the loss for a parameter's own sake.
+    pub(crate) fn pull(&self, parameter: &Parameter<'_>, gradient: &mut [f32]) {
+        self.l2_sp.iter().for_each(|l2_sp| l2_sp.pull(parameter, gradient));
+        self.ewc.iter().for_each(|ewc| ewc.pull(parameter, gradient));
+    }
+
+    pub(crate) fn pulls(&self) -> bool {
+        self.l2_sp.is_some() || self.ewc.is_some()
     }
 }
