@@ -3,6 +3,7 @@
 mod bundled_recipes;
 #[path = "../desk/mod.rs"]
 mod desk;
+mod distillation;
 mod divergence;
 mod early_stopping;
 mod freezing;
