@@ -69,7 +69,7 @@ fn job_on(device: DevicePick) -> NewJob {
     NewJob {
         device,
         recipe: RecipeSource { text: "x: 1\n".into(), file: "r.yaml".into(), base_dir: "/".into() },
-        model: ModelFiles { name: "m".into(), path: PathBuf::from("/m"), adapter: None },
+        model: ModelFiles { name: "m".into(), path: PathBuf::from("/m"), ..ModelFiles::default() },
     }
 }
 

@@ -131,7 +131,11 @@ impl Daemon {
             Outcome::RecipeChecked(summary) => summary,
             other => return Err(mixed_up(&other)),
         };
-        let model = self.recipe_model(&summary.model, &recipe.base_dir)?;
+        let mut model = self.recipe_model(&summary.model, &recipe.base_dir)?;
+        for name in &summary.teachers {
+            let teacher = self.recipe_model(name, &recipe.base_dir)?;
+            model.teachers.insert(name.clone(), teacher.path);
+        }
         Ok((recipe, model, summary))
     }
 }

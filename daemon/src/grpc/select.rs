@@ -32,7 +32,7 @@ impl Daemon {
         let name = selector.model.strip_prefix("models/").unwrap_or(&selector.model);
         let path = self.hub.resolve(name).map_err(status::of_problem)?;
         let adapter = (!selector.adapter_path.is_empty()).then(|| PathBuf::from(selector.adapter_path));
-        Ok(ModelFiles { name: name.to_owned(), path, adapter })
+        Ok(ModelFiles { name: name.to_owned(), path, adapter, ..ModelFiles::default() })
     }
 
     /// The model that a recipe names: a path from the recipe's folder, or a name in the store.
@@ -42,7 +42,7 @@ impl Daemon {
             true => beside,
             false => self.hub.resolve(name).map_err(status::of_problem)?,
         };
-        Ok(ModelFiles { name: name.to_owned(), path, adapter: None })
+        Ok(ModelFiles { name: name.to_owned(), path, ..ModelFiles::default() })
     }
 }
 

@@ -26,7 +26,8 @@ use super::*;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// Finds nothing wrong with a recipe, unless it says `wrong`; trains in 40 events; exports nothing; warns, and answers once.
+/// Finds nothing wrong with a recipe, unless it says `wrong`; one that says `teacher` has one beside it and one that is not there.
+/// Trains in 40 events; exports nothing; warns, and answers once.
 const WORKER: &str = r#"
 read -r command
 case $command in
@@ -36,6 +37,8 @@ case $command in
         printf '{"code":"UNKNOWN_KEY","severity":"error","line":%s,"message":{"en":"no such key","zh":"没有这个键"}},' $line
     done
     echo '{"code":"UNKNOWN_KEY","severity":"error","message":{"en":"no such key","zh":"没有这个键"}}]}}' ;;
+*'"command":"check_recipe"'*teacher*)
+    echo '{"outcome":{"outcome":"recipe_checked","model":"model.gguf","teachers":["model.gguf","no/such"],"data":[],"device":"auto","finetuning_type":"lora","warnings":[]}}' ;;
 *'"command":"check_recipe"'*)
     echo '{"outcome":{"outcome":"recipe_checked","model":"model.gguf","data":[],"device":"auto","finetuning_type":"lora","warnings":[]}}' ;;
 *'"command":"train"'*)
@@ -337,4 +340,13 @@ async fn more_problems_than_a_header_holds_arrive_as_problems() {
     assert_eq!(problems[0].line, 1);
     let more = 500 - (problems.len() - 1);
     assert_eq!(problems.last().unwrap().message.as_ref().unwrap().en, format!("there are {more} more problems"));
+}
+
+#[tokio::test]
+async fn a_teacher_that_is_not_there_is_refused_before_the_job_is_made() {
+    let desk = Desk::new().await;
+    let status = desk.client().create_job(authorised(desk.create(&uuid(), "teacher: no/such"))).await.unwrap_err();
+    assert!(status.message().contains("no/such"), "{status:?}");
+    let jobs = desk.client().list_jobs(authorised(ListJobsRequest::default())).await.unwrap().into_inner().jobs;
+    assert!(jobs.is_empty());
 }

@@ -1,5 +1,6 @@
 //! What the daemon asks of a worker.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub struct RecipeSource {
 }
 
 /// A base model on the local disk, and what was trained from it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ModelFiles {
     /// The name the person knows it by, such as `HuggingFaceTB/SmolLM2-135M-Instruct`.
     pub name: String,
@@ -27,6 +28,9 @@ pub struct ModelFiles {
     /// A PEFT adapter folder, or after full fine-tuning the tuned model's Hugging Face folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
+    /// The models that a recipe names as teachers, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub teachers: BTreeMap<String, PathBuf>,
 }
 
 /// A data file; `format` is sniffed when it is not given.

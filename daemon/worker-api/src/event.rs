@@ -238,6 +238,9 @@ pub struct TrainResult {
 pub struct RecipeSummary {
     /// `model_name_or_path` as written.
     pub model: String,
+    /// Each `teacher` as written.
+    #[serde(default)]
+    pub teachers: Vec<String>,
     /// Absolute paths of the data files.
     pub data: Vec<PathBuf>,
     pub device: DevicePick,

@@ -21,6 +21,7 @@ pub mod run;
 mod staged;
 pub mod step;
 pub mod tasks;
+mod teacher;
 #[cfg(test)]
 mod testing;
 mod trainable;

@@ -24,6 +24,7 @@ use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
 use crate::regularizers::Regularizers;
+use crate::teacher::Teacher;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
 use crate::{EventSink, StopToken, memory};
@@ -92,6 +93,7 @@ pub(crate) fn train_recipe(
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let (encoder, warning) = open_encoder(&checkpoint, template.clone()).map_err(model_invalid)?;
     warning.iter().for_each(|warning| events.warn(warning));
+    let teacher = Teacher::find(recipe, model, &encoder)?;
     let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
     let trained = match recipe.finetuning_type {
         FinetuningType::Full | FinetuningType::Freeze => {
@@ -140,7 +142,10 @@ pub(crate) fn train_recipe(
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
     let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
-    let objective = objectives::new(recipe);
+    let objective = match teacher {
+        None => objectives::new(recipe),
+        Some(teacher) => teacher.objective(recipe, decoder.config().vocab_size, [&train, &validation], &device)?,
+    };
     // Before anything is restored: what is compared with is the model that the first step began with.
     if objective.preference().is_some_and(|preference| preference.judge.needs_reference()) {
         events.phase(Phase::Evaluating);
@@ -324,6 +329,7 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
     let plan_of = |recipe: &&Recipe| {
         let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
         let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
+        Teacher::find(recipe, model, &encoder)?;
         // What is left out is said when its stage begins.
         let Samples { train, validation } = samples(recipe, &encoder, &mut Vec::new())?;
         for samples in [&train.all, &validation.all] {

@@ -91,7 +91,7 @@ fn a_run_with_a_mean_of_weights_ends_with_it() {
     assert_eq!((&plain, &plain_end, &plain_saved), (&mean, &plain_saved, &mean_saved));
     assert_ne!(mean_end, mean_saved);
     assert_ne!(mean_loss, plain_loss);
-    let tuned = ModelFiles { name: "tiny".into(), path: desk.path("mean/model"), adapter: None };
+    let tuned = ModelFiles { name: "tiny".into(), path: desk.path("mean/model"), ..ModelFiles::default() };
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
     let report = evaluate(&desk.full_recipe(""), &tuned, None, &options, &mut Vec::new()).unwrap();
     assert!((report.base.loss / mean_loss - 1.0).abs() < 1e-6, "{} {mean_loss}", report.base.loss);
@@ -115,7 +115,7 @@ fn what_a_run_leaves_is_what_it_validated_last() {
         let outcome = desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap();
         let Outcome::Trained { result, .. } = outcome else { panic!("not trained") };
         let adapter = Some(desk.path("run/adapter"));
-        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter, ..ModelFiles::default() };
         let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
         let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
         let (validated, evaluated) = (result.validation_loss.unwrap(), report.tuned.unwrap().loss);
@@ -153,7 +153,8 @@ fn a_run_goes_on_with_an_adapter_that_is_there() {
         ..desk.recipe("")
     };
     let first = desk.losses(&next, "next")[0];
-    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(end) };
+    let model =
+        ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(end), ..ModelFiles::default() };
     let data = justtrain_worker_api::DataFile { path: desk.path("data.jsonl"), format: None };
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
     let report = evaluate(&next, &model, Some(&data), &options, &mut Vec::new()).unwrap();
@@ -263,7 +264,12 @@ fn a_full_run_leaves_a_whole_model_that_beats_its_base() {
     let recipe = desk.full_recipe("");
     desk.losses(&recipe, "run");
     let tuned = desk.path("run/model");
-    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: Some(tuned.clone()) };
+    let model = ModelFiles {
+        name: "tiny".into(),
+        path: desk.path("model"),
+        adapter: Some(tuned.clone()),
+        ..ModelFiles::default()
+    };
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 4 };
     let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
     assert!(report.tuned.unwrap().loss < report.base.loss * 0.9);
@@ -278,7 +284,7 @@ fn a_full_run_leaves_a_whole_model_that_beats_its_base() {
 #[test]
 fn exact_matches_are_counted_in_rows_that_are_not_shown() {
     let desk = Desk::new();
-    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: None };
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), ..ModelFiles::default() };
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 6 };
     let evaluate = |rows: &[(&str, &str)]| {
         let line = |(prompt, completion): &(&str, &str)| {
@@ -485,7 +491,7 @@ fn a_reward_model_is_validated_with_its_head() {
         let (validated, perplexity) = last.unwrap();
         assert_eq!(perplexity, 0.0);
         let adapter = Some(desk.path(folder).join(folder));
-        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter, ..ModelFiles::default() };
         let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
         let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
         let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());
@@ -508,7 +514,7 @@ fn preferences_are_validated_against_the_base_model() {
             _ => None,
         });
         let adapter = Some(desk.path("run/adapter"));
-        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter };
+        let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter, ..ModelFiles::default() };
         let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
         let report = evaluate(&recipe, &model, None, &options, &mut Vec::new()).unwrap();
         let (found, validated) = (report.tuned.unwrap().rewards.unwrap(), validated.unwrap());

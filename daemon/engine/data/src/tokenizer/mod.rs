@@ -119,6 +119,13 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+
+    /// The first of this vocabulary's tokens that the other one has not at the same id, as both have it; what the other one has
+    /// beyond is no difference.
+    pub fn first_difference(&self, other: &Self) -> Option<[Option<String>; 2]> {
+        let both = |id| [self.inner.id_to_token(id), other.inner.id_to_token(id)];
+        (0..self.vocab_size() as u32).map(both).find(|[own, of_other]| own.is_some() && own != of_other)
+    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ fn recipe(lines: &str) -> Recipe {
 fn largest(method: &str, recipe: &Recipe, models: &[KnownModel], room: Room, batch_tokens: usize) -> LargestModel {
     let sizes = models.iter().filter_map(|model| {
         let config = families::from_config(&model.config, Path::new(&model.name)).ok()?;
-        let job = Job { config, rows: Rows::of_one_batch(batch_tokens), device: DevicePick::Cpu };
+        let job = Job { config, teacher: None, rows: Rows::of_one_batch(batch_tokens), device: DevicePick::Cpu };
         let predicted = job.predict(recipe);
         Some((predicted.shape.parameters, predicted.memory_bytes(), &model.name))
     });

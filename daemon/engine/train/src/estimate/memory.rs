@@ -9,7 +9,7 @@ use super::work::{Rows, Work};
 use crate::optim;
 use crate::recipe::{Recipe, TaskWeighting};
 
-const FLOAT: u64 = 4;
+pub(super) const FLOAT: u64 = 4;
 /// Code, threads and what the allocator keeps aside; measured (`scripts/estimate-check`).
 const PROGRAM: u64 = 64 << 20;
 /// The tokenizer's tables, for each token of the vocabulary; measured.
@@ -32,7 +32,7 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// What is there from the first step to the last.
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        weights: frozen_weights(recipe, shape, rows) + shape.trained.start * FLOAT,
+        weights: frozen_weights(recipe, shape, rows.model_bytes) + shape.trained.start * FLOAT,
         trained_weights: trained_weights(recipe, shape) + weights_beside(recipe, shape),
         optimizer: optim::bytes(
             recipe,
@@ -67,7 +67,7 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
 }
 
 /// In the forms in which the recipe has them held. Weights and tables that are trained are counted as such.
-fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
+pub(super) fn frozen_weights(recipe: &Recipe, shape: &Shape, file_bytes: u64) -> u64 {
     let WeightFormats { linear, tables, .. } = recipe.weight_formats();
     let bytes = |&(dims, count): &([usize; 2], u64)| {
         let format = if dims[0] == shape.vocabulary { tables } else { linear };
@@ -83,7 +83,7 @@ fn frozen_weights(recipe: &Recipe, shape: &Shape, rows: &Rows) -> u64 {
     match shape.trained.frozen.matrices.iter().map(bytes).sum::<Option<u64>>() {
         Some(matrices) => matrices + shape.trained.frozen.vectors * FLOAT,
         // Blocks that are kept as they are take in memory what they take in the file.
-        None => rows.model_bytes,
+        None => file_bytes,
     }
 }
 

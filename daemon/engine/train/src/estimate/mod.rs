@@ -11,6 +11,7 @@
 //! | `disk.rs` | checkpoints and results |
 //! | `speed.rs` | time, from an earlier run or from a layer timed just now |
 //! | `remedies.rs` | what to change in a recipe that does not fit |
+//! | `teacher.rs` | what a teacher takes beside |
 //! | `largest.rs` | which of some known models fit |
 
 mod activations;
@@ -20,6 +21,7 @@ mod memory;
 mod remedies;
 mod shape;
 mod speed;
+mod teacher;
 mod trained;
 mod work;
 
@@ -40,6 +42,7 @@ use crate::run::no_device;
 use crate::trainable;
 
 use shape::Shape;
+use teacher::Teacher;
 use work::{Rows, Work};
 
 pub use largest::largest_models;
@@ -115,7 +118,9 @@ fn estimate_stage(
         .layers_to_transform()
         .map_or(Ok(()), |layers| config.check_layers(layers))
         .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, device };
+    let teacher = crate::teacher::Teacher::find(recipe, model, &encoder)?
+        .map(|teacher| Teacher { bytes: teacher.file_bytes(), config: teacher.config });
+    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, teacher, device };
     let prediction = job.predict(recipe);
     let (problems, remedies) = remedies::judge(&job, recipe, &prediction, room);
     let Prediction { shape, work, memory, disk } = prediction;
@@ -141,6 +146,7 @@ fn estimate_stage(
 /// A model's shape and rows to train it on; the recipe may vary.
 struct Job {
     config: DecoderConfig,
+    teacher: Option<Teacher>,
     rows: Rows,
     device: DevicePick,
 }
@@ -164,8 +170,12 @@ impl Job {
     fn predict(&self, recipe: &Recipe) -> Prediction {
         let shape = Shape::new(&self.config, recipe);
         let work = Work::plan(recipe, &self.rows);
+        let memory = || {
+            let peak = memory::peak(recipe, &shape, &work, &self.rows);
+            self.teacher.as_ref().map_or(peak, |teacher| teacher.beside(peak, recipe, &shape, &work))
+        };
         Prediction {
-            memory: (self.device == DevicePick::Cpu).then(|| memory::peak(recipe, &shape, &work, &self.rows)),
+            memory: (self.device == DevicePick::Cpu).then(memory),
             disk: disk::needed(recipe, &shape, work.steps),
             shape,
             work,

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::activations::{kept, output_layer};
 use super::shape::Shape;
+use super::teacher::Teacher;
 use super::work::{BatchSize, Rows, Work};
 use super::{Job, disk, remedies, speed};
 use crate::recipe::Recipe;
@@ -45,7 +46,7 @@ fn rows(lengths: &[usize]) -> Rows {
 }
 
 fn job(lengths: &[usize]) -> Job {
-    Job { config: smollm2(), rows: rows(lengths), device: DevicePick::Cpu }
+    Job { config: smollm2(), teacher: None, rows: rows(lengths), device: DevicePick::Cpu }
 }
 
 const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
@@ -331,7 +332,7 @@ fn a_cut_that_leaves_no_answer_is_no_way_out() {
     // Only the last token counts: any shorter row has nothing to learn from.
     let mut rows = rows(&[512; 4]);
     rows.train.iter_mut().for_each(|sample| sample.target = (0..512).map(|at| at == 511).collect());
-    let job = Job { config: smollm2(), rows, device: DevicePick::Cpu };
+    let job = Job { config: smollm2(), teacher: None, rows, device: DevicePick::Cpu };
     let predicted = job.predict(&recipe);
     let room = Room { memory_bytes: predicted.memory_bytes() - 1, ..NO_END };
     let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);
@@ -372,4 +373,16 @@ fn preferences_are_counted_with_both_answers_and_what_is_scored_without_a_gradie
     assert_eq!((kto.steps, kto.tokens, kto.reference_tokens, kto.baseline_tokens), (8, 620, 620, 620));
     // A shorter cutoff that takes one answer takes its pair.
     assert_eq!(plan("stage: dpo\ncutoff_len: 65\n").largest.tokens, 130);
+}
+
+/// The same model in the same form: its weights once more, and nothing that is trained.
+#[test]
+fn a_teacher_is_counted_as_frozen_weights() {
+    let recipe = recipe("precision: fp32\nteacher: large\nmax_steps: 2\n");
+    let alone = job(&[64; 8]).predict(&recipe).memory.unwrap();
+    let taught = Job { teacher: Some(Teacher { config: smollm2(), bytes: 0 }), ..job(&[64; 8]) };
+    let beside = taught.predict(&recipe).memory.unwrap();
+    assert_eq!(beside.weights - alone.weights, 4 * 134_515_008);
+    assert!(beside.output_layer > alone.output_layer && beside.activations > alone.activations);
+    assert_eq!((beside.trained_weights, beside.optimizer), (alone.trained_weights, alone.optimizer));
 }

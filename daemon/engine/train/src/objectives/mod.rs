@@ -9,6 +9,7 @@
 //! | file | method |
 //! |---|---|
 //! | `sft.rs` | cross-entropy of the target tokens |
+//! | `distillation.rs` | the same, and a teacher's distributions, `teacher` |
 //! | `dpo.rs` | DPO and its conservative form, `pref_loss: sigmoid` |
 //! | `hinge.rs` | SLiC-HF's hinge, `pref_loss: hinge` |
 //! | `ipo.rs` | IPO, `pref_loss: ipo` |
@@ -20,6 +21,7 @@
 //! `preference.rs` has answers judged, `background.rs` holds what they are compared with.
 
 mod background;
+mod distillation;
 mod dpo;
 mod hinge;
 mod ipo;
@@ -37,6 +39,8 @@ use justtrain_model::Head;
 use justtrain_worker_api::Rewards;
 
 pub use background::Background;
+pub(crate) use distillation::LOGITS_BYTES;
+pub use distillation::{Direction, Distillation, Divergence};
 pub use dpo::Dpo;
 pub use hinge::Hinge;
 pub use ipo::Ipo;
@@ -222,15 +226,11 @@ impl RewardSums {
     }
 }
 
-/// What a recipe asks for.
+/// What a recipe asks for, but for its teacher's part.
 pub fn new(recipe: &Recipe) -> Box<dyn Objective> {
     let (beta, chosen_loss) = (recipe.pref_beta, recipe.pref_ftx);
     let preference: Box<dyn Judge> = match recipe.stage {
-        Stage::Pt | Stage::Sft => {
-            let smoothing = recipe.label_smoothing_factor as f32;
-            let consistency = recipe.rdrop_alpha.map(|alpha| alpha as f32);
-            return Box::new(Sft(justtrain_kernels::Loss { smoothing, consistency }));
-        }
+        Stage::Pt | Stage::Sft => return Box::new(Sft(loss_of_tokens(recipe))),
         Stage::Kto => {
             let (chosen_weight, rejected_weight) = (recipe.kto_chosen_weight, recipe.kto_rejected_weight);
             Box::new(Kto { beta, chosen_weight, rejected_weight })
@@ -246,6 +246,12 @@ pub fn new(recipe: &Recipe) -> Box<dyn Objective> {
         },
     };
     Box::new(Preference { judge: preference, chosen_loss })
+}
+
+pub(crate) fn loss_of_tokens(recipe: &Recipe) -> justtrain_kernels::Loss {
+    let smoothing = recipe.label_smoothing_factor as f32;
+    let consistency = recipe.rdrop_alpha.map(|alpha| alpha as f32);
+    justtrain_kernels::Loss { smoothing, consistency }
 }
 
 /// log σ(x).

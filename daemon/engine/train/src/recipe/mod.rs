@@ -14,6 +14,7 @@
 //! | `adapter_rules.rs` | the same for LoRA's keys |
 //! | `continual_rules.rs` | the same for what stages do against forgetting |
 //! | `preference_rules.rs` | the same for `stage` and what goes with it |
+//! | `distillation_rules.rs` | the same for `teacher` and what goes with it |
 //! | `optimizer_rules.rs` | the same for `optim` and `learning_rates` |
 //! | `schedule_rules.rs` | the same for `lr_scheduler_type` and what goes with it |
 //! | `trainable_rules.rs` | the same for what chooses the weights that are trained |
@@ -26,6 +27,7 @@
 mod adapter_rules;
 mod check;
 mod continual_rules;
+mod distillation_rules;
 mod optimizer_rules;
 mod peers;
 mod preference_rules;
@@ -52,6 +54,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use crate::early_stopping::Metric;
+pub use crate::objectives::Direction;
 pub use stages::StagePlan;
 pub use tasks::{TaskMixing, TaskPlan, TaskWeighting};
 
@@ -103,6 +106,25 @@ pub struct Recipe {
     #[serde(default = "default::weight")]
     #[schemars(range(min = 0), extend("x-aliases" = ["kto_undesirable_weight", "undesirable_weight"]))]
     pub(crate) kto_rejected_weight: f64,
+
+    /// Distillation: a model with the same tokens, named as `model_name_or_path` is, whose distribution over the next token is learnt beside the data's own token. Only with `sft` and `pt`. Default: none.
+    #[serde(default)]
+    #[schemars(length(min = 1), extend("x-aliases" = ["kd_teacher"]))]
+    pub(crate) teacher: Option<String>,
+
+    /// `teacher`: `forward` is KL(teacher‖model), which makes all possible that the teacher may say; `reverse` is KL(model‖teacher), which avoids what it would not say.
+    #[serde(default)]
+    pub(crate) kd_direction: Direction,
+
+    /// `teacher`: both distributions are softened by this, and the divergence is multiplied by its square.
+    #[serde(default = "default::weight")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) kd_temperature: f64,
+
+    /// `teacher`: its share of the loss; the rest is the data's own.
+    #[serde(default = "default::kd_alpha")]
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub(crate) kd_alpha: f64,
 
     /// Which weights are trained: `lora` trains a low-rank pair beside each linear layer, `full` every weight of the model, `freeze` those of some layers.
     #[serde(default)]
@@ -633,6 +655,7 @@ impl Recipe {
     pub fn summary(&self) -> RecipeSummary {
         RecipeSummary {
             model: self.model_name_or_path.clone(),
+            teachers: self.stages().into_iter().filter_map(|stage| stage.recipe.teacher).collect(),
             data: self.stages().iter().flat_map(|stage| stage.recipe.dataset_files()).collect(),
             device: self.device(),
             finetuning_type: self.finetuning_type.name().to_owned(),
@@ -790,6 +813,9 @@ mod default {
     }
     pub(super) fn weight() -> f64 {
         1.0
+    }
+    pub(super) fn kd_alpha() -> f64 {
+        0.5
     }
     pub(super) fn lora_rank() -> usize {
         16

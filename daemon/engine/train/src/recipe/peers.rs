@@ -80,7 +80,7 @@ const LATER_VALUES: &[(&str, &[&str])] = &[
     ("lr_scheduler_type", &["cosine_warmup_with_min_lr", "greedy"]),
     ("optim", &["apollo_adamw", "galore_adafactor", "galore_adamw_8bit", "lion_8bit", "paged_adamw_8bit"]),
     ("pref_loss", &["apo_down", "apo_zero", "bco_pair", "exo_pair", "nca_pair", "robust", "sppo_hard"]),
-    ("stage", &["ppo", "pt"]),
+    ("stage", &["ppo"]),
 ];
 
 /// Why `key` is refused, where another tool has it.

@@ -42,6 +42,19 @@ impl Recipe {
         self.adapter_name_or_path.as_ref().map(|folder| self.base_dir.join(folder))
     }
 
+    /// The same recipe with nothing trained but pairs: every weight of the model is frozen.
+    pub(crate) fn frozen(&self) -> Self {
+        Self {
+            finetuning_type: FinetuningType::Lora,
+            adapter: None,
+            modules_to_save: None,
+            bias: Bias::None,
+            pissa_init: false,
+            loftq_init: false,
+            ..self.clone()
+        }
+    }
+
     /// The same recipe, going on with the adapter that another run has left.
     pub(crate) fn going_on_with(&self, folder: &Path) -> Result<Self, Problem> {
         let adapter = Some(read_peft_config(folder)?);

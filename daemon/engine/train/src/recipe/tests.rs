@@ -372,6 +372,9 @@ fn keys_that_do_not_go_together_are_refused() {
         ("stage: dpo\npref_loss: ipo\ndpo_label_smoothing: 0.1", "dpo_label_smoothing"),
         ("stage: dpo\ndpo_label_smoothing: 0.5", "dpo_label_smoothing"),
         ("stage: kto\ntrain_on_prompt: true", "train_on_prompt"),
+        ("kd_temperature: 2", "kd_temperature"),
+        ("stage: dpo\nteacher: large", "teacher"),
+        ("teacher: large\nkd_alpha: 1\nlabel_smoothing_factor: 0.1", "label_smoothing_factor"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::InvalidValue, Some(key)), "{problem}");
@@ -590,6 +593,7 @@ fn reference(schema: &Value) -> String {
           `finetuning_type: freeze`. `unfreeze_schedule` names groups from the top down, the first at 0.\n\
         - `early_stopping_steps` and `load_best_model_at_end` need a `val_size` above 0.\n\
         - `l2sp_alpha` and `mixout_p` go with `full` and `freeze`; `rdrop_alpha` needs some dropout or noise.\n\
+        - `teacher` goes with `stage: sft` and `pt`, and the keys that begin with `kd_` with a `teacher`.\n\
         - `ema_decay` goes with weights that are trained in 32 bits.\n\
         - `max_steps`, where it is not -1, decides over `num_train_epochs`.\n\
         - `val_size` and `warmup_steps` are a share below 1 and a whole number from 1 on.\n\n\

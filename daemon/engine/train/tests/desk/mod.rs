@@ -1,5 +1,6 @@
 //! A place for whole runs on the tiny model.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +69,8 @@ impl Desk {
         sink: &mut dyn EventSink,
         stop: &StopToken,
     ) -> Result<Outcome, Failure> {
-        let model = ModelFiles { name: "tiny".into(), path: self.path("model"), adapter: None };
+        let teachers = BTreeMap::from([("tiny".to_owned(), self.path("model"))]);
+        let model = ModelFiles { name: "tiny".into(), path: self.path("model"), teachers, ..ModelFiles::default() };
         train(recipe, &model, &self.path(run), resume, sink, stop)
     }
 

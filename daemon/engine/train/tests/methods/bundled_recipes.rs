@@ -9,8 +9,9 @@ use justtrain_worker_api::{Event, Outcome, RecipeSource};
 use crate::desk::{Desk, judged_rows};
 
 /// What a tiny model on a few rows needs in place of what is written.
-const CHANGED: [&str; 8] = [
+const CHANGED: [&str; 9] = [
     "model_name_or_path: tiny",
+    "teacher: tiny",
     "dataset: data.jsonl",
     "val_size: 4",
     "max_steps: 4",
@@ -35,9 +36,10 @@ fn every_bundled_recipe_trains() {
         let key = |line: &str| line.split_once(':').map_or("", |(key, _)| key).to_owned();
         let kept = written.lines().filter(|line| !CHANGED.iter().any(|changed| key(changed) == key(line)));
         let changed = CHANGED.iter().copied().filter(|line| {
-            let of_schedule = key(line) == "unfreeze_schedule";
-            let of_tasks = key(line) == "dataset" && has("tasks:");
-            !of_tasks && (!of_schedule || written.lines().any(|other| key(other) == "unfreeze_schedule"))
+            let own = key(line);
+            let of_tasks = own == "dataset" && has("tasks:");
+            let optional = ["unfreeze_schedule", "teacher"].contains(&own.as_str());
+            !of_tasks && (!optional || written.lines().any(|other| key(other) == own))
         });
         let stages = written.lines().filter(|line| line.starts_with("- name: ")).count();
         write_data(&desk);

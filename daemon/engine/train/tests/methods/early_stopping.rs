@@ -35,7 +35,7 @@ fn best(validations: &[(u64, f64)]) -> (u64, f64) {
 
 /// The loss of what a run left, on the rows that were held out.
 fn loss_of(desk: &Desk, recipe: &RecipeSource, folder: &str) -> f64 {
-    let tuned = ModelFiles { name: "tiny".into(), path: desk.path(folder), adapter: None };
+    let tuned = ModelFiles { name: "tiny".into(), path: desk.path(folder), ..ModelFiles::default() };
     let options = EvaluateOptions { max_samples: 0, max_new_tokens: 1 };
     evaluate(recipe, &tuned, None, &options, &mut Vec::new()).unwrap().base.loss
 }

@@ -4,6 +4,7 @@ mod bundled_recipes;
 mod continual;
 #[path = "../desk/mod.rs"]
 mod desk;
+mod distillation;
 mod divergence;
 mod early_stopping;
 mod freezing;

@@ -10,7 +10,7 @@ use justtrain_worker_api::{FailureReason, Outcome, RecipeSource};
 use crate::desk::{Desk, StopAfter, judged_rows, losses};
 
 /// Of each group one choice is made; the empty one is what a recipe does by itself.
-const GROUPS: [&[&str]; 13] = [
+const GROUPS: [&[&str]; 14] = [
     &["", "finetuning_type: full", "finetuning_type: freeze\nfreeze_trainable_layers: 1", "layers_to_transform: [1]"],
     &["", "use_rslora: true", "use_dora: true", "pissa_init: true", "loftq_init: true", "bias: lora_only"],
     &["", "modules_to_save: [lm_head]", "loraplus_lr_ratio: 8", "rank_pattern: {q_proj: 2}", "lr_decay: 2"],
@@ -26,6 +26,7 @@ const GROUPS: [&[&str]; 13] = [
     &["", "stage: dpo", "stage: dpo\npref_loss: orpo", "stage: dpo\npref_loss: simpo", "stage: kto", "stage: rm"],
     &["", "attention_dropout: 0.1", "resid_pdrop: 0.1", "neftune_noise_alpha: 5", "rdrop_alpha: 1"],
     &["", "label_smoothing_factor: 0.1", "l2sp_alpha: 0.1", "mixout_p: 0.2", "ema_decay: 0.9"],
+    &["", "teacher: tiny", "teacher: tiny\nkd_direction: reverse\nkd_temperature: 2", "teacher: tiny\nkd_alpha: 1"],
     &["", "gradient_checkpointing: true"],
     &["", "packing: true", "max_grad_norm: 0", "gradient_accumulation_steps: 1"],
     &["", "early_stopping_steps: 2\neval_steps: 1", "load_best_model_at_end: true\neval_steps: 2\nsave_steps: 2"],

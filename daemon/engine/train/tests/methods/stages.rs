@@ -143,7 +143,7 @@ fn what_stages_cannot_share_is_refused_where_it_stands() {
 #[test]
 fn a_dry_run_adds_the_stages_up() {
     let desk = Desk::new();
-    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), adapter: None };
+    let model = ModelFiles { name: "tiny".into(), path: desk.path("model"), ..ModelFiles::default() };
     let room = Room { memory_bytes: 1 << 40, disk_bytes: 1 << 40 };
     let of = |recipe: &RecipeSource| estimate(recipe, &model, room, None, &mut Vec::new()).unwrap();
     let both = of(&two_stages(&desk, ""));
