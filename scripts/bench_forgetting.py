@@ -69,7 +69,7 @@ def write(path: Path, rows: list[dict]) -> None:
 def train(options: argparse.Namespace, folder: Path, lines: list[str]) -> dict:
     recipe = [
         "model_name_or_path: model", "lora_rank: 16", "learning_rate: 0.0005", "val_size: 40", f"max_steps: {options.steps}",
-        "per_device_train_batch_size: 8", "cutoff_len: 256", f"seed: {SEED}", "forgetting_report: true", "fisher_samples: 64",
+        "per_device_train_batch_size: 8", "gradient_accumulation_steps: 1", "cutoff_len: 256", f"seed: {SEED}", "forgetting_report: true", "fisher_samples: 64",
         *lines, "stages:",
     ]  # fmt: skip
     for task, file in [("numbers", "numbers.json"), ("topics", "topics.jsonl"), ("letters", "letters.jsonl")]:

@@ -58,13 +58,14 @@ fn train(mut decoder: Decoder, trained: Trained<'_>, checkpointing: bool) -> Vec
     };
     let step = |number| {
         let step = Step {
-            objective: &Sft,
+            objective: &Sft::default(),
             trained,
             checkpointing,
             max_grad_norm: 1.0,
             number,
             learning_rate: 3e-3,
             groups: &Groups::default(),
+            regularizers: &Regularizers::default(),
             seed: 1,
         };
         let batches = vec![batch(0, Some(number)), batch(11, Some(100 + number))];
