@@ -110,16 +110,16 @@ pub(crate) fn train_recipe(
     }
 
     events.phase(Phase::Tokenizing);
-    let Samples { train, validation } = samples(recipe, &encoder, events)?;
+    let Samples { mut train, validation } = samples(recipe, &encoder, events)?;
     for samples in [&train.all, &validation.all] {
         check_lengths(decoder.config(), samples)?;
     }
     let mut sampler = sampler(recipe, &train);
-    let mut train = train;
+    let own_samples = train.all.len();
     if !among.earlier.is_empty() {
         let pack_len = recipe.packing.then_some(recipe.cutoff_len);
         let replayed = Sampler::new(among.earlier, recipe.per_device_train_batch_size, pack_len, recipe.seed ^ 0x5245);
-        sampler = sampler.beside(replayed, train.all.len(), recipe.replay_ratio);
+        sampler = sampler.beside(replayed, own_samples, recipe.replay_ratio);
         train.all.extend_from_slice(among.earlier);
     }
     let (held_out_tasks, train, validation) = (validation.ranges(), train.all, validation.all);
@@ -305,8 +305,8 @@ pub(crate) fn train_recipe(
         write_scores(&run_dir.join(SCORES), &accuracies(&trainer.decoder)).map_err(disk_full)?;
     }
     if among.remembered {
-        let every = train.len().div_ceil(recipe.fisher_samples).max(1);
-        let samples: Vec<&Sample> = train.iter().step_by(every).collect();
+        let every = own_samples.div_ceil(recipe.fisher_samples).max(1);
+        let samples: Vec<&Sample> = train[..own_samples].iter().step_by(every).collect();
         let before = among.fisher.map(|path| (path, recipe.ewc_gamma as f32));
         let (trained, place) = (trainer.settings.trainable.all(), run_dir.join(FISHER));
         remember(&mut trainer.decoder, trained, &samples, recipe.gradient_checkpointing, before, &place)

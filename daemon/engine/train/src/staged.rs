@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, RecipeSource, Text, TrainResult,
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Text,
+    TrainResult,
 };
 
 use crate::checkpoint::cannot_write;
@@ -37,6 +38,9 @@ pub(crate) fn train(
     let steps: Vec<u64> = plans.iter().map(|plan| plan.steps).collect();
     let total_steps = steps.iter().sum();
     let reports = recipes.iter().any(|recipe| recipe.forgetting_report);
+    if let Some((stage, _)) = stages.iter().zip(&plans).find(|(_, plan)| reports && plan.validation.is_empty()) {
+        return Err(nothing_to_report_on(&stage.name).because(FailureReason::RecipeInvalid));
+    }
     let watched: Vec<Vec<Sample>> = plans.iter().filter(|_| reports).map(|plan| plan.validation.clone()).collect();
     let folder_of = |index: usize| match index + 1 == stages.len() {
         true => run_dir.to_owned(),
@@ -89,6 +93,18 @@ pub(crate) fn train(
         results.push(result);
     }
     unreachable!("the last stage returns")
+}
+
+fn nothing_to_report_on(stage: &str) -> Problem {
+    Problem::error(
+        ProblemCode::InvalidValue,
+        format!("stage \"{stage}\" has no held-out rows, on which forgetting could be measured"),
+        format!("阶段“{stage}”没有留出的数据，无法测量遗忘"),
+    )
+    .key("forgetting_report")
+    .found("0 held-out rows")
+    .expected("at least one in every stage")
+    .fix("set val_size, or remove forgetting_report", "请设置 val_size，或删除 forgetting_report")
 }
 
 /// Puts the stages' rows together.

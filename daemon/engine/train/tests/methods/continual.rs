@@ -134,4 +134,11 @@ fn what_it_does_not_go_together_with_is_refused() {
         assert_eq!(problems[0].key.as_deref(), Some(key), "{extra}: {problems:?}");
         assert!(problems[0].line.is_some() && !problems[0].fix.zh.is_empty(), "{extra}");
     }
+    // Whether rows are held out is known once they are read, before the first step.
+    let recipe = three_stages(&desk, "forgetting_report: true\n");
+    let recipe = RecipeSource { text: recipe.text.replace("val_size: 4", "val_size: 0"), ..recipe };
+    let mut events = Vec::new();
+    let failure = desk.run(&recipe, "run", false, &mut events, &StopToken::default()).unwrap_err();
+    assert_eq!(failure.problems[0].key.as_deref(), Some("forgetting_report"));
+    assert!(losses(&events).is_empty());
 }
