@@ -3,6 +3,8 @@
 
 use std::sync::LazyLock;
 
+use crate::simd::simd_fn;
+
 /// 256 ascending numbers in −1…1.
 pub type Map = [f32; 256];
 
@@ -100,11 +102,17 @@ const SMALLEST: f32 = 1e-38;
 /// Writes the nearest codes of a whole block and returns its scale; half-way is the lower code.
 pub fn quantize_block(map: &Map, values: &[f32], codes: &mut [u8]) -> f32 {
     let scale = largest_magnitude(values);
-    let inverse = 1.0 / scale.max(SMALLEST);
-    for (code, value) in codes.iter_mut().zip(values) {
-        *code = nearest(map, (value * inverse).clamp(-1.0, 1.0));
-    }
+    nearest_codes(map, values, 1.0 / scale.max(SMALLEST), codes);
     scale
+}
+
+simd_fn! {
+    fn nearest_codes(map: &Map, values: &[f32], inverse: f32, codes: &mut [u8]) {
+        let _ = FMA;
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = nearest(map, (value * inverse).clamp(-1.0, 1.0));
+        }
+    }
 }
 
 /// As [`quantize_block`] for a last block that is shorter: there bitsandbytes divides, and no scale is 0.
@@ -116,12 +124,29 @@ fn quantize_rest(map: &Map, values: &[f32], codes: &mut [u8]) -> f32 {
     scale
 }
 
-fn largest_magnitude(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |largest, value| value.abs().max(largest))
+simd_fn! {
+    fn largest_magnitude(values: &[f32]) -> f32 {
+        let _ = FMA;
+        let mut lanes = [0.0f32; 16];
+        let (chunks, rest) = values.as_chunks::<16>();
+        for chunk in chunks {
+            for (lane, value) in lanes.iter_mut().zip(chunk) {
+                *lane = if value.abs() > *lane { value.abs() } else { *lane };
+            }
+        }
+        rest.iter().chain(&lanes).fold(0.0, |largest, value| value.abs().max(largest))
+    }
 }
 
+/// A binary search without branches, so that loops over it vectorise.
+#[inline(always)]
 fn nearest(map: &Map, value: f32) -> u8 {
-    let above = map.partition_point(|&code| code < value).clamp(1, 255);
+    // Codes below the value: at most 255 of them, as the last one is 1.
+    let mut below = 0;
+    for half in [128, 64, 32, 16, 8, 4, 2, 1] {
+        below += if map[(below + half - 1) & 255] < value { half } else { 0 };
+    }
+    let above = below.clamp(1, 255);
     let middle = (map[above - 1] + map[above]) / 2.0;
     (if value > middle { above } else { above - 1 }) as u8
 }
