@@ -196,72 +196,29 @@ struct OfStage<'a> {
 }
 
 impl EventSink for OfStage<'_> {
-    fn emit(&mut self, event: Event) {
+    fn emit(&mut self, mut event: Event) {
         let (before, all) = (self.first_step, self.total_steps);
-        let event = match event {
+        match &mut event {
             Event::Started { .. } if !self.begins => return,
-            Event::Started {
-                first_step,
-                epochs,
-                train_rows,
-                validation_rows,
-                trainable_parameters,
-                total_parameters,
-                device,
-                ..
-            } => Event::Started {
-                first_step: before + first_step,
-                total_steps: all,
-                epochs,
-                train_rows,
-                validation_rows,
-                trainable_parameters,
-                total_parameters,
-                device,
-            },
-            Event::Step {
-                step,
-                total_steps,
-                epoch,
-                loss,
-                learning_rate,
-                grad_norm,
-                tokens,
-                target_tokens,
-                tokens_per_second,
-                seconds_left,
-                peak_memory_bytes,
-                rewards,
-            } => {
-                let (left_of_stage, left) = (total_steps.saturating_sub(step), all.saturating_sub(before + step));
+            Event::Started { first_step, total_steps, .. } => {
+                *first_step += before;
+                *total_steps = all;
+            }
+            Event::Step { step, total_steps, seconds_left, .. } => {
+                let left_of_stage = total_steps.saturating_sub(*step);
+                *step += before;
+                *total_steps = all;
                 // As long a step as this stage's, for want of better.
-                let seconds_left =
-                    if left_of_stage > 0 { seconds_left / left_of_stage as f64 * left as f64 } else { seconds_left };
-                Event::Step {
-                    step: before + step,
-                    total_steps: all,
-                    epoch,
-                    loss,
-                    learning_rate,
-                    grad_norm,
-                    tokens,
-                    target_tokens,
-                    tokens_per_second,
-                    seconds_left,
-                    peak_memory_bytes,
-                    rewards,
+                if left_of_stage > 0 {
+                    *seconds_left = *seconds_left / left_of_stage as f64 * all.saturating_sub(*step) as f64;
                 }
             }
-            Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
-                Event::StepSkipped { step: before + step, loss_is_finite, rows, in_a_row, limit }
-            }
-            Event::Evaluation { step, loss, perplexity, token_accuracy, rewards } => {
-                Event::Evaluation { step: before + step, loss, perplexity, token_accuracy, rewards }
-            }
-            Event::Tasks { step, validation, tasks } => Event::Tasks { step: before + step, validation, tasks },
-            Event::Checkpoint { step, path } => Event::Checkpoint { step: before + step, path },
-            other => other,
-        };
+            Event::StepSkipped { step, .. }
+            | Event::Evaluation { step, .. }
+            | Event::Tasks { step, .. }
+            | Event::Checkpoint { step, .. } => *step += before,
+            _ => {}
+        }
         self.events.emit(event);
     }
 }

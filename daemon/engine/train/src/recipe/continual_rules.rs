@@ -3,7 +3,7 @@
 use justtrain_worker_api::Problem;
 
 use super::check::Written;
-use super::rules::invalid;
+use super::rules::{invalid, place};
 use super::{Recipe, Stage};
 
 pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec<Problem> {
@@ -36,9 +36,5 @@ pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec
         );
         problems.push(problem.fix("remove this line, or the tasks", "删除这一行，或删除 tasks"));
     }
-    let place = |problem: Problem| {
-        let mark = written.mark(problem.key.as_deref()?)?;
-        Some(problem.at(mark.line, mark.column))
-    };
-    problems.into_iter().filter_map(place).collect()
+    place(problems, written)
 }

@@ -42,7 +42,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
 }
 
 /// Adds line and column; drops what is about a key that is not there or is reported already.
-fn place(problems: impl IntoIterator<Item = Problem>, written: &Written) -> Vec<Problem> {
+pub(super) fn place(problems: impl IntoIterator<Item = Problem>, written: &Written) -> Vec<Problem> {
     let place = |problem: Problem| {
         let mark = written.mark(problem.key.as_deref()?)?;
         Some(problem.at(mark.line, mark.column))

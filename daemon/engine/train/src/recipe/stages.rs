@@ -31,8 +31,8 @@ const SHARED: [&str; 3] = ["model_name_or_path", "device", "stages"];
 pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenStage>>, Vec<Problem>> {
     let Content::Mapping(items) = &root.content else { return Ok(None) };
     let pairs = || items.as_chunks::<2>().0.iter();
-    let Some([_, stages]) = pairs().find(|[key, _]| is_key(key, "stages")) else { return Ok(None) };
-    let common: Vec<&[Node; 2]> = pairs().filter(|[key, _]| !is_key(key, "stages")).collect();
+    let Some([_, stages]) = pairs().find(|[key, _]| key.is("stages")) else { return Ok(None) };
+    let common: Vec<&[Node; 2]> = pairs().filter(|[key, _]| !key.is("stages")).collect();
     let wrong = |node: &Node, key: String| {
         let problem = Problem::error(
             ProblemCode::WrongType,
@@ -80,10 +80,6 @@ pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenSta
         found.push(WrittenStage { name, root, mark: stage.mark });
     }
     if problems.is_empty() { Ok(Some(found)) } else { Err(problems) }
-}
-
-fn is_key(node: &Node, name: &str) -> bool {
-    matches!(&node.content, Content::Scalar(key) if key == name)
 }
 
 /// Of a key that may be written by another tool's name.

@@ -50,9 +50,7 @@ pub enum TaskWeighting {
 /// Takes the tasks out of a file and puts their data in the place of `dataset`, so that the rest is checked as ever.
 pub(super) fn take(root: &mut Node) -> Result<Vec<TaskPlan>, Vec<Problem>> {
     let Content::Mapping(items) = &mut root.content else { return Ok(Vec::new()) };
-    let at = |items: &[Node], name: &str| {
-        items.as_chunks::<2>().0.iter().position(|[key, _]| matches!(&key.content, Content::Scalar(key) if key == name))
-    };
+    let at = |items: &[Node], name: &str| items.as_chunks::<2>().0.iter().position(|[key, _]| key.is(name));
     let Some(place) = at(items, "tasks") else { return Ok(Vec::new()) };
     let own_data = at(items, "dataset").map(|place| items[2 * place].mark);
     let mark = items[2 * place].mark;

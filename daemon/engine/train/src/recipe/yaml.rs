@@ -35,6 +35,13 @@ pub(super) struct Node {
     pub(super) content: Content,
 }
 
+impl Node {
+    /// Whether this is just that word.
+    pub(super) fn is(&self, word: &str) -> bool {
+        matches!(&self.content, Content::Scalar(text) if text == word)
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) enum Content {
     /// Null, a boolean, a number or a string.
