@@ -75,7 +75,12 @@ def gradients_of(model, batch: list[Sequence]) -> tuple[float, dict[str, torch.T
 
 
 def train(model, batch: list[Sequence], schedule: Schedule, weight_decay: float = 0.0) -> dict[str, list[float]]:
-    """AdamW over the same batch at every step; only matrices decay. The norms are those before clipping."""
+    """The same batch at every step."""
+    return optimise(model, schedule, lambda: loss_of(model, batch), weight_decay)
+
+
+def optimise(model, schedule: Schedule, loss_now, weight_decay: float = 0.0) -> dict[str, list[float]]:
+    """AdamW; only matrices decay. The norms are those before clipping."""
     parameters = list(adapter_parameters(model).values())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -88,7 +93,7 @@ def train(model, batch: list[Sequence], schedule: Schedule, weight_decay: float 
     curve: dict[str, list[float]] = {"loss": [], "learning_rate": [], "grad_norm": []}
     for _ in range(schedule.steps):
         optimizer.zero_grad()
-        loss = loss_of(model, batch)
+        loss = loss_now()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, schedule.max_grad_norm)
         curve["loss"].append(loss.item())

@@ -290,6 +290,8 @@ pub enum FormatName {
     Kto,
     /// Plain texts.
     Text,
+    /// A text or a pair of them, and its class.
+    Classification,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -16,11 +16,26 @@ pub struct Sample {
     pub row: u64,
     /// The answer is not to be given: the worse one of a pair, or one that is said to be bad.
     pub rejected: bool,
+    /// What it is, where that is what the model learns to say.
+    pub class: Option<Class>,
+}
+
+/// The class of a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Class {
+    /// By its place among the labels.
+    pub label: u32,
+    /// Of each token which of a pair's texts it is in; empty where there is one text.
+    pub types: Vec<u32>,
 }
 
 impl Sample {
-    /// Tokens that count for the loss. The first token of a sample is predicted from nothing and never counts.
+    /// Tokens that count for the loss; of a sample with a class that is one. The first token of a sample is predicted from
+    /// nothing and never counts.
     pub fn targets(&self) -> usize {
+        if self.class.is_some() {
+            return 1;
+        }
         self.target.iter().skip(1).filter(|&&target| target).count()
     }
 }
@@ -57,7 +72,7 @@ impl Encoder {
         match row.judgement {
             Judgement::None => return self.encode(row, options).map(|sample| vec![sample]),
             Judgement::Plain => return self.encode_text(row, options),
-            Judgement::Over(_) | Judgement::Good(_) => {}
+            Judgement::Over(_) | Judgement::Good(_) | Judgement::Class => {}
         }
         let options = EncodeOptions { mask_history: true, train_on_prompt: false, ..*options };
         let mut samples =
@@ -73,8 +88,13 @@ impl Encoder {
         let eos = self.tokenizer.eos_token().unwrap_or_default();
         let at = |problem: Problem| problem.file(row.file.display()).row(row.row);
         let ids = self.tokenizer.encode(&format!("{text}{eos}")).map_err(at)?.ids;
-        let sample =
-            |ids: &[u32]| Sample { ids: ids.to_vec(), target: vec![true; ids.len()], row: row.row, rejected: false };
+        let sample = |ids: &[u32]| Sample {
+            ids: ids.to_vec(),
+            target: vec![true; ids.len()],
+            row: row.row,
+            rejected: false,
+            class: None,
+        };
         // A rest of one token predicts nothing.
         Ok(ids.chunks(options.cutoff_len).map(sample).filter(|sample| sample.targets() > 0).collect())
     }
@@ -100,7 +120,7 @@ impl Encoder {
         let whole = encoding.ids.len();
         let mut ids = encoding.ids;
         ids.truncate(options.cutoff_len);
-        let sample = Sample { ids, target, row: conversation.row, rejected: false };
+        let sample = Sample { ids, target, row: conversation.row, rejected: false, class: None };
         if sample.targets() == 0 {
             return Err(Problem::warning(
                 ProblemCode::AnswerCut,

@@ -5,6 +5,7 @@
 
 pub mod chat_template;
 mod check;
+mod classify;
 mod encode;
 pub mod formats;
 pub mod generators;
@@ -17,7 +18,8 @@ pub mod tokenizer;
 
 pub use chat_template::{Chat, ChatTemplate, End};
 pub use check::check;
-pub use encode::{EncodeOptions, Encoder, Sample};
+pub use classify::{encode_class, label_of, labels_of};
+pub use encode::{Class, EncodeOptions, Encoder, Sample};
 pub use formats::{Conversation, Judgement, Loaded, read_conversations};
 pub use message::Message;
 pub use mixing::{MixedSampler, MixedState, Mixing};

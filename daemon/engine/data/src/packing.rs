@@ -5,7 +5,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::Sample;
+use crate::{Class, Sample};
 
 /// Samples one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,10 +13,12 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// First token of each sample and, last, the number of all tokens.
     pub starts: Vec<usize>,
-    /// Tokens whose hidden state predicts a target; ascending.
+    /// Tokens whose hidden state predicts a target; ascending. Of a sample with a class its first one.
     pub target_rows: Vec<usize>,
-    /// The target of the row at the same place.
+    /// The target of the row at the same place: a token, or a class.
     pub target_ids: Vec<u32>,
+    /// Of each token which of a pair's texts it is in, up to the last sample that says it.
+    pub types: Vec<u32>,
     /// 1-based data rows.
     pub rows: Vec<u64>,
 }
@@ -27,6 +29,14 @@ impl Batch {
         let mut batch = Self { starts: vec![0], ..Self::default() };
         for sample in samples {
             let start = batch.ids.len();
+            if let Some(Class { label, types }) = &sample.class {
+                batch.target_rows.push(start);
+                batch.target_ids.push(*label);
+                if !types.is_empty() {
+                    batch.types.resize(start, 0);
+                    batch.types.extend(types);
+                }
+            }
             for (at, (&id, _)) in sample.ids.iter().zip(&sample.target).enumerate().skip(1).filter(|(_, (_, t))| **t) {
                 batch.target_rows.push(start + at - 1);
                 batch.target_ids.push(id);
@@ -176,6 +186,7 @@ mod tests {
             target: (0..len).map(|at| at >= len / 2).collect(),
             row: row as u64 + 1,
             rejected: false,
+            class: None,
         };
         lengths.iter().enumerate().map(sample).collect()
     }
@@ -188,7 +199,7 @@ mod tests {
         assert_eq!(batch.target_rows, [1, 2, 4, 5]);
         assert_eq!(batch.target_ids, [2, 3, 1, 2]);
         // A first token that is marked has nothing before it.
-        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1, rejected: false };
+        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1, rejected: false, class: None };
         assert!(Batch::new([&first, &first]).target_rows.is_empty());
     }
 

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over packed sequences, tiled with an online softmax (FlashAttention-2, Dao 2023,
+//! Grouped-query attention over packed sequences, causal or to both sides, tiled with an online softmax (FlashAttention-2, Dao 2023,
 //! arXiv 2307.08691): no token sees another sample, and nothing of size tokens × tokens is kept.
 //!
 //! Heads lie side by side, `[tokens, heads · head_dim]`, so that neither projection needs a transposed copy.
@@ -43,7 +43,10 @@ pub struct Scores {
     pub scale: f32,
     /// Bounds every score smoothly (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f32>,
-    /// A query sees itself and the keys before it, this many together (sliding window, arXiv 2310.06825).
+    /// A query sees no key that comes after it; else it sees every key of its segment.
+    pub causal: bool,
+    /// A query sees itself and the keys before it, this many together (sliding window, arXiv 2310.06825). Of causal
+    /// attention only.
     pub window: Option<usize>,
     /// Of the softmax, while training.
     pub dropout: Option<Dropout>,
@@ -52,16 +55,16 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Without cap, window and dropout.
+    /// Causal, without cap, window and dropout.
     pub fn scaled(scale: f32) -> Self {
-        Self { scale, soft_cap: None, window: None, dropout: None, products: Products::F32 }
+        Self { scale, soft_cap: None, causal: true, window: None, dropout: None, products: Products::F32 }
     }
 }
 
 /// Which rows belong together: the queries of one sequence and the keys that they may see.
 ///
-/// The last query stands at the last key; each earlier query sees one key fewer. With as many queries as keys that is
-/// causal attention over a whole sequence, with fewer it is generation with a cache.
+/// In causal attention the last query stands at the last key, and each earlier query sees one key fewer: with as many
+/// queries as keys that is a whole sequence, with fewer it is generation with a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segments(Vec<Segment>);
 
@@ -88,9 +91,9 @@ impl Segments {
         self.0.iter().map(|segment| (segment.queries.clone(), segment.keys.len()))
     }
 
-    fn check(&self, query_rows: usize, key_rows: usize) {
+    fn check(&self, query_rows: usize, key_rows: usize, causal: bool) {
         for Segment { queries, keys } in &self.0 {
-            assert!(queries.len() <= keys.len(), "each query has a key of its own");
+            assert!(!causal || queries.len() <= keys.len(), "each query has a key of its own");
             assert!(queries.end <= query_rows && keys.end <= key_rows, "segments lie inside the batch");
         }
     }
@@ -107,11 +110,12 @@ pub fn attention(
     scores: Scores,
 ) -> Tensor<2> {
     assert_ne!(scores.window, Some(0), "a query sees at least itself");
+    assert!(scores.causal || scores.window.is_none(), "a window looks back");
     assert_eq!(heads.query % heads.key_value, 0);
     assert_eq!(q.dims()[1], heads.query * heads.dim);
     assert_eq!(k.dims()[1], heads.key_value * heads.dim);
     assert_eq!(k.dims(), v.dims());
-    segments.check(q.dims()[0], k.dims()[0]);
+    segments.check(q.dims()[0], k.dims()[0], scores.causal);
     if !on_cpu(&q) {
         return reference(q, k, v, heads, segments, scores);
     }
@@ -126,7 +130,7 @@ pub fn reference(
     v: Tensor<2>,
     heads: Heads,
     segments: Arc<Segments>,
-    Scores { scale, soft_cap, window, dropout, .. }: Scores,
+    Scores { scale, soft_cap, causal, window, dropout, .. }: Scores,
 ) -> Tensor<2> {
     let (device, group, k_rows) = (q.device(), heads.group(), k.dims()[0]);
     // `[key/value heads, rows, dim]`.
@@ -136,10 +140,10 @@ pub fn reference(
     };
     let mut outputs = Vec::new();
     for Segment { queries, keys } in &segments.0 {
-        let hidden = keys.len() - queries.len();
+        let hidden = keys.len().saturating_sub(queries.len());
         for first in (0..queries.len()).step_by(QUERY_ROWS) {
             let rows = QUERY_ROWS.min(queries.len() - first);
-            let seen = first + rows + hidden;
+            let seen = if causal { first + rows + hidden } else { keys.len() };
             // The queries of a group share their keys, so they are rows of one product.
             let q = q.clone().narrow(0, queries.start + first, rows);
             let q = q.reshape([rows, heads.key_value, group, heads.dim]).permute([1, 2, 0, 3]);
@@ -153,7 +157,8 @@ pub fn reference(
                 None => future,
                 Some(window) => future.bool_or(Tensor::triu_mask([rows, seen], diagonal - window as i64 + 1, &device)),
             };
-            let scores = scores.mask_fill(unseen.unsqueeze::<4>().expand([heads.key_value, group, rows, seen]), -1e30);
+            let unseen = unseen.unsqueeze::<4>().expand([heads.key_value, group, rows, seen]);
+            let scores = if causal { scores.mask_fill(unseen, -1e30) } else { scores };
             let weights = burn::tensor::activation::softmax(scores, 3);
             let weights = match dropout {
                 None => weights,
@@ -290,6 +295,7 @@ const KEY_TILE: usize = 128;
 struct Task<'a> {
     segment: &'a Segment,
     key_value_head: usize,
+    causal: bool,
     window: Option<usize>,
 }
 
@@ -301,9 +307,9 @@ struct Tile {
 
 impl Inputs {
     fn tasks(&self) -> impl ParallelIterator<Item = Task<'_>> {
-        let (heads, window) = (self.heads.key_value, self.scores.window);
+        let (heads, Scores { causal, window, .. }) = (self.heads.key_value, self.scores);
         self.segments.0.par_iter().flat_map(move |segment| {
-            (0..heads).into_par_iter().map(move |key_value_head| Task { segment, key_value_head, window })
+            (0..heads).into_par_iter().map(move |key_value_head| Task { segment, key_value_head, causal, window })
         })
     }
 
@@ -343,6 +349,9 @@ impl Inputs {
 impl Task<'_> {
     /// The keys that the query at `index` of the segment sees.
     fn visible(&self, index: usize) -> Range<usize> {
+        if !self.causal {
+            return 0..self.segment.keys.len();
+        }
         let end = self.segment.keys.len() - self.segment.queries.len() + index + 1;
         self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
@@ -584,6 +593,13 @@ mod tests {
                 ..plain
             },
             Scores { products: Products::Bf16, ..plain },
+            Scores { causal: false, ..plain },
+            Scores {
+                causal: false,
+                soft_cap: Some(2.0),
+                dropout: Some(Dropout { probability: 0.2, seed: 7 }),
+                ..plain
+            },
         ];
         crate::simd::testing::at_every_level(|level| {
             for ((starts, heads), scores) in cases.iter().flat_map(|case| kinds.iter().map(move |kind| (case, *kind))) {

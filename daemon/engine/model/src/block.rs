@@ -1,12 +1,12 @@
-//! One block of the decoder: attention and feed-forward, each behind a norm and beside a residual.
+//! One block of the network: attention and feed-forward, each with a norm and beside a residual.
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use justtrain_kernels::{Dropout, RotaryTable, Scores, Segments, dropout, residual};
 use justtrain_worker_api::Problem;
 
-use crate::config::{DecoderConfig, Network, Positions};
+use crate::config::{DecoderConfig, Network, NormPlace, Positions};
 use crate::generate::LayerCache;
 use crate::layers::{Attention, Experts, Joint, Mlp, Norm, Projection, Router};
 use crate::parameters::{Parameter, Parameters};
@@ -21,6 +21,7 @@ pub struct Block {
     mlp_norm: Norm,
     feed_forward: FeedForward,
     mlp_output_norm: Option<Norm>,
+    norm_place: NormPlace,
     pub(crate) dropout: BlockDropout,
 }
 
@@ -133,6 +134,7 @@ impl Block {
                 heads: config.heads,
                 scores: Scores {
                     soft_cap: config.attention_soft_cap,
+                    causal: config.causal,
                     window: at.window,
                     ..Scores::scaled(config.attention_scale)
                 },
@@ -145,8 +147,13 @@ impl Block {
             mlp_norm: norm(names.mlp_norm)?,
             feed_forward: FeedForward::load(loader, config, layer)?,
             mlp_output_norm: names.mlp_output_norm.map(norm).transpose()?,
+            norm_place: config.norm_place,
             dropout: BlockDropout::default(),
         })
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.mlp_norm.weight.device()
     }
 
     /// `x` is `[tokens, hidden]`, and so is the result.
@@ -165,10 +172,12 @@ impl Block {
             Some(how) => dropout(x, how),
         };
         let of_weights = self.dropout.at(0, attention, pass.mode);
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), pass, cache, of_weights);
-        let x = residual(x, dropped(1, normed(&self.attention_output_norm, attended)));
-        let fed = self.feed_forward.forward(self.mlp_norm.forward(x.clone()), pass.mode);
-        residual(x, dropped(2, normed(&self.mlp_output_norm, fed)))
+        let [before, after] = [NormPlace::Before, NormPlace::After]
+            .map(|place| move |norm: &Norm, x: Tensor<2>| if self.norm_place == place { norm.forward(x) } else { x });
+        let attended = self.attention.forward(before(&self.attention_norm, x.clone()), pass, cache, of_weights);
+        let x = after(&self.attention_norm, residual(x, dropped(1, normed(&self.attention_output_norm, attended))));
+        let fed = self.feed_forward.forward(before(&self.mlp_norm, x.clone()), pass.mode);
+        after(&self.mlp_norm, residual(x, dropped(2, normed(&self.mlp_output_norm, fed))))
     }
 
     /// The linear layers that adapters can be put on.
@@ -204,6 +213,7 @@ impl Parameters for Block {
             mlp_norm,
             feed_forward,
             mlp_output_norm,
+            norm_place: _,
             dropout: _,
         } = self;
         let mut parameters: Vec<Parameter<'_>> = attention_norm.parameters_mut().collect();

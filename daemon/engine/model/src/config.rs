@@ -1,4 +1,4 @@
-//! What a decoder looks like, whatever its family.
+//! What a transformer looks like, whatever its family.
 
 use justtrain_kernels::{Activation, Heads};
 use justtrain_worker_api::{Problem, ProblemCode};
@@ -6,14 +6,20 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use crate::names::{JointNames, WeightNames};
 use crate::rotation::Rotation;
 
-/// Sizes and constants of a decoder-only transformer: blocks of grouped-query attention and a feed-forward network,
-/// each behind a norm and beside a residual. Which parts a block has is told by the names of its weights.
+/// A first text and a second one.
+pub(crate) const TOKEN_TYPES: usize = 2;
+
+/// Sizes and constants of a transformer of one stack: blocks of grouped-query attention and a feed-forward network, each with
+/// a norm and beside a residual. A decoder sees what came before, an encoder all of its text. Which parts a block has is
+/// told by the names of its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub heads: Heads,
     pub vocab_size: usize,
+    /// It has an output layer; encoders and classifiers have none.
+    pub makes_words: bool,
     /// The output layer is the embedding table.
     pub tied_embeddings: bool,
     /// The longest sequence that the model was made for, in tokens.
@@ -23,6 +29,9 @@ pub struct DecoderConfig {
     pub positions: Positions,
     /// One for each block.
     pub layers: Vec<LayerConfig>,
+    /// A token sees none that comes after it; false makes an encoder.
+    pub causal: bool,
+    pub norm_place: NormPlace,
     pub norm: NormKind,
     pub norm_epsilon: f32,
     /// What products of queries and keys are multiplied by.
@@ -69,6 +78,15 @@ pub struct ExpertsConfig {
     pub norm_weights: bool,
 }
 
+/// Where the norms of a block lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlace {
+    /// Before attention and feed-forward network; the residual stays as it is.
+    Before,
+    /// After each residual (Vaswani et al. 2017, arXiv 1706.03762).
+    After,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// `x / rms(x) · w`.
@@ -89,6 +107,8 @@ pub enum MlpKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlainActivation {
+    /// GELU itself (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+    Gelu,
     GeluTanh,
     Relu,
 }
@@ -184,6 +204,11 @@ impl DecoderConfig {
         matches!(self.positions, Positions::Learned { .. }).then_some(self.max_positions)
     }
 
+    /// Of an output layer that is a matrix of its own.
+    pub fn output_weight(&self) -> Option<String> {
+        self.names.output_weight().filter(|_| self.makes_words && !self.tied_embeddings)
+    }
+
     /// Numbers in the base model.
     pub fn parameters(&self) -> u64 {
         self.tensors().iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
@@ -205,10 +230,14 @@ impl DecoderConfig {
         tensors.push((format!("{}.weight", names.embeddings), table.clone()));
         let positions = names.positions.zip(self.position_table());
         tensors.extend(positions.map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
+        let types = names.token_types.map(|name| (format!("{name}.weight"), vec![TOKEN_TYPES, self.hidden_size]));
+        tensors.extend(types);
         let norm = |name: String, width: usize| {
             let parts = ["weight", "bias"].into_iter().take(self.norm.vectors());
             parts.map(move |part| (format!("{name}.{part}"), vec![width]))
         };
+        let embedding_norm = names.embedding_norm.map(|name| norm(name.to_owned(), self.hidden_size));
+        tensors.extend(embedding_norm.into_iter().flatten());
         for layer in 0..self.layers.len() {
             let full = |part: &str| format!("{}.{layer}.{part}", names.blocks);
             let linear = |(name, shape): (String, LinearShape)| {
@@ -230,9 +259,12 @@ impl DecoderConfig {
             tensors.extend(networks.flat_map(|network| network.up.into_iter().chain([network.down])).flat_map(linear));
             tensors.extend(names.block.mlp_output_norm.into_iter().flat_map(of_block));
         }
-        tensors.extend(norm(names.norm.to_owned(), self.hidden_size));
-        if !self.tied_embeddings {
-            tensors.push((names.output_weight(), table));
+        let last_norm = names.norm.map(|name| norm(name.to_owned(), self.hidden_size));
+        tensors.extend(last_norm.into_iter().flatten());
+        tensors.extend(self.output_weight().map(|output| (output, table)));
+        if let Some(pooler) = names.classifier.pooler {
+            tensors.push((format!("{pooler}.weight"), vec![self.hidden_size; 2]));
+            tensors.push((format!("{pooler}.bias"), vec![self.hidden_size]));
         }
         tensors
     }

@@ -1,19 +1,20 @@
-//! The decoder-only transformer: the only network there is.
+//! The transformer of one stack: the only network there is. Most of its families are decoders, hence its name; an encoder is
+//! one whose tokens see all of their text, and that has a classifier in place of an output layer.
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use justtrain_kernels::{Numbers, OutputLayer, Segments, Weight, embedding, linear};
+use burn::tensor::{Device, Tensor};
+use justtrain_kernels::{Numbers, OutputLayer, Segments, Weight, linear};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::block::{Block, BlockDropout, Pass};
+use crate::classifier::{self, Classifier};
 use crate::config::Positions;
+use crate::embeddings::Embeddings;
 use crate::generate::KvCache;
 use crate::layers::{InFull, Norm, Projection};
-use crate::parameters::{Parameter, Parameters, SCORE};
+use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
 
@@ -23,6 +24,8 @@ pub struct Input {
     pub ids: Vec<u32>,
     /// From 0 within each sequence.
     pub positions: Vec<u32>,
+    /// Which of a pair's texts a token is in; empty where all are in the first.
+    pub types: Vec<u32>,
     /// Which tokens attend to which.
     pub segments: Arc<Segments>,
 }
@@ -31,7 +34,16 @@ impl Input {
     /// Whole sequences; `starts` holds each one's first token and, last, the number of all.
     pub fn packed(ids: Vec<u32>, starts: &[usize]) -> Self {
         let positions = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
-        Self { ids, positions, segments: Arc::new(Segments::packed(starts)) }
+        Self { ids, positions, types: Vec::new(), segments: Arc::new(Segments::packed(starts)) }
+    }
+
+    /// `types` may end before the last token: those after are in the first text.
+    pub fn with_types(mut self, mut types: Vec<u32>) -> Self {
+        if !types.is_empty() {
+            types.resize(self.ids.len(), 0);
+            self.types = types;
+        }
+        self
     }
 }
 
@@ -53,81 +65,96 @@ impl Mode {
 pub struct Decoder {
     config: DecoderConfig,
     formats: WeightFormats,
-    embeddings: Weight,
-    embeddings_name: String,
-    /// Of learned positions.
-    positions: Option<PositionTable>,
+    embeddings: Embeddings,
     blocks: Vec<Block>,
-    norm: Norm,
-    /// None where the embedding table is the output layer.
-    output: Option<Weight>,
-    output_name: String,
-    /// `[1, hidden]`; what makes it a reward model.
-    score: Option<Tensor<2>>,
+    norm: Option<Norm>,
+    /// None where the embedding table is the output layer, and in encoders.
+    output: Option<Table>,
+    /// What makes it a classifier or a reward model.
+    classifier: Option<Classifier>,
+    /// The part of a classifier that a model without one may have.
+    pooler: Option<Projection>,
 }
 
+/// The output layer, by its name among the parameters.
 #[derive(Debug, Clone)]
-struct PositionTable {
+struct Table {
     name: String,
-    table: Weight,
-    /// Row of a sequence's first token.
-    offset: usize,
+    weight: Weight,
 }
 
-impl PositionTable {
-    fn rows(&self, positions: &[u32]) -> Vec<u32> {
-        positions.iter().map(|position| position + self.offset as u32).collect()
-    }
-}
-
-/// What turns the last block's output into logits, or into rewards.
+/// What turns the last block's output into logits, or into what a classifier says.
 #[derive(Debug, Clone)]
 pub struct Head {
-    norm: Norm,
-    output: OutputLayer,
-    output_name: String,
-    score: Option<Tensor<2>>,
+    norm: Option<Norm>,
+    judge: HeadKind,
+}
+
+// There is one of them at a time.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+enum HeadKind {
+    Language {
+        output: OutputLayer,
+        name: String,
+    },
+    Classifier(Classifier),
+    /// An encoder that is no classifier yet.
+    None,
 }
 
 impl Head {
     /// The normed hidden states and the output layer.
+    ///
+    /// # Panics
+    /// Where it is the head of a classifier, which has no words.
     pub fn normed(&self, x: Tensor<2>) -> (Tensor<2>, &OutputLayer) {
-        (self.norm.forward(x), &self.output)
+        let HeadKind::Language { output, .. } = &self.judge else { panic!("a classifier makes no words") };
+        (self.norm(x), output)
     }
 
-    /// What a reward model says of a sequence at these rows of normed hidden states, which are those of last tokens.
-    pub fn rewards(&self, hidden: Tensor<2>, rows: &[usize]) -> Tensor<1> {
-        let score = self.score.clone().expect("only a reward model is asked");
-        let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        let (count, device) = (rows.len(), hidden.device());
-        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &device);
-        hidden.select(0, rows).matmul(score.transpose()).flatten(0, 1)
+    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.norm {
+            None => x,
+            Some(norm) => norm.forward(x),
+        }
+    }
+
+    /// `[sequences, labels]`: what a classifier says of each sequence of an input, whose last block gave `x`.
+    ///
+    /// # Panics
+    /// Where it is no classifier.
+    pub fn classes(&self, x: Tensor<2>, input: &Input, mode: Mode) -> Tensor<2> {
+        let HeadKind::Classifier(classifier) = &self.judge else { panic!("only a classifier has classes") };
+        let x = classifier::select(x, &classifier.rows(input));
+        classifier.logits(self.norm(x), mode)
     }
 }
 
 impl Parameters for Head {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let mut parameters: Vec<Parameter<'_>> = self.norm.parameters_mut().collect();
+        let mut parameters: Vec<Parameter<'_>> = self.norm.iter_mut().flat_map(Norm::parameters_mut).collect();
         // A reward model has no use for logits.
-        parameters.push(match &mut self.score {
-            None => Parameter::weight(self.output_name.clone(), &mut self.output.weight),
-            Some(score) => Parameter::matrix(SCORE.to_owned(), score),
-        });
+        match &mut self.judge {
+            HeadKind::Language { output, name } => {
+                parameters.push(Parameter::weight(name.clone(), &mut output.weight));
+            }
+            HeadKind::Classifier(classifier) => parameters.extend(classifier.parameters_mut()),
+            HeadKind::None => {}
+        }
         parameters
     }
 }
 
 impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let mut parameters = vec![Parameter::weight(self.embeddings_name.clone(), &mut self.embeddings)];
-        let positions = self.positions.iter_mut();
-        parameters.extend(positions.map(|table| Parameter::weight(table.name.clone(), &mut table.table)));
-        parameters.extend(self.blocks.iter_mut().flat_map(Block::parameters_mut));
-        parameters.extend(self.norm.parameters_mut());
-        if let Some(output) = &mut self.output {
-            parameters.push(Parameter::weight(self.output_name.clone(), output));
-        }
-        parameters.extend(self.score.iter_mut().map(|score| Parameter::matrix(SCORE.to_owned(), score)));
+        let Self { config: _, formats: _, embeddings, blocks, norm, output, classifier, pooler } = self;
+        let mut parameters = embeddings.parameters_mut();
+        parameters.extend(blocks.iter_mut().flat_map(Block::parameters_mut));
+        parameters.extend(norm.iter_mut().flat_map(Norm::parameters_mut));
+        parameters.extend(output.iter_mut().map(|Table { name, weight }| Parameter::weight(name.clone(), weight)));
+        parameters.extend(pooler.iter_mut().flat_map(Projection::parameters_mut));
+        parameters.extend(classifier.iter_mut().flat_map(Classifier::parameters_mut));
         parameters
     }
 }
@@ -140,31 +167,19 @@ impl Decoder {
         let (loader, names) = (Loader::new(checkpoint, device, formats), config.names);
         let blocks = (0..config.layers.len()).map(|layer| Block::load(&loader, &config, layer));
         let blocks = blocks.collect::<Result<_, Problem>>()?;
-        let (table, embeddings_name) =
-            ([config.vocab_size, config.hidden_size], format!("{}.weight", names.embeddings));
-        let positions = match (&config.positions, names.positions) {
-            (&Positions::Learned { rows, offset }, Some(name)) => {
-                let name = format!("{name}.weight");
-                let table = loader.in_full_precision(&name, [rows, config.hidden_size])?;
-                Some(PositionTable { name, table, offset })
-            }
-            _ => None,
+        let output = || {
+            let name = config.output_weight()?;
+            let weight = loader.table(&name, [config.vocab_size, config.hidden_size]);
+            Some(weight.map(|weight| Table { name, weight }))
         };
+        let classifier = Classifier::load(&loader, checkpoint, &config)?;
         let decoder = Self {
-            embeddings: loader.table(&embeddings_name, table)?,
-            embeddings_name,
-            positions,
+            embeddings: Embeddings::load(&loader, &config)?,
             blocks,
-            norm: loader.norm(names.norm.to_owned(), config.hidden_size, &config)?,
-            output: match config.tied_embeddings {
-                true => None,
-                false => Some(loader.table(&config.names.output_weight(), table)?),
-            },
-            output_name: config.names.output_weight(),
-            score: match checkpoint.shape(SCORE) {
-                None => None,
-                Some(_) => Some(loader.score(SCORE, config.hidden_size)?),
-            },
+            norm: names.norm.map(|name| loader.norm(name.to_owned(), config.hidden_size, &config)).transpose()?,
+            output: output().transpose()?,
+            pooler: if classifier.is_some() { None } else { classifier::pooler(&loader, &config)? },
+            classifier,
             formats,
             config,
         };
@@ -182,16 +197,18 @@ impl Decoder {
     }
 
     pub fn device(&self) -> Device {
-        self.norm.weight.device()
+        self.blocks[0].device()
     }
 
     /// Every linear layer that an adapter can be put on, in the order of the network.
     pub fn projections(&self) -> impl Iterator<Item = &Projection> {
-        self.blocks.iter().flat_map(Block::projections)
+        let pooler = self.classifier.as_ref().and_then(Classifier::pooler);
+        self.blocks.iter().flat_map(Block::projections).chain(pooler)
     }
 
     pub fn projections_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
-        self.blocks.iter_mut().flat_map(Block::projections_mut)
+        let pooler = self.classifier.as_mut().and_then(Classifier::pooler_mut);
+        self.blocks.iter_mut().flat_map(Block::projections_mut).chain(pooler)
     }
 
     /// Has tensors of the model trained in full beside the adapters: those that `which` tells of a module's name and whether it
@@ -199,33 +216,32 @@ impl Decoder {
     pub(crate) fn train_in_full(&mut self, which: impl Fn(&str, bool) -> InFull) {
         let device = self.device();
         let dense = |weight: &mut Weight| weight.numbers = Numbers::Dense(weight.to_tensor(&device));
-        for block in &mut self.blocks {
-            for norm in block.norms_mut() {
-                norm.in_full = which(&norm.name, false);
-            }
-            for projection in block.projections_mut() {
-                projection.in_full = which(&projection.name, projection.lora.is_some());
-                if projection.in_full.weight {
-                    dense(&mut projection.weight);
-                }
+        let names = self.config.names;
+        let norms = self.blocks.iter_mut().flat_map(Block::norms_mut);
+        for norm in norms.chain(&mut self.norm).chain(&mut self.embeddings.norm) {
+            norm.in_full = which(&norm.name, false);
+        }
+        self.classifier.iter_mut().for_each(Classifier::train_new_pooler);
+        for projection in self.projections_mut() {
+            projection.in_full = which(&projection.name, projection.lora.is_some());
+            if projection.in_full.weight {
+                dense(&mut projection.weight);
             }
         }
-        self.norm.in_full = which(&self.norm.name, false);
-        let names = self.config.names;
         let mark = |module: &str, name: &mut String, table: &mut Weight, weight: bool| {
             *name = InFull { weight, bias: false }.weight_name(module);
             if weight {
                 dense(table);
             }
         };
-        let [embeddings, output] = [names.embeddings, names.output].map(|module| which(module, false).weight);
-        let shared = self.output.is_none() && output;
-        mark(names.embeddings, &mut self.embeddings_name, &mut self.embeddings, embeddings || shared);
-        if let (Some(module), Some(PositionTable { name, table, .. })) = (names.positions, &mut self.positions) {
-            mark(module, name, table, which(module, false).weight);
+        let output = names.output.map(|module| (module, which(module, false).weight));
+        let shared = self.config.tied_embeddings && output.is_some_and(|(_, trained)| trained);
+        for (index, table) in self.embeddings.tables.iter_mut().enumerate() {
+            let trained = which(table.module, false).weight || (index == 0 && shared);
+            mark(table.module, &mut table.name, &mut table.weight, trained);
         }
-        if let Some(table) = &mut self.output {
-            mark(names.output, &mut self.output_name, table, output);
+        if let (Some((module, trained)), Some(Table { name, weight })) = (output, &mut self.output) {
+            mark(module, name, weight, trained);
         }
     }
 
@@ -244,48 +260,62 @@ impl Decoder {
         &mut self.blocks
     }
 
+    pub fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
+    }
+
     /// Shares the memory of the decoder's own tensors.
     pub fn head(&self) -> Head {
-        Head {
-            norm: self.norm.clone(),
-            output: self.output_layer(),
-            output_name: match self.output {
-                Some(_) => self.output_name.clone(),
-                None => self.embeddings_name.clone(),
-            },
-            score: self.score.clone(),
+        let judge = match (&self.classifier, self.makes_words()) {
+            (Some(classifier), _) => HeadKind::Classifier(classifier.clone()),
+            (None, false) => HeadKind::None,
+            (None, true) => {
+                let name = self.output.as_ref().map_or(&self.embeddings.tokens().name, |output| &output.name);
+                HeadKind::Language { output: self.output_layer(), name: name.clone() }
+            }
+        };
+        Head { norm: self.norm.clone(), judge }
+    }
+
+    /// Whether it can say what comes next, as encoders cannot.
+    pub fn makes_words(&self) -> bool {
+        self.config.makes_words
+    }
+
+    /// Makes it a classifier of these labels, or with one a reward model, whose head is random. What a classifier before
+    /// had of a pooler stays.
+    pub fn attach_classifier(&mut self, labels: Vec<String>, seed: u64) {
+        let pooler = self.pooler.take().or(self.classifier.take().and_then(Classifier::into_pooler));
+        self.classifier = Some(Classifier::new(&self.config, pooler, labels, &self.device(), seed));
+    }
+
+    /// Has it judge by these labels: with the head that it has, where that is of as many and of the same or of unnamed ones,
+    /// else with a new one.
+    pub fn classify(&mut self, labels: Vec<String>, seed: u64) {
+        match self.classifier.as_mut().filter(|classifier| classifier.can_mean(&labels)) {
+            Some(classifier) => classifier.set_labels(labels),
+            None => self.attach_classifier(labels, seed),
         }
     }
 
-    /// Makes it a reward model whose head is random, spread as transformers does (standard deviation 0.02).
-    pub fn attach_score(&mut self, seed: u64) {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(u64::MAX);
-        // Irwin–Hall: the sum of twelve uniform numbers is near enough to a normal one.
-        let mut number = || (0..12).map(|_| rng.random_range(-0.5..0.5f32)).sum::<f32>() * 0.02;
-        let width = self.config.hidden_size;
-        let numbers: Vec<f32> = (0..width).map(|_| number()).collect();
-        self.set_score(numbers);
+    /// Has it make words again.
+    pub fn forget_classifier(&mut self) {
+        self.pooler = self.classifier.take().and_then(Classifier::into_pooler).or(self.pooler.take());
     }
 
-    /// The head of a reward model: a number for each of the hidden features.
+    /// Makes it a reward model with a number for each of the hidden features.
     pub fn set_score(&mut self, numbers: Vec<f32>) {
-        let shape = [1, self.config.hidden_size];
-        self.score = Some(Tensor::from_data(TensorData::new(numbers, shape), &self.device()));
+        self.attach_classifier(vec!["LABEL_0".to_owned()], 0);
+        self.classifier.iter_mut().for_each(|head| head.set_weight(numbers.clone()));
     }
 
-    pub fn score(&self) -> Option<&Tensor<2>> {
-        self.score.as_ref()
+    pub fn classifier(&self) -> Option<&Classifier> {
+        self.classifier.as_ref()
     }
 
     /// The name of the embedding table among the parameters.
     pub fn embeddings_name(&self) -> &str {
-        &self.embeddings_name
-    }
-
-    /// The name of the table of learned positions, and the row of it that each token takes.
-    pub fn position_rows(&self, input: &Input) -> Option<(&str, Vec<u32>)> {
-        self.positions.as_ref().map(|table| (table.name.as_str(), table.rows(&input.positions)))
+        &self.embeddings.tokens().name
     }
 
     /// Numbers in the base model.
@@ -295,8 +325,8 @@ impl Decoder {
 
     /// What turns hidden states into logits. Shares the memory of the decoder's own tensors.
     pub fn output_layer(&self) -> OutputLayer {
-        let weight = self.output.as_ref().unwrap_or(&self.embeddings).clone();
-        OutputLayer { weight, soft_cap: self.config.logit_soft_cap }
+        let weight = self.output.as_ref().map_or(&self.embeddings.tokens().weight, |output| &output.weight);
+        OutputLayer { weight: weight.clone(), soft_cap: self.config.logit_soft_cap }
     }
 
     /// What the blocks must know about an input.
@@ -310,23 +340,35 @@ impl Decoder {
 
     /// `[tokens, hidden]`: what goes into the first block.
     pub fn embed(&self, input: &Input) -> Tensor<2> {
-        let x = embedding(&self.embeddings, &input.ids, &self.device());
-        let x = if self.config.embedding_scale == 1.0 { x } else { x * self.config.embedding_scale };
-        match &self.positions {
-            None => x,
-            Some(table) => x + embedding(&table.table, &table.rows(&input.positions), &self.device()),
-        }
+        let sum = self.embeddings.sum(input, &self.device());
+        self.embeddings.norm().map_or(sum.clone(), |norm| norm.forward(sum))
     }
 
     /// `[tokens, hidden]` after the last norm. With a cache, `input` continues its sequences.
-    pub fn hidden_states(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
+    pub fn hidden_states(&self, input: &Input, cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
+        let x = self.last_block(input, cache, mode);
+        match &self.norm {
+            None => x,
+            Some(norm) => norm.forward(x),
+        }
+    }
+
+    /// `[sequences, labels]`: what a classifier says.
+    ///
+    /// # Panics
+    /// Where it is no classifier.
+    pub fn classes(&self, input: &Input, mode: Mode) -> Tensor<2> {
+        self.head().classes(self.last_block(input, None, mode), input, mode)
+    }
+
+    fn last_block(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
         let pass = self.pass(input, mode);
         let mut x = self.embed(input);
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
             x = block.forward_cached(x, &pass, cache);
         }
-        self.norm.forward(x)
+        x
     }
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.

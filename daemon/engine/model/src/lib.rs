@@ -6,9 +6,11 @@
 
 pub mod adapters;
 mod block;
+mod classifier;
 mod config;
 mod decoder;
 pub mod device;
+mod embeddings;
 pub mod export;
 pub mod families;
 pub mod generate;
@@ -20,10 +22,13 @@ mod tuned;
 mod weights;
 
 pub use block::{Block, Pass};
+pub use classifier::{Classifier, are_unnamed};
 pub use config::{
-    Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, PlainActivation, Positions,
+    Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, NormPlace, PlainActivation,
+    Positions,
 };
 pub use decoder::{Decoder, Head, Input, Mode};
+pub use embeddings::{EmbeddingNorm, Embeddings, Taken};
 pub use justtrain_kernels as kernels;
-pub use tuned::{apply_tuned, is_whole_model, replaces_weights};
+pub use tuned::{apply_tuned, is_whole_model, replaces_weights, tuned_labels};
 pub use weights::{WeightFormat, WeightFormats};

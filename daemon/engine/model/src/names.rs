@@ -6,21 +6,63 @@ pub struct WeightNames {
     pub embeddings: &'static str,
     /// The table of learned positions.
     pub positions: Option<&'static str>,
+    /// The table that tells the two texts of a pair apart.
+    pub token_types: Option<&'static str>,
+    /// Of the sum of all tables.
+    pub embedding_norm: Option<&'static str>,
     /// What the names of a block start with, before its number.
     pub blocks: &'static str,
     pub block: BlockNames,
-    pub norm: &'static str,
-    pub output: &'static str,
+    /// After the last block.
+    pub norm: Option<&'static str>,
+    /// What makes logits of hidden states; an encoder has none.
+    pub output: Option<&'static str>,
+    pub classifier: ClassifierNames,
+    /// What the names of tensors begin with that are for other tasks, and may be in a file.
+    pub unused: &'static [&'static str],
     /// Matrices of linear layers are stored `[inputs, outputs]` (transformers' `Conv1D`).
     pub transposed: bool,
 }
 
 impl WeightNames {
     /// Of the output layer's matrix, as it stands in a file.
-    pub fn output_weight(&self) -> String {
-        format!("{}.weight", self.output)
+    pub fn output_weight(&self) -> Option<String> {
+        Some(format!("{}.weight", self.output?))
+    }
+
+    /// The modules of the embedding table and of the output layer.
+    pub fn tables(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.embeddings).chain(self.output)
     }
 }
+
+/// What judges whole sequences, where a model is a classifier or a reward model.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClassifierNames {
+    /// A linear layer and tanh before the output.
+    pub pooler: Option<&'static str>,
+    pub output: &'static str,
+    pub bias: bool,
+    /// Which token's hidden state stands for the sequence.
+    pub reads: Reads,
+    /// What the name of transformers' class ends with.
+    pub class: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    FirstToken,
+    LastToken,
+}
+
+/// Of every decoder: transformers' `GenericForSequenceClassification`.
+pub(crate) const SCORE: ClassifierNames = ClassifierNames {
+    pooler: None,
+    output: "score",
+    bias: false,
+    reads: Reads::LastToken,
+    class: "ForSequenceClassification",
+};
 
 /// A block's tensors, each after the block's own name.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,10 +105,14 @@ pub enum JointNames {
 pub(crate) const LLAMA: WeightNames = WeightNames {
     embeddings: "model.embed_tokens",
     positions: None,
+    token_types: None,
+    embedding_norm: None,
     blocks: "model.layers",
     block: LLAMA_BLOCK,
-    norm: "model.norm",
-    output: "lm_head",
+    norm: Some("model.norm"),
+    output: Some("lm_head"),
+    classifier: SCORE,
+    unused: &[],
     transposed: false,
 };
 

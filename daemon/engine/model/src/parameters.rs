@@ -8,8 +8,10 @@ use justtrain_kernels::{Numbers, Packed, Weight};
 
 use crate::layers::InFull;
 
-/// The head of a reward model, by transformers' name. It is trained whatever else is.
-pub(crate) const SCORE: &str = "score.weight";
+/// Whether a tensor is of the head of a classifier or a reward model, by transformers' names. It is trained whatever else is.
+pub(crate) fn is_of_head(name: &str) -> bool {
+    matches!(name, "score.weight" | "classifier.weight" | "classifier.bias")
+}
 
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +29,7 @@ impl Trained<'_> {
         let of_pair = || [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
         let of_adapter = || of_pair() || InFull::marks(name);
         match self {
-            _ if name == SCORE => true,
+            _ if is_of_head(name) => true,
             Self::Adapters => of_adapter(),
             Self::Weights => !of_adapter(),
             Self::Named(names) => names.contains(name),

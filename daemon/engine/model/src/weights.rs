@@ -1,5 +1,6 @@
 //! How frozen weights are held in memory, and reading them from a checkpoint in that form.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -78,14 +79,18 @@ impl<'a> Loader<'a> {
     }
 
     /// Notes that a part takes a tensor, and returns its name in the file.
-    fn take<'n>(&self, name: &'n str) -> &'n str {
+    fn take<'n>(&self, name: &'n str) -> Cow<'n, str> {
         let stored = stored_name(self.checkpoint, name);
-        self.taken.borrow_mut().insert(stored.to_owned());
+        self.taken.borrow_mut().insert(stored.clone().into_owned());
         stored
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.checkpoint.shape(&stored_name(self.checkpoint, name)).is_some()
+    }
+
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
-        let elements = self.checkpoint.read_f32(self.take(name), &[len])?;
+        let elements = self.checkpoint.read_f32(&self.take(name), &[len])?;
         Ok(Tensor::from_data(TensorData::new(elements, [len]), self.device))
     }
 
@@ -99,10 +104,10 @@ impl<'a> Loader<'a> {
         self.matrix(name, shape, WeightFormat::F32)
     }
 
-    /// The head of a reward model, which is always `f32`.
-    pub(crate) fn score(&self, name: &str, width: usize) -> Result<Tensor<2>, Problem> {
-        let elements = self.checkpoint.read_f32(self.take(name), &[1, width])?;
-        Ok(Tensor::from_data(TensorData::new(elements, [1, width]), self.device))
+    /// The head of a classifier, which is always `f32`.
+    pub(crate) fn head(&self, name: &str, shape: [usize; 2]) -> Result<Tensor<2>, Problem> {
+        let elements = self.checkpoint.read_f32(&self.take(name), &shape)?;
+        Ok(Tensor::from_data(TensorData::new(elements, shape), self.device))
     }
 
     pub(crate) fn norm(&self, name: String, width: usize, config: &DecoderConfig) -> Result<Norm, Problem> {
@@ -133,7 +138,7 @@ impl<'a> Loader<'a> {
     }
 
     fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
-        let (stored, shape) = (self.checkpoint.tensor(self.take(name), &[inputs, outputs])?, [outputs, inputs]);
+        let (stored, shape) = (self.checkpoint.tensor(&self.take(name), &[inputs, outputs])?, [outputs, inputs]);
         // A GGUF has such matrices as the network multiplies by them.
         if self.formats.linear == WeightFormat::Gguf
             && self.checkpoint.gguf().is_some()
@@ -154,7 +159,7 @@ impl<'a> Loader<'a> {
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], format: WeightFormat) -> Result<Weight, Problem> {
-        let stored = self.checkpoint.tensor(self.take(name), &shape)?;
+        let stored = self.checkpoint.tensor(&self.take(name), &shape)?;
         let packed = |format| Packed::from_rows(format, shape, |rows, part| stored.read_rows(rows, part));
         Ok(match format {
             WeightFormat::F32 => Tensor::from_data(TensorData::new(stored.read(), shape), self.device).into(),
@@ -176,7 +181,9 @@ impl<'a> Loader<'a> {
         let output = config.names.output_weight();
         let harmless = |name: &str| {
             let constant = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
-            constant.iter().any(|end| name.ends_with(end)) || (config.tied_embeddings && name == output)
+            constant.iter().any(|end| name.ends_with(end))
+                || config.names.unused.iter().any(|start| name.starts_with(start))
+                || (config.tied_embeddings && Some(name) == output.as_deref())
         };
         let mut strangers = self.checkpoint.names().filter(|name| !taken.contains(*name) && !harmless(name));
         let Some(first) = strangers.next() else { return Ok(()) };
@@ -193,11 +200,19 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A tensor's name in the file: that of transformers' bare model, without the head's prefix, where the file has only that.
-fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> &'n str {
+/// A tensor's name in the file: that of transformers' bare model, without the head's prefix, where the file has only that;
+/// and a norm's as TensorFlow called them.
+fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> Cow<'n, str> {
     let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
-    let has = |name| checkpoint.shape(name).is_some();
-    if !has(name) && has(bare) { bare } else { name }
+    let has = |name: &str| checkpoint.shape(name).is_some();
+    let of_norm = |name: &str| {
+        let (module, part) = name.rsplit_once('.').filter(|(module, _)| module.ends_with("LayerNorm"))?;
+        Some(format!("{module}.{}", if part == "weight" { "gamma" } else { "beta" })).filter(|name| has(name))
+    };
+    match [name, bare].into_iter().find(|name| has(name)) {
+        Some(stored) => stored.into(),
+        None => of_norm(name).or_else(|| of_norm(bare)).map_or(name.into(), Cow::Owned),
+    }
 }
 
 /// The matrix of a layer as the checkpoint has it, `[outputs, inputs]`.
@@ -209,8 +224,8 @@ pub(crate) fn original(
     let ([outputs, inputs], name) = (projection.shape(), format!("{}.weight", projection.name));
     let name = stored_name(checkpoint, &name);
     let numbers = match projection.transposed {
-        false => checkpoint.read_f32(name, &[outputs, inputs])?,
-        true => transpose(&checkpoint.read_f32(name, &[inputs, outputs])?, [inputs, outputs]),
+        false => checkpoint.read_f32(&name, &[outputs, inputs])?,
+        true => transpose(&checkpoint.read_f32(&name, &[inputs, outputs])?, [inputs, outputs]),
     };
     Ok(Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device))
 }

@@ -8,7 +8,7 @@
 
 use burn::tensor::Tensor;
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
-use justtrain_model::{Block, Decoder, Input, Mode, Pass};
+use justtrain_model::{Block, Decoder, Input, Mode, Pass, Taken};
 
 use crate::objectives::{Loss, Objective, RewardSums};
 use crate::regularizers::{Regularizers, noisy};
@@ -36,12 +36,10 @@ impl Backward<'_> {
     pub fn run(&self, decoder: &mut Decoder, batch: &MicroBatch, sink: Sink<'_>) -> (f64, RewardSums) {
         let input = &batch.input;
         let pass = decoder.pass(input, self.mode);
-        let tables_trained = self.tables_trained(decoder, input);
+        let tables_trained = !decoder.embeddings().trained_sizes(self.trained).is_empty();
         let lowest = self.lowest_trained(decoder, tables_trained);
-        let mut x = decoder.embed(input);
-        if let (Some(alpha), Some(seed)) = (self.regularizers.noise, self.mode.dropout_seed) {
-            x = noisy(x, input, alpha, decoder.config().embedding_scale, seed);
-        }
+        let embedded = self.embedded(decoder, input);
+        let mut x = decoder.embeddings().norm().map_or(embedded.clone(), |norm| norm.forward(embedded));
         let mut kept = Vec::new();
         for (index, block) in decoder.blocks().iter().enumerate() {
             if index < lowest {
@@ -80,16 +78,18 @@ impl Backward<'_> {
             upstream = below;
         }
         let table = tables.into_iter().next().map(|(_, gradient)| gradient);
-        let gradients = self.table_gradients(decoder, input, upstream, table);
+        let gradients = self.embedding_gradients(decoder, input, upstream, table);
         give(decoder, gradients, sink);
         loss
     }
 
-    /// Whether the embedding table or that of learned positions is trained.
-    fn tables_trained(&self, decoder: &Decoder, input: &Input) -> bool {
-        let positions = decoder.position_rows(input);
-        self.trained.includes(decoder.embeddings_name())
-            || positions.is_some_and(|(name, _)| self.trained.includes(name))
+    /// What the tables say of the input, with the noise on it, before a norm.
+    fn embedded(&self, decoder: &Decoder, input: &Input) -> Tensor<2> {
+        let x = decoder.embeddings().sum(input, &decoder.device());
+        match (self.regularizers.noise, self.mode.dropout_seed) {
+            (Some(alpha), Some(seed)) => noisy(x, input, alpha, decoder.config().embedding_scale, seed),
+            _ => x,
+        }
     }
 
     /// The first block that a gradient must reach.
@@ -117,29 +117,35 @@ impl Backward<'_> {
         ((sum, rewards), head.take_gradients(self.trained, &mut gradients), upstream)
     }
 
-    /// The gradients of the embedding table and of learned positions, as far as they are trained. `table` is what the
-    /// output layer gave the former.
-    fn table_gradients(
+    /// The gradients of the tables below the first block and of their norm, as far as they are trained. `table` is what the
+    /// output layer gave that of the tokens.
+    fn embedding_gradients(
         &self,
         decoder: &Decoder,
         input: &Input,
         upstream: Tensor<2>,
-        table: Option<Vec<f32>>,
+        mut table: Option<Vec<f32>>,
     ) -> Gradients {
-        let (config, mut gradients) = (decoder.config(), Gradients::new());
+        let embeddings = decoder.embeddings();
+        let (upstream, of_norm) = match embeddings.norm() {
+            None => (upstream, Gradients::new()),
+            Some(norm) => {
+                let mut norm = norm.tracked(self.trained, &decoder.device());
+                let x = constant(self.embedded(decoder, input)).require_grad();
+                let mut gradients = (norm.forward(x.clone()) * constant(upstream)).sum().backward();
+                let below = x.grad_remove(&mut gradients).expect("a norm depends on its input");
+                (below, norm.take_gradients(self.trained, &mut gradients))
+            }
+        };
         let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
-        if self.trained.includes(decoder.embeddings_name()) {
-            let mut gradient = table.unwrap_or_else(|| vec![0.0; config.vocab_size * config.hidden_size]);
-            add_rows(&mut gradient, &input.ids, &upstream, config.embedding_scale);
-            gradients.push((decoder.embeddings_name().to_owned(), gradient));
-        }
-        let positions = decoder.position_rows(input).filter(|(name, _)| self.trained.includes(name));
-        if let (Some((name, rows)), Some([count, width])) = (positions, config.position_table()) {
-            let mut gradient = vec![0.0; count * width];
-            add_rows(&mut gradient, &rows, &upstream, 1.0);
-            gradients.push((name.to_owned(), gradient));
-        }
-        gradients
+        let trained = embeddings.taken(input).into_iter().filter(|taken| self.trained.includes(taken.name));
+        let of_table = |Taken { name, shape: [count, width], rows, scale }: Taken<'_>| {
+            let of_output = table.take_if(|_| name == decoder.embeddings_name());
+            let mut gradient = of_output.unwrap_or_else(|| vec![0.0; count * width]);
+            add_rows(&mut gradient, &rows, &upstream, scale);
+            (name.to_owned(), gradient)
+        };
+        trained.map(of_table).chain(of_norm).collect()
     }
 }
 

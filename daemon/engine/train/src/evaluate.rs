@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use burn::tensor::activation;
 use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Batch, Conversation, Encoder, Judgement, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Input, Mode, apply_tuned, device};
+use justtrain_model::{Classifier, Decoder, Input, Mode, apply_tuned, device, tuned_labels};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     AccuracyReport, DataFile, EvaluateOptions, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
@@ -14,9 +15,10 @@ use justtrain_worker_api::{
 };
 
 use crate::EventSink;
+use crate::classes::{attach_head, labels};
 use crate::objectives::{self, Background, Objective, RewardSums, Scored, rewards_of};
 use crate::prepare::{check_lengths, encode_rows, fits, open_encoder, read_rows};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Stage};
 use crate::run::no_device;
 
 /// Most tokens of one evaluation batch.
@@ -54,7 +56,14 @@ pub fn evaluate(
     if options.max_samples > 0 {
         rows.truncate(options.max_samples as usize);
     }
-    let judged = encode_rows(&encoder, &recipe, &rows, events)?;
+    let labels = match (recipe.stage, model.adapter.as_deref()) {
+        // Those that it has learnt, whatever the data is that it learnt them from.
+        (Stage::Cls, Some(tuned)) => tuned_labels(tuned).map_err(invalid)?.unwrap_or_default(),
+        (Stage::Cls, None) => labels(&recipe, &decoder, None, &read_rows(&recipe)?.0)?,
+        _ => Vec::new(),
+    };
+    attach_head(&recipe, &labels, &mut decoder)?;
+    let judged = encode_rows(&encoder, &recipe, &labels, &rows, events)?;
     check_lengths(decoder.config(), &judged)?;
     let objective = objectives::new(&recipe);
     let all: Vec<usize> = (0..judged.len()).collect();
@@ -75,10 +84,13 @@ pub fn evaluate(
     let report = |decoder: &Decoder, adapter: bool, done: u64, events: &mut dyn EventSink| {
         let scores = loss_on(decoder, &samples, adapter);
         let asked: &[Conversation] = if asked { &rows } else { &[] };
-        let answers = answers(&encoder, decoder, asked, options, adapter, |answered| {
-            events.emit(Event::Progress { done: done + answered, total });
-        })
-        .map_err(|problem| problem.because(FailureReason::DataInvalid))?;
+        let answers = match recipe.stage {
+            Stage::Cls => classes_of(decoder, &samples, Mode { adapter, dropout_seed: None }),
+            _ => answers(&encoder, decoder, asked, options, adapter, |answered| {
+                events.emit(Event::Progress { done: done + answered, total });
+            })
+            .map_err(|problem| problem.because(FailureReason::DataInvalid))?,
+        };
         let matches = answers.iter().zip(&rows).filter(|(answer, row)| answer.trim() == reference(row).trim()).count();
         let report = AccuracyReport {
             loss: scores.loss,
@@ -86,7 +98,7 @@ pub fn evaluate(
             token_accuracy: scores.token_accuracy,
             exact_match: matches as f64 / rows.len() as f64,
             rewards: preference
-                .filter(|preference| adapter && (decoder.score().is_some() || !preference.judge.has_head()))
+                .filter(|preference| adapter && (decoder.classifier().is_some() || !preference.judge.has_head()))
                 .and_then(|preference| validate(decoder, &judged, preference, &background).rewards),
         };
         Ok::<_, Failure>((report, answers))
@@ -101,7 +113,7 @@ pub fn evaluate(
     };
     let examples =
         rows.iter().zip(&base_answers).enumerate().take(EXAMPLES).map(|(index, (row, base))| ExampleComparison {
-            prompt: row.turns[row.turns.len() - 2].text(),
+            prompt: question(row),
             reference: reference(row),
             base: base.clone(),
             tuned: tuned.as_ref().map(|(_, answers)| answers[index].clone()),
@@ -214,9 +226,14 @@ pub(crate) fn scores_of<'a>(
     samples: impl IntoIterator<Item = &'a Sample>,
     mode: Mode,
 ) -> Vec<SampleScore> {
+    let mut samples = samples.into_iter().peekable();
+    if samples.peek().is_some_and(|sample| sample.class.is_some()) {
+        return class_scores_of(decoder, samples, mode);
+    }
     in_batches(samples, |samples, batch| {
         let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
-        let hidden = decoder.hidden_states(&Input::packed(batch.ids, &batch.starts), None, mode);
+        let hidden =
+            decoder.hidden_states(&Input::packed(batch.ids, &batch.starts).with_types(batch.types), None, mode);
         let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
         let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
         let mut numbers = numbers.as_chunks::<2>().0.iter();
@@ -230,6 +247,37 @@ pub(crate) fn scores_of<'a>(
         };
         samples.iter().map(score).collect()
     })
+}
+
+/// The same of samples with a class: what a classifier says of it.
+fn class_scores_of<'a>(
+    decoder: &Decoder,
+    samples: impl IntoIterator<Item = &'a Sample>,
+    mode: Mode,
+) -> Vec<SampleScore> {
+    in_batches(samples, |_, batch| {
+        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+        let rows = log_probabilities(decoder, &input, mode);
+        let score = |(row, &class): (&Vec<f64>, &u32)| SampleScore {
+            log_probability: row[class as usize],
+            correct: f64::from(u8::from(most_probable(row) == class as usize)),
+            targets: 1,
+        };
+        rows.iter().zip(&batch.target_ids).map(score).collect()
+    })
+}
+
+/// What a classifier says of each sequence: a number for each of its labels.
+pub(crate) fn log_probabilities(decoder: &Decoder, input: &Input, mode: Mode) -> Vec<Vec<f64>> {
+    let logits = decoder.classes(input, mode);
+    let labels = logits.dims()[1];
+    let numbers = activation::log_softmax(logits, 1).into_data().try_into_vec::<f32>().expect("logits are f32");
+    numbers.chunks(labels).map(|row| row.iter().map(|&number| f64::from(number)).collect()).collect()
+}
+
+/// The place of the largest number; of equal ones the first.
+pub(crate) fn most_probable(row: &[f64]) -> usize {
+    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0)
 }
 
 /// What `each` makes of every batch of at most [`BATCH_TOKENS`], or of a single longer sample.
@@ -282,6 +330,25 @@ fn answers(
         answered(texts.len() as u64);
     }
     Ok(texts)
+}
+
+/// What a row asks: the last turn before the answer, or the texts that have a class.
+fn question(row: &Conversation) -> String {
+    let before = &row.turns[..row.turns.len() - 1];
+    match row.judgement {
+        Judgement::Class => before.iter().map(Message::text).collect::<Vec<_>>().join("\n"),
+        _ => before.last().map(Message::text).unwrap_or_default(),
+    }
+}
+
+/// The label that a classifier finds most probable for each sample.
+fn classes_of(decoder: &Decoder, samples: &[Sample], mode: Mode) -> Vec<String> {
+    let labels = decoder.classifier().map(Classifier::labels).unwrap_or_default();
+    in_batches(samples, |_, batch| {
+        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+        let rows = log_probabilities(decoder, &input, mode);
+        rows.iter().map(|row| labels[most_probable(row)].clone()).collect()
+    })
 }
 
 fn reference(row: &Conversation) -> String {

@@ -5,6 +5,7 @@
 
 pub mod backward;
 pub mod checkpoint;
+mod classes;
 pub mod continual;
 mod early_stopping;
 pub mod estimate;

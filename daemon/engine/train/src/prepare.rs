@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use justtrain_data::{
-    ChatTemplate, Conversation, EncodeOptions, Encoder, Judgement, Loaded, Sample, Tokenizer, read_conversations, split,
+    ChatTemplate, Conversation, EncodeOptions, Encoder, Judgement, Loaded, Sample, Tokenizer, encode_class,
+    read_conversations, split,
 };
 use justtrain_model::DecoderConfig;
 use justtrain_weights::Checkpoint;
@@ -63,6 +64,7 @@ pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
         Stage::Sft => row.judgement == Judgement::None,
         Stage::Dpo | Stage::Rm => matches!(row.judgement, Judgement::Over(_)),
         Stage::Kto => matches!(row.judgement, Judgement::Good(_)),
+        Stage::Cls => row.judgement == Judgement::Class,
     }
 }
 
@@ -74,12 +76,14 @@ fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
         Judgement::None => ("answers of which nothing is said", "sft"),
         Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
         Judgement::Good(_) => ("answers that are good or bad", "kto"),
+        Judgement::Class => ("texts with a label", "cls"),
     };
     let expected = match stage {
         Stage::Pt => "text in every row",
         Stage::Sft => "an answer in every row",
         Stage::Dpo | Stage::Rm => "chosen and rejected in every row",
         Stage::Kto => "kto_tag or label, true or false, in every row",
+        Stage::Cls => "text and label in every row",
     };
     let problem = Problem::error(
         ProblemCode::InvalidValue,
@@ -109,10 +113,12 @@ pub(crate) fn check_lengths(config: &DecoderConfig, samples: &[Sample]) -> Resul
     Err(problem.because(FailureReason::RecipeInvalid))
 }
 
-/// Tokenises rows. Those whose answer `cutoff_len` cuts away are warned about and left out; none left is a failure.
+/// Tokenises rows. Those whose answer `cutoff_len` cuts away are warned about and left out; none left is a failure. `labels`
+/// are a classifier's.
 pub(crate) fn encode_rows(
     encoder: &Encoder,
     recipe: &Recipe,
+    labels: &[String],
     rows: &[Conversation],
     events: &mut dyn EventSink,
 ) -> Result<Vec<Sample>, Failure> {
@@ -123,7 +129,11 @@ pub(crate) fn encode_rows(
     };
     let (mut samples, mut cut) = (Vec::with_capacity(rows.len()), Vec::new());
     for (done, row) in rows.iter().enumerate() {
-        match encoder.encode_row(row, &options) {
+        let of_row = match recipe.stage {
+            Stage::Cls => encode_class(&encoder.tokenizer, row, labels, recipe.cutoff_len).map(|sample| vec![sample]),
+            _ => encoder.encode_row(row, &options),
+        };
+        match of_row {
             Ok(of_row) => samples.extend(of_row),
             Err(problem) if problem.code == ProblemCode::AnswerCut => cut.push(problem),
             Err(problem) => return Err(problem.because(FailureReason::DataInvalid)),

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, MixedSampler, MixedState, Sample, Sampler};
+use justtrain_data::{Conversation, Encoder, MixedSampler, MixedState, Sample, Sampler, labels_of};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
@@ -16,13 +16,14 @@ use justtrain_worker_api::{
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
+use crate::classes::{attach_head, labels};
 use crate::continual::{Ewc, FISHER, remember, write_scores};
 use crate::early_stopping::Best;
 use crate::evaluate::{TokenScores, Validation, loss_on, validate};
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
-use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
+use crate::recipe::{FinetuningType, Recipe};
 use crate::regularizers::Regularizers;
 use crate::teacher::Teacher;
 use crate::trainable::{self, Stage, Trainable};
@@ -95,6 +96,9 @@ pub(crate) fn train_recipe(
     warning.iter().for_each(|warning| events.warn(warning));
     let teacher = Teacher::find(recipe, model, &encoder)?;
     let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
+    let rows = rows_of_tasks(recipe)?;
+    let labels = labels(recipe, &decoder, recipe.adapter_path().as_deref(), &rows[0].0)?;
+    attach_head(recipe, &labels, &mut decoder)?;
     let trained = match recipe.finetuning_type {
         FinetuningType::Full | FinetuningType::Freeze => {
             TrainedModel::Weights { config: checkpoint.config().clone(), template }
@@ -105,12 +109,9 @@ pub(crate) fn train_recipe(
         }
     };
     decoder.set_dropout(recipe.attention_dropout as f32, recipe.resid_pdrop as f32);
-    if recipe.stage == TrainingStage::Rm && decoder.score().is_none() {
-        decoder.attach_score(recipe.seed);
-    }
 
     events.phase(Phase::Tokenizing);
-    let Samples { mut train, validation } = samples(recipe, &encoder, events)?;
+    let Samples { mut train, validation } = samples(recipe, &encoder, &labels, rows, events)?;
     for samples in [&train.all, &validation.all] {
         check_lengths(decoder.config(), samples)?;
     }
@@ -331,7 +332,10 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
         let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
         Teacher::find(recipe, model, &encoder)?;
         // What is left out is said when its stage begins.
-        let Samples { train, validation } = samples(recipe, &encoder, &mut Vec::new())?;
+        let rows = rows_of_tasks(recipe)?;
+        // In which order, does not matter for what is looked at here.
+        let labels = labels_of(rows.iter().flat_map(|(train, _)| train));
+        let Samples { train, validation } = samples(recipe, &encoder, &labels, rows, &mut Vec::new())?;
         for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
         }
@@ -444,12 +448,24 @@ struct Samples {
     validation: TaskSamples,
 }
 
-fn samples(recipe: &Recipe, encoder: &Encoder, events: &mut dyn EventSink) -> Result<Samples, Failure> {
+/// The rows to train on and those held out.
+type Rows = (Vec<Conversation>, Vec<Conversation>);
+
+fn rows_of_tasks(recipe: &Recipe) -> Result<Vec<Rows>, Failure> {
+    recipe.of_tasks().iter().map(read_rows).collect()
+}
+
+fn samples(
+    recipe: &Recipe,
+    encoder: &Encoder,
+    labels: &[String],
+    rows: Vec<Rows>,
+    events: &mut dyn EventSink,
+) -> Result<Samples, Failure> {
     let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default() };
-    for task in recipe.of_tasks() {
-        let (train, validation) = read_rows(&task)?;
-        samples.train.push(encode_rows(encoder, &task, &train, events)?);
-        samples.validation.push(encode_rows(encoder, &task, &validation, events)?);
+    for (task, (train, validation)) in recipe.of_tasks().iter().zip(rows) {
+        samples.train.push(encode_rows(encoder, task, labels, &train, events)?);
+        samples.validation.push(encode_rows(encoder, task, labels, &validation, events)?);
     }
     Ok(samples)
 }
@@ -526,6 +542,10 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
         sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
         if sample.rejected {
             hash.update([1]);
+        }
+        if let Some(class) = &sample.class {
+            hash.update(class.label.to_le_bytes());
+            class.types.iter().for_each(|kind| hash.update(kind.to_le_bytes()));
         }
     }
     hex(&hash.finalize())

@@ -231,7 +231,7 @@ impl Trainer<'_> {
             let batch = if in_pairs { twice(batch) } else { batch };
             MicroBatch {
                 task,
-                input: Input::packed(batch.ids, &batch.starts),
+                input: Input::packed(batch.ids, &batch.starts).with_types(batch.types),
                 targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
                 answers: answers.by_ref().take(samples.len()).collect(),
                 dropout_seed: Some(self.dropout_seed(index)),

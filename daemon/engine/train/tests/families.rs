@@ -1,6 +1,7 @@
 //! Every family beside transformers and PEFT, on a tiny random model (`scripts/golden/families.py`). A family joins with a
 //! line below.
 
+mod classifiers;
 mod common;
 mod exports;
 

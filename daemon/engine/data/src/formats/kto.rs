@@ -3,6 +3,7 @@
 use justtrain_worker_api::{FormatName, Problem};
 use serde_json::Value;
 
+use super::classification::Classification;
 use super::{ALL, Format, Judgement, Row, missing, wrong_type};
 use crate::Message;
 
@@ -19,15 +20,18 @@ impl Format for Kto {
         &[&["kto_tag"], &["label"]]
     }
 
-    /// A `label` that is neither true nor false is one of the many other columns of this name.
+    /// A `label` that is neither true nor false is one of the many other columns of this name; beside a text it is its class.
     fn fits(&self, row: &Row) -> bool {
-        TAGS.iter().any(|tag| row.get(*tag).is_some_and(Value::is_boolean))
+        TAGS.iter().any(|tag| row.get(*tag).is_some_and(Value::is_boolean)) && !Classification.fits(row)
     }
 
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem> {
-        let answers = ALL
-            .iter()
-            .filter(|format| !matches!(format.name(), FormatName::Kto | FormatName::Preference | FormatName::Text));
+        let answers = ALL.iter().filter(|format| {
+            !matches!(
+                format.name(),
+                FormatName::Kto | FormatName::Preference | FormatName::Classification | FormatName::Text
+            )
+        });
         match answers.into_iter().find(|format| format.fits(row)) {
             Some(format) => format.turns(row),
             None => Err(missing(row, "prompt")),

@@ -4,6 +4,7 @@
 //! content and not from the name.
 
 mod alpaca;
+mod classification;
 mod file;
 mod kto;
 mod messages;
@@ -49,6 +50,8 @@ pub enum Judgement {
     Good(bool),
     /// It is no answer but a text of its own: there is no template, and all of it counts.
     Plain,
+    /// It is the class of what is before it.
+    Class,
 }
 
 impl Conversation {
@@ -115,6 +118,7 @@ const ALL: &[&dyn Format] = &[
     &prompt_completion::PromptCompletion,
     &preference::Preference,
     &kto::Kto,
+    &classification::Classification,
     &text::Text,
 ];
 
@@ -148,7 +152,10 @@ pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
 fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Result<Conversation, Problem> {
     let judgement = format.judgement(object)?;
     Ok(Conversation {
-        turns: if judgement == Judgement::Plain { format.turns(object)? } else { check_turns(format.turns(object)?)? },
+        turns: match judgement {
+            Judgement::Plain | Judgement::Class => format.turns(object)?,
+            Judgement::None | Judgement::Over(_) | Judgement::Good(_) => check_turns(format.turns(object)?)?,
+        },
         tools: list_or_json(object, "tools")?,
         documents: list_or_json(object, "documents")?,
         judgement,
@@ -194,8 +201,8 @@ fn unknown_format(file: &str, rows: &[Value]) -> Problem {
         .found(keys)
         .expected(
             "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\"), \
-             prompt_completion (\"prompt\", \"completion\"), preference (\"prompt\", \"chosen\", \"rejected\") or \
-             kto (\"prompt\", \"completion\", \"label\")",
+             prompt_completion (\"prompt\", \"completion\"), preference (\"prompt\", \"chosen\", \"rejected\"), \
+             kto (\"prompt\", \"completion\", \"label\"), classification (\"text\", \"label\") or text (\"text\")",
         )
         .fix("rename the keys of your rows to one of these formats", "请把数据的键改为以上格式之一")
 }

@@ -15,6 +15,7 @@ use std::path::Path;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::gguf::Gguf;
 use justtrain_worker_api::{Problem, ProblemCode};
+use tokenizers::{PostProcessor, TruncationParams, truncate_encodings};
 
 pub use stream::TextStream;
 
@@ -72,6 +73,25 @@ impl Tokenizer {
         stop_ids.sort_unstable();
         stop_ids.dedup();
         Self { inner, special, stop_ids }
+    }
+
+    /// A text, or a pair of them, with the marks that the model was trained to see around them: its ids, and of a pair which
+    /// text each is in. At most `longest` tokens, cut as transformers does by default (`longest_first`).
+    pub fn encode_marked(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        longest: usize,
+    ) -> Result<(Vec<u32>, Vec<u32>), Problem> {
+        let encode = |text: &str| self.inner.encode(text, false).map_err(broken);
+        let (text, pair) = (encode(text)?, pair.map(encode).transpose()?);
+        let marks = self.inner.get_post_processor().map_or(0, |marks| marks.added_tokens(pair.is_some()));
+        let cut = TruncationParams { max_length: longest.saturating_sub(marks), ..TruncationParams::default() };
+        let (text, pair) = truncate_encodings(text, pair, &cut).map_err(broken)?;
+        let is_pair = pair.is_some();
+        let all = self.inner.post_process(text, pair, true).map_err(broken)?;
+        let types = if is_pair { all.get_type_ids().to_vec() } else { Vec::new() };
+        Ok((all.get_ids().to_vec(), types))
     }
 
     /// Adds no tokens of its own: what a chat template renders already has them all.

@@ -54,12 +54,12 @@ pub(super) fn is_end(end: &str, module: &str) -> bool {
 
 /// `InvalidValue` where a name is that of no module, or the model has no bias to train.
 pub(super) fn mark(decoder: &mut Decoder, config: &LoraConfig) -> Result<(), Problem> {
-    let output = decoder.config().names.output.to_owned();
+    let output = decoder.config().names.output;
     let modules: BTreeSet<String> = decoder
         .parameters_mut()
         .iter()
         .filter_map(|parameter| Some(parameter.name.strip_suffix(".weight")?.to_owned()))
-        .chain([output.clone()])
+        .chain(output.map(str::to_owned))
         .collect();
     if let Some(unknown) = config.modules_to_save.iter().find(|name| !modules.iter().any(|module| is_end(name, module)))
     {
@@ -75,7 +75,8 @@ pub(super) fn mark(decoder: &mut Decoder, config: &LoraConfig) -> Result<(), Pro
     let is_trained = |name: &String| {
         let tensor = format!("{name}.weight");
         // A table that is the output layer as well goes by its first name.
-        is_end(name, &output) || trained.iter().any(|(trained, _)| is_end(&tensor, &InFull::base_name(trained)))
+        output.is_some_and(|output| is_end(name, output))
+            || trained.iter().any(|(trained, _)| is_end(&tensor, &InFull::base_name(trained)))
     };
     if let (Some(_), Some(name)) =
         (decoder.config().experts, config.modules_to_save.iter().find(|name| !is_trained(name)))

@@ -11,19 +11,23 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
 use super::{Dora, LoraConfig, Start, peft_config, start};
+use crate::classifier::{Classifier, are_unnamed, unnamed};
 use crate::layers::{InFull, Lora, Projection};
-use crate::parameters::{Parameter, Parameters, Trained};
+use crate::parameters::{Parameter, Parameters, Trained, is_of_head};
 use crate::{Decoder, WeightFormat, WeightFormats};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before.
 const PICKLED: &str = "adapter_model.bin";
-/// The head of a reward model.
-const SCORE: &str = "base_model.model.score.weight";
+/// Our own file beside an adapter that judges: its labels, by the number of their classes.
+const LABELS: &str = "labels.json";
 /// In the weights' free-text header, which PEFT passes over: the form of the base model that the adapter was trained
 /// on, where it is not `f32`.
 const LINEAR_FORMAT: &str = "base_linear_format";
 const TABLES_FORMAT: &str = "base_tables_format";
+
+/// What PEFT's names begin with.
+const PREFIX: &str = "base_model.model.";
 
 /// And how its pairs started, where they did not at zero.
 const START: &str = "lora_start";
@@ -45,9 +49,9 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     };
     let mut entries: Vec<Entry> = tensors.iter().map(entry).collect();
     // Of a table that is the output layer as well PEFT wants both.
-    let [table, output] = table_and_output(decoder);
-    if let (true, Some(tensor)) = (decoder.config().tied_embeddings, tensors.get(&table)) {
-        entries.push(Entry { name: output.clone(), shape: tensor.stored_shape(), dtype: Dtype::F32 });
+    let table = key(&format!("{}.weight", decoder.config().names.embeddings));
+    if let (Some(output), Some(tensor)) = (tied_output(decoder), tensors.get(&table)) {
+        entries.push(Entry { name: output, shape: tensor.stored_shape(), dtype: Dtype::F32 });
     }
     let formats = decoder.formats();
     let mut metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -64,20 +68,36 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
         Ok(tensor.stored_values())
     })?;
     let mut saved: Vec<String> = saved_modules(tensors.values().map(|tensor| tensor.name.as_str()));
-    saved.extend(decoder.score().map(|_| "score".to_owned()));
+    saved.extend(decoder.classifier().map(|_| decoder.config().names.classifier.output.to_owned()));
     let mut config = peft_config::value(config, base_model, &targets(decoder, config), &saved, decoder.config());
-    if decoder.score().is_some() {
+    if let Some(classifier) = decoder.classifier() {
         config["task_type"] = "SEQ_CLS".into();
+        let path = folder.join(LABELS);
+        let labels = serde_json::to_string_pretty(classifier.labels()).expect("labels are JSON");
+        fs::write(&path, labels).map_err(|error| cannot_write(&path, &error))?;
     }
     let path = folder.join(peft_config::CONFIG);
     fs::write(&path, format!("{config:#}\n")).map_err(|error| cannot_write(&path, &error))?;
     Ok(size)
 }
 
-/// The files' names of the embedding table and of the output layer, trained in full.
-fn table_and_output(decoder: &Decoder) -> [String; 2] {
-    let names = decoder.config().names;
-    [names.embeddings, names.output].map(|module| key(&format!("{module}.weight")))
+/// The file's name of the output layer, where that is the embedding table.
+fn tied_output(decoder: &Decoder) -> Option<String> {
+    decoder.config().names.output_weight().filter(|_| decoder.config().tied_embeddings).map(|name| key(&name))
+}
+
+/// The labels beside an adapter of so many classes; transformers' names for them where it is another tool's.
+fn labels(folder: &Path, count: usize) -> Vec<String> {
+    let written = fs::read_to_string(folder.join(LABELS)).ok();
+    let labels = written.and_then(|text| serde_json::from_str::<Vec<String>>(&text).ok());
+    labels.filter(|labels| labels.len() == count).unwrap_or_else(|| (0..count).map(unnamed).collect())
+}
+
+/// The labels of an adapter that judges.
+pub(crate) fn adapter_labels(folder: &Path) -> Result<Option<Vec<String>>, Problem> {
+    let file = open(folder)?;
+    let head = file.names().find(|name| is_of_head(name.trim_start_matches(PREFIX)) && name.ends_with(".weight"));
+    Ok(head.and_then(|name| file.shape(name)).map(|shape| labels(folder, shape[0])))
 }
 
 /// The whole names of modules that are trained in full, for PEFT takes whatever ends like a name it is given.
@@ -115,6 +135,11 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
     let mut config = peft_config::read(folder, decoder.config())?;
     let file = open(folder)?;
     let device = decoder.device();
+    if let Some(shape) = file.shape(&key(&decoder.config().names.classifier.weight())) {
+        let (labels, own) = (labels(folder, shape[0]), decoder.classifier().map(Classifier::labels));
+        let own = own.filter(|own| own.len() == labels.len() && are_unnamed(&labels)).map(<[_]>::to_vec);
+        decoder.attach_classifier(own.unwrap_or(labels), 0);
+    }
     for (index, projection) in (0u64..).zip(decoder.projections_mut()) {
         let (name, [outputs, inputs]) = (&projection.name, projection.shape());
         let start = key(&format!("{name}.lora_"));
@@ -134,17 +159,13 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
     });
     let sizes = decoder.trained_sizes(Trained::Adapters);
     config.modules_to_save = saved_modules(sizes.iter().map(|(name, _)| name.as_str()));
-    if file.shape(SCORE).is_some() {
-        decoder.attach_score(0);
-    }
-    let mut used = BTreeSet::new();
-    if decoder.config().tied_embeddings {
-        // The same numbers once more.
-        used.extend(table_and_output(decoder).into_iter().filter(|name| file.shape(name).is_some()));
-    }
+    // The same numbers as the embedding table's, once more.
+    let mut used: BTreeSet<String> =
+        tied_output(decoder).filter(|name| file.shape(name).is_some()).into_iter().collect();
     for mut tensor in decoder.trained_mut(Trained::Adapters) {
         let (name, shape) = (key(&tensor.name), tensor.stored_shape());
-        let found = file.shape(&name).unwrap_or_default();
+        // What judges may be new beside an adapter that was trained on words.
+        let Some(found) = file.shape(&name).or_else(|| (!is_of_head(&tensor.name)).then_some(&[])) else { continue };
         if found != shape {
             return Err(mismatch(&file, &name, &format!("{found:?}"), &format!("{shape:?}")));
         }
@@ -169,7 +190,7 @@ pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
 
 /// Whether tensors of the base model are trained beside the pairs.
 pub(crate) fn trains_in_full(folder: &Path) -> Result<bool, Problem> {
-    Ok(open(folder)?.names().any(|name| !name.contains(".lora_") && name != SCORE))
+    Ok(open(folder)?.names().any(|name| !name.contains(".lora_") && !is_of_head(name.trim_start_matches(PREFIX))))
 }
 
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
@@ -191,7 +212,7 @@ fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {
 fn key(parameter: &str) -> String {
     let parameter = InFull::peft_name(parameter);
     let end = if parameter.ends_with(".lora_A") || parameter.ends_with(".lora_B") { ".weight" } else { "" };
-    format!("base_model.model.{parameter}{end}")
+    format!("{PREFIX}{parameter}{end}")
 }
 
 fn mismatch(file: &SafetensorsFile, key: &str, found: &str, expected: &str) -> Problem {

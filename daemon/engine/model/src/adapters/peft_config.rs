@@ -23,8 +23,7 @@ pub(super) fn value(
     let saved = if saved.is_empty() { Value::Null } else { json!(saved) };
     // A table that is the output layer as well has stayed one. Earlier versions of PEFT do not know the key.
     let names = decoder.names;
-    let tied = decoder.tied_embeddings
-        && [names.embeddings, names.output].iter().any(|name| config.in_full(name, false).weight);
+    let tied = decoder.tied_embeddings && names.tables().any(|name| config.in_full(name, false).weight);
     let patterns = |of: &mut dyn Iterator<Item = (String, Value)>| Value::Object(of.collect());
     let mut value = json!({
         "peft_type": "LORA",
@@ -73,10 +72,9 @@ pub(super) fn read(folder: &Path, decoder: &DecoderConfig) -> Result<LoraConfig,
     let (path, value) = parse(folder)?;
     let reader = Reader { path: &path, value: &value };
     let config = reader.config(decoder.names.transposed)?;
-    let tables = [decoder.names.embeddings, decoder.names.output];
     if decoder.tied_embeddings
         && value["ensure_weight_tying"] != Value::Bool(true)
-        && tables.iter().any(|name| config.in_full(name, false).weight)
+        && decoder.names.tables().any(|name| config.in_full(name, false).weight)
     {
         return Err(reader.wrong("ensure_weight_tying", "true, as this model has one table for both ends"));
     }

@@ -10,10 +10,10 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use super::{SHARD_BYTES, in_float32, with_score};
+use super::{SHARD_BYTES, in_float32, with_classifier};
 use crate::Decoder;
 use crate::layers::{InFull, Projection};
-use crate::parameters::{Parameter, Parameters, SCORE, Trained};
+use crate::parameters::{Parameter, Parameters, Trained, is_of_head};
 
 /// Writes `config.json` and the weights into `folder`, one tensor at a time; the caller adds the tokenizer.
 /// Returns the bytes written.
@@ -33,31 +33,31 @@ pub fn export_merged(
         .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
     };
     fs::create_dir_all(folder).map_err(cannot_write)?;
-    let score =
-        decoder.score().map(|score| Entry { name: SCORE.to_owned(), shape: score.dims().to_vec(), dtype: Dtype::F32 });
+    let mut tuned = decoder.clone();
+    let trained = tuned.trained_mut(Trained::Adapters);
+    // What the base model lacks: a head, and with some families what it reads.
+    let (own, trained): (Vec<_>, Vec<_>) = trained
+        .into_iter()
+        .filter(|tensor| InFull::marks(&tensor.name) || is_of_head(&tensor.name))
+        .map(|tensor| (InFull::base_name(&tensor.name), tensor))
+        .partition(|(name, _)| is_of_head(name) || !checkpoint.names().any(|stored| is_named(name, stored)));
+    let unused =
+        |name: &str| is_of_head(name) || decoder.config().names.unused.iter().any(|start| name.starts_with(start));
+    let entry = |name: &str, shape: &[usize]| Entry { name: name.to_owned(), shape: shape.to_vec(), dtype: Dtype::F32 };
     let entries: Vec<Entry> = checkpoint
         .names()
-        .filter_map(|name| {
-            Some(Entry { name: name.to_owned(), shape: checkpoint.shape(name)?.to_vec(), dtype: Dtype::F32 })
-        })
-        .filter(|entry| entry.name != SCORE)
-        .chain(score)
+        .filter(|name| !unused(name))
+        .filter_map(|name| Some(entry(name, checkpoint.shape(name)?)))
+        .chain(own.iter().map(|(name, tensor)| entry(name, &tensor.stored_shape())))
         .collect();
-    let mut tuned = decoder.clone();
-    let in_full: HashMap<String, Parameter<'_>> = tuned
-        .trained_mut(Trained::Adapters)
-        .into_iter()
-        .filter(|tensor| InFull::marks(&tensor.name))
-        .map(|tensor| (InFull::base_name(&tensor.name), tensor))
-        .collect();
+    let own: HashMap<String, Parameter<'_>> = own.into_iter().collect();
+    let in_full: HashMap<String, Parameter<'_>> = trained.into_iter().collect();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
-        let score = decoder.score().filter(|_| entry.name == SCORE);
-        let in_full = in_full.iter().find(|(name, _)| is_named(name, &entry.name));
-        let mut weight = match (score, in_full) {
-            (Some(score), _) => score.clone().into_data().try_into_vec().expect("the head is f32"),
-            (None, Some((_, tensor))) => tensor.stored_values(),
-            (None, None) => checkpoint.read_f32(&entry.name, &entry.shape)?,
+        let in_full = in_full.iter().find(|(name, _)| is_named(name, &entry.name)).map(|(_, tensor)| tensor);
+        let mut weight = match own.get(&entry.name).or(in_full) {
+            Some(tensor) => tensor.stored_values(),
+            None => checkpoint.read_f32(&entry.name, &entry.shape)?,
         };
         if let Some(projection) = adapted(decoder, &entry.name) {
             merge(projection, &mut weight);
@@ -66,8 +66,7 @@ pub fn export_merged(
         progress(done, entries.len() as u64);
         Ok(weight)
     })?;
-    let config = in_float32(checkpoint.config());
-    let config = if decoder.score().is_some() { with_score(&config) } else { config };
+    let config = with_classifier(&in_float32(checkpoint.config()), decoder);
     let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)

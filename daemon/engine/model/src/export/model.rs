@@ -9,17 +9,18 @@ use justtrain_weights::safetensors::{Dtype, Entry, write_folder};
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use super::{SHARD_BYTES, in_float32, with_score};
+use super::{SHARD_BYTES, in_float32, with_classifier};
 use crate::Decoder;
-use crate::parameters::{Parameter, Parameters, SCORE, Trained};
+use crate::classifier::labels;
+use crate::parameters::{Parameter, Parameters, Trained};
 
 /// Writes the decoder's weights and `config`, the base model's `config.json`, into `folder`, which is made where it is
 /// missing; the caller adds the tokenizer. Returns the bytes written.
 pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u64, Problem> {
     fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))?;
     // Clones share the memory.
-    let mut decoder = decoder.clone();
-    let parameters = decoder.trained_mut(Trained::Weights);
+    let mut tuned = decoder.clone();
+    let parameters = tuned.trained_mut(Trained::Weights);
     let entry = |parameter: &Parameter<'_>| Entry {
         name: parameter.name.clone(),
         shape: parameter.stored_shape(),
@@ -28,8 +29,7 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
     let entries: Vec<Entry> = parameters.iter().map(entry).collect();
     let by_name: HashMap<&str, &Parameter<'_>> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| Ok(by_name[entry.name.as_str()].stored_values()))?;
-    let config = if decoder.score().is_some() { with_score(config) } else { config.clone() };
-    let text = format!("{:#}\n", in_float32(&config));
+    let text = format!("{:#}\n", in_float32(&with_classifier(config, decoder)));
     let path = folder.join("config.json");
     fs::write(&path, &text).map_err(|error| cannot_write(&path, &error))?;
     Ok(size + text.len() as u64)
@@ -38,8 +38,8 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
 /// Puts the weights of such a folder on a decoder of the same shape.
 pub fn load_model(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
     let checkpoint = Checkpoint::open(folder)?;
-    if checkpoint.shape(SCORE).is_some() {
-        decoder.set_score(vec![0.0; decoder.config().hidden_size]);
+    if let Some(shape) = checkpoint.shape(&decoder.config().names.classifier.weight()) {
+        decoder.attach_classifier(labels(&checkpoint, shape[0]), 0);
     }
     for mut parameter in decoder.trained_mut(Trained::Weights) {
         parameter.set_stored(checkpoint.read_f32(&parameter.name, &parameter.stored_shape())?);

@@ -6,7 +6,7 @@ use justtrain_worker_api::Problem;
 
 use super::reader::ConfigReader;
 use super::{Family, rope};
-use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, Positions};
+use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, NormPlace, Positions};
 use crate::names::{self, BlockNames, WeightNames};
 
 pub(super) const BLOCK: BlockNames = BlockNames {
@@ -58,11 +58,14 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         intermediate_size: config.size("intermediate_size")?,
         heads,
         vocab_size: config.size("vocab_size")?,
+        makes_words: true,
         tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
         max_positions: config.size("max_position_embeddings")?,
         embedding_scale: (hidden_size as f32).sqrt(),
         positions: Positions::Rotary(Vec::new()),
         layers: Vec::new(),
+        causal: true,
+        norm_place: NormPlace::Before,
         norm: NormKind::RmsOnePlus,
         norm_epsilon: config.number("rms_norm_eps")? as f32,
         attention_scale: (config.size_or("query_pre_attn_scalar", 256)? as f32).powf(-0.5),

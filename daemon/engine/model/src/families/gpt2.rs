@@ -5,12 +5,14 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::Family;
 use super::reader::ConfigReader;
-use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, PlainActivation, Positions};
-use crate::names::{BlockNames, JointNames, WeightNames};
+use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, NormPlace, PlainActivation, Positions};
+use crate::names::{BlockNames, JointNames, SCORE, WeightNames};
 
 const NAMES: WeightNames = WeightNames {
     embeddings: "transformer.wte",
     positions: Some("transformer.wpe"),
+    token_types: None,
+    embedding_norm: None,
     blocks: "transformer.h",
     block: BlockNames {
         attention_norm: "ln_1",
@@ -24,8 +26,10 @@ const NAMES: WeightNames = WeightNames {
         experts: None,
         mlp_output_norm: None,
     },
-    norm: "transformer.ln_f",
-    output: "lm_head",
+    norm: Some("transformer.ln_f"),
+    output: Some("lm_head"),
+    classifier: SCORE,
+    unused: &[],
     transposed: true,
 };
 
@@ -56,11 +60,14 @@ impl Family for Gpt2 {
             intermediate_size: config.size_or("n_inner", 4 * hidden_size)?,
             heads,
             vocab_size: config.size("vocab_size")?,
+            makes_words: true,
             tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
             max_positions: rows,
             embedding_scale: 1.0,
             positions: Positions::Learned { rows, offset: 0 },
             layers: vec![LayerConfig::default(); config.size("n_layer")?],
+            causal: true,
+            norm_place: NormPlace::Before,
             norm: NormKind::Layer,
             norm_epsilon: config.number("layer_norm_epsilon")? as f32,
             attention_scale: 1.0 / (heads.dim as f32).sqrt(),

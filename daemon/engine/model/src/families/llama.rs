@@ -5,7 +5,7 @@ use justtrain_worker_api::Problem;
 
 use super::reader::ConfigReader;
 use super::{Family, rope};
-use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, Positions};
+use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, NormPlace, Positions};
 use crate::names;
 
 /// What transformers' llama can be and this one is not.
@@ -35,11 +35,14 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         intermediate_size: config.size("intermediate_size")?,
         heads,
         vocab_size: config.size("vocab_size")?,
+        makes_words: true,
         tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
         max_positions: config.size("max_position_embeddings")?,
         embedding_scale: 1.0,
         positions: Positions::Rotary(vec![rope::rotation(config, heads.dim)?]),
         layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
+        causal: true,
+        norm_place: NormPlace::Before,
         norm: NormKind::Rms,
         norm_epsilon: config.number("rms_norm_eps")? as f32,
         attention_scale: 1.0 / (heads.dim as f32).sqrt(),

@@ -3,6 +3,7 @@
 //! A family turns `config.json` into a [`DecoderConfig`], whose `names` say where its weights lie. What its
 //! configuration asks for and the decoder does not compute is refused by file and key.
 
+mod bert;
 mod gemma2;
 mod gemma3_text;
 mod gpt2;
@@ -43,6 +44,7 @@ const ALL: &[&dyn Family] = &[
     &phi3::Phi3,
     &gpt2::Gpt2,
     &opt::Opt,
+    &bert::Bert,
 ];
 
 /// The linear layers inside the blocks of all families, by the last part of their names: what adapters can be put on.
@@ -65,12 +67,23 @@ pub const LINEAR_LAYERS: &[&str] = &[
     "out_proj",
     "fc1",
     "fc2",
+    // BERT.
+    "query",
+    "key",
+    "value",
+    "dense",
 ];
 
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
     let path = checkpoint.folder().map_or_else(|| checkpoint.path().to_owned(), |folder| folder.join("config.json"));
-    from_config(checkpoint.config(), &path)
+    let mut config = from_config(checkpoint.config(), &path)?;
+    let has = |tensor: &str| checkpoint.shape(tensor).is_some();
+    // Classifiers are saved without what they were before.
+    if config.output_weight().is_some_and(|output| !has(&output)) && has(&config.names.classifier.weight()) {
+        config.makes_words = false;
+    }
+    Ok(config)
 }
 
 /// The same from the values of a `config.json`; `path` is named in errors.

@@ -6,12 +6,14 @@ use justtrain_worker_api::Problem;
 
 use super::Family;
 use super::reader::ConfigReader;
-use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, PlainActivation, Positions};
-use crate::names::{BlockNames, JointNames, WeightNames};
+use crate::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormKind, NormPlace, PlainActivation, Positions};
+use crate::names::{BlockNames, JointNames, SCORE, WeightNames};
 
 const NAMES: WeightNames = WeightNames {
     embeddings: "model.decoder.embed_tokens",
     positions: Some("model.decoder.embed_positions"),
+    token_types: None,
+    embedding_norm: None,
     blocks: "model.decoder.layers",
     block: BlockNames {
         attention_norm: "self_attn_layer_norm",
@@ -25,8 +27,10 @@ const NAMES: WeightNames = WeightNames {
         experts: None,
         mlp_output_norm: None,
     },
-    norm: "model.decoder.final_layer_norm",
-    output: "lm_head",
+    norm: Some("model.decoder.final_layer_norm"),
+    output: Some("lm_head"),
+    classifier: SCORE,
+    unused: &[],
     transposed: false,
 };
 
@@ -59,11 +63,14 @@ impl Family for Opt {
             intermediate_size: config.size("ffn_dim")?,
             heads,
             vocab_size: config.size("vocab_size")?,
+            makes_words: true,
             tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
             max_positions,
             embedding_scale: 1.0,
             positions: Positions::Learned { rows: max_positions + OFFSET, offset: OFFSET },
             layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
+            causal: true,
+            norm_place: NormPlace::Before,
             norm: NormKind::Layer,
             norm_epsilon: 1e-5,
             attention_scale: 1.0 / (heads.dim as f32).sqrt(),

@@ -22,6 +22,7 @@ impl Mlp {
         let up = widened.pop().expect("a feed-forward network widens");
         let activated = match self.kind {
             MlpKind::Gated(kind) => gated(widened.pop().expect("a gate"), up, kind, self.down.weight.products),
+            MlpKind::Plain(PlainActivation::Gelu) => activation::gelu(up),
             MlpKind::Plain(PlainActivation::GeluTanh) => activation::gelu_approximate(up),
             MlpKind::Plain(PlainActivation::Relu) => activation::relu(up),
         };

@@ -106,7 +106,7 @@ fn fisher(
         let batch = Batch::new([sample]);
         let batch = MicroBatch {
             task: 0,
-            input: Input::packed(batch.ids, &batch.starts),
+            input: Input::packed(batch.ids, &batch.starts).with_types(batch.types),
             targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
             answers: Vec::new(),
             dropout_seed: None,
@@ -140,6 +140,7 @@ mod tests {
             target: (0..len).map(|at| at > 2).collect(),
             row: 1,
             rejected: false,
+            class: None,
         })
     }
 

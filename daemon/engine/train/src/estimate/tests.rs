@@ -40,7 +40,8 @@ fn smollm2() -> DecoderConfig {
 }
 
 fn rows(lengths: &[usize]) -> Rows {
-    let sample = |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1, rejected: false };
+    let sample =
+        |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1, rejected: false, class: None };
     let train: Vec<_> = lengths.iter().map(sample).collect();
     Rows { read: train.len(), all: train.len(), train, validation: Vec::new(), file_bytes: 0, model_bytes: 0 }
 }

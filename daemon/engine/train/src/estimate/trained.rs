@@ -129,7 +129,7 @@ impl TrainedShape {
                     Some(experts) => numbers * experts.per_token as u64 / experts.count as u64,
                 };
             } else if matrix {
-                let output = !config.tied_embeddings && name == config.names.output_weight();
+                let output = Some(&name) == config.output_weight().as_ref();
                 let table = shape == [config.vocab_size, config.hidden_size];
                 self.table |= table;
                 self.output |= output || (table && config.tied_embeddings);
@@ -155,5 +155,6 @@ fn in_full(config: &DecoderConfig, lora: &LoraConfig, name: &str) -> bool {
     }
     let saved = |module: &str| lora.in_full(module, false).weight;
     let module = name.strip_suffix(".weight").unwrap_or(name);
-    saved(module) || (config.tied_embeddings && module == config.names.embeddings && saved(config.names.output))
+    let tied = config.names.output.filter(|_| config.tied_embeddings && module == config.names.embeddings);
+    saved(module) || tied.is_some_and(saved)
 }

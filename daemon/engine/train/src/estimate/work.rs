@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, Sample};
+use justtrain_data::{Encoder, Sample, labels_of};
 use justtrain_worker_api::Failure;
 
 use crate::EventSink;
@@ -39,9 +39,10 @@ impl Rows {
         let (train, validation) = read_rows(recipe)?;
         let all = train.len() + validation.len();
         let every = all.div_ceil(ROWS_READ).max(1);
+        let labels = labels_of(train.iter().chain(&validation));
         let mut samples = |rows: Vec<_>| {
             let selected: Vec<_> = rows.into_iter().step_by(every).collect();
-            Ok::<_, Failure>((selected.len(), encode_rows(encoder, recipe, &selected, events)?))
+            Ok::<_, Failure>((selected.len(), encode_rows(encoder, recipe, &labels, &selected, events)?))
         };
         let ((read, train), (read_too, validation)) = (samples(train)?, samples(validation)?);
         let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
@@ -51,7 +52,7 @@ impl Rows {
 
     /// One batch of so many tokens, all of which count for the loss.
     pub(super) fn of_one_batch(tokens: usize) -> Self {
-        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1, rejected: false };
+        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1, rejected: false, class: None };
         Self { train: vec![sample], validation: Vec::new(), read: 1, all: 1, file_bytes: 0, model_bytes: 0 }
     }
 
@@ -170,6 +171,7 @@ fn cut(samples: &[Sample], row_samples: usize, cutoff_len: usize) -> Vec<Sample>
     let cut = |sample: &Sample| Sample {
         ids: sample.ids.iter().copied().take(cutoff_len).collect(),
         target: sample.target.iter().copied().take(cutoff_len).collect(),
+        class: sample.class.clone(),
         ..*sample
     };
     let rows = samples.chunks(row_samples).map(|row| row.iter().map(cut).collect::<Vec<_>>());

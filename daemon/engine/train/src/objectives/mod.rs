@@ -9,6 +9,7 @@
 //! | file | method |
 //! |---|---|
 //! | `sft.rs` | cross-entropy of the target tokens |
+//! | `classification.rs` | cross-entropy of a sequence's class, `stage: cls` |
 //! | `distillation.rs` | the same, and a teacher's distributions, `teacher` |
 //! | `dpo.rs` | DPO and its conservative form, `pref_loss: sigmoid` |
 //! | `hinge.rs` | SLiC-HF's hinge, `pref_loss: hinge` |
@@ -21,6 +22,7 @@
 //! `preference.rs` has answers judged, `background.rs` holds what they are compared with.
 
 mod background;
+mod classification;
 mod distillation;
 mod dpo;
 mod hinge;
@@ -39,6 +41,7 @@ use justtrain_model::Head;
 use justtrain_worker_api::Rewards;
 
 pub use background::Background;
+pub use classification::Classification;
 pub(crate) use distillation::LOGITS_BYTES;
 pub use distillation::{Direction, Distillation, Divergence};
 pub use dpo::Dpo;
@@ -231,6 +234,9 @@ pub fn new(recipe: &Recipe) -> Box<dyn Objective> {
     let (beta, chosen_loss) = (recipe.pref_beta, recipe.pref_ftx);
     let preference: Box<dyn Judge> = match recipe.stage {
         Stage::Pt | Stage::Sft => return Box::new(Sft(loss_of_tokens(recipe))),
+        Stage::Cls => {
+            return Box::new(Classification { smoothing: recipe.label_smoothing_factor as f32 });
+        }
         Stage::Kto => {
             let (chosen_weight, rejected_weight) = (recipe.kto_chosen_weight, recipe.kto_rejected_weight);
             Box::new(Kto { beta, chosen_weight, rejected_weight })

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
-use justtrain_data::{Batch, Sample};
-use justtrain_kernels::{Targets, linear_cross_entropy, score_targets};
+use justtrain_data::Sample;
+use justtrain_kernels::{OutputLayer, Targets, linear_cross_entropy, score_targets};
 use justtrain_model::parameters::constant;
 use justtrain_model::{Decoder, Head, Input, Mode};
 
@@ -19,17 +19,31 @@ pub struct Preference {
     pub chosen_loss: f64,
 }
 
+/// What the model says of a batch's answers: a reward for each, or words.
+enum Said<'a> {
+    Rewards(Tensor<1>),
+    Tokens(Tensor<2>, &'a OutputLayer),
+}
+
 impl Objective for Preference {
     fn units(&self, batch: &MicroBatch) -> usize {
         self.judge.units(batch.answers.len())
     }
 
     fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss {
-        let (hidden, output) = head.normed(x);
-        let said = self.judge.has_head().then(|| head.rewards(hidden.clone(), &last_tokens(&batch.input)));
+        let said = match self.judge.has_head() {
+            true => {
+                let mode = Mode { adapter: true, dropout_seed: batch.dropout_seed };
+                Said::Rewards(head.classes(x, &batch.input, mode).flatten(0, 1))
+            }
+            false => {
+                let (hidden, output) = head.normed(x);
+                Said::Tokens(hidden, output)
+            }
+        };
         let mut values = match &said {
-            Some(said) => numbers(said.clone()),
-            None => {
+            Said::Rewards(rewards) => numbers(rewards.clone()),
+            Said::Tokens(hidden, output) => {
                 let scores = score_targets(hidden.clone(), output, batch.targets.clone()).inner().into_data();
                 let scores = scores.try_into_vec::<f32>().expect("scores are f32");
                 let mut of_tokens = scores.as_chunks::<2>().0.iter().map(|score| -f64::from(score[0]));
@@ -43,14 +57,14 @@ impl Objective for Preference {
         let mut slopes = vec![0.0; answers.len()];
         let sum = self.judge(&answers, &mut slopes);
         let graph = match said {
-            Some(said) => {
+            Said::Rewards(said) => {
                 let slopes: Vec<f32> = slopes.into_iter().map(|slope| slope as f32).collect();
                 let slopes = TensorData::new(slopes, [answers.len()]);
                 let slopes = constant(Tensor::<1>::from_data(slopes, &said.device().inner()));
                 (said * slopes).sum()
             }
             // The op sums −log p: a slope by log p is the opposite of its weight.
-            None => {
+            Said::Tokens(hidden, output) => {
                 let weights = answers.iter().zip(slopes);
                 let weights =
                     weights.flat_map(|(scored, slope)| std::iter::repeat_n(-slope as f32, scored.answer.tokens));
@@ -68,19 +82,10 @@ impl Objective for Preference {
 
 /// What the head of a reward model says of each sample. `decoder` tracks no gradients.
 pub(crate) fn rewards_of(decoder: &Decoder, samples: &[Sample]) -> Vec<f64> {
-    let head = decoder.head();
-    let of_batch = |_: &[&Sample], batch: Batch| {
-        let input = Input::packed(batch.ids, &batch.starts);
-        let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
-        numbers(head.rewards(hidden, &last_tokens(&input)))
-    };
-    in_batches(samples, of_batch)
-}
-
-/// The row of each sequence's last token.
-fn last_tokens(input: &Input) -> Vec<usize> {
-    let is_last = |&row: &usize| input.positions.get(row + 1).is_none_or(|&position| position == 0);
-    (0..input.positions.len()).filter(is_last).collect()
+    in_batches(samples, |_, batch| {
+        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+        numbers(decoder.classes(&input, Mode::TUNED).flatten(0, 1))
+    })
 }
 
 fn numbers(tensor: Tensor<1>) -> Vec<f64> {

@@ -26,6 +26,7 @@
 
 mod adapter_rules;
 mod check;
+mod classification_rules;
 mod continual_rules;
 mod distillation_rules;
 mod optimizer_rules;
@@ -69,7 +70,7 @@ pub struct Recipe {
     #[schemars(length(min = 1), extend("x-aliases" = ["base_model"]))]
     pub model_name_or_path: String,
 
-    /// What the model learns from: `pt` from plain texts (continued pre-training), `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs.
+    /// What the model learns from: `pt` from plain texts (continued pre-training), `sft` from prompts and answers, `dpo` from pairs of a chosen and a rejected answer by `pref_loss`, `kto` from answers that are good or bad; `rm` trains a reward model on pairs, `cls` a classifier on texts with labels.
     #[serde(default)]
     pub stage: Stage,
 
@@ -683,6 +684,7 @@ pub enum Stage {
     Rm,
     Dpo,
     Kto,
+    Cls,
 }
 
 impl Stage {
@@ -750,6 +752,8 @@ pub enum DatasetFormat {
     Kto,
     /// Plain texts under `text`.
     Text,
+    /// `text`, or a pair of texts, with the class under `label`.
+    Classification,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

@@ -20,7 +20,7 @@ impl Recipe {
     /// Those of [`SETTINGS`] that have a bearing on this run.
     fn preference_settings(&self) -> &'static [&'static str] {
         match (self.stage, self.pref_loss) {
-            (Stage::Pt | Stage::Sft | Stage::Rm, _) => &[],
+            (Stage::Pt | Stage::Sft | Stage::Rm | Stage::Cls, _) => &[],
             (Stage::Kto, _) => &["pref_beta", "pref_ftx", "kto_chosen_weight", "kto_rejected_weight"],
             (Stage::Dpo, PrefLoss::Sigmoid) => &["pref_loss", "pref_beta", "pref_ftx", "dpo_label_smoothing"],
             (Stage::Dpo, PrefLoss::Simpo) => &["pref_loss", "pref_beta", "pref_ftx", "simpo_gamma"],
@@ -86,8 +86,8 @@ fn losses_of_tokens(recipe: &Recipe) -> Vec<Problem> {
         ("label_smoothing_factor", recipe.label_smoothing_factor > 0.0),
         ("rdrop_alpha", recipe.rdrop_alpha.is_some()),
     ];
-    let refused =
-        written.into_iter().filter(|(_, written)| *written && !matches!(recipe.stage, Stage::Pt | Stage::Sft));
+    let judged = !matches!(recipe.stage, Stage::Pt | Stage::Sft | Stage::Cls);
+    let refused = written.into_iter().filter(|(_, written)| *written && judged);
     let problem = |(key, _)| {
         invalid(
             key,
@@ -101,7 +101,7 @@ fn losses_of_tokens(recipe: &Recipe) -> Vec<Problem> {
 }
 
 fn prompt_in_preferences(recipe: &Recipe) -> Option<Problem> {
-    (!matches!(recipe.stage, Stage::Pt | Stage::Sft) && recipe.train_on_prompt).then(|| {
+    (!matches!(recipe.stage, Stage::Pt | Stage::Sft | Stage::Cls) && recipe.train_on_prompt).then(|| {
         invalid(
             "train_on_prompt",
             "with this stage answers are judged; a prompt is the same for each of them",

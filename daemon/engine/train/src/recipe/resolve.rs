@@ -342,6 +342,7 @@ impl DatasetFormat {
             Self::Preference => Some(FormatName::Preference),
             Self::Kto => Some(FormatName::Kto),
             Self::Text => Some(FormatName::Text),
+            Self::Classification => Some(FormatName::Classification),
         }
     }
 }

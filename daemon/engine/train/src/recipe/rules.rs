@@ -4,8 +4,8 @@ use justtrain_worker_api::{DevicePick, Problem, ProblemCode};
 
 use super::check::Written;
 use super::{
-    OneOrMany, Precision, QuantizationType, Recipe, adapter_rules, distillation_rules, optimizer_rules,
-    preference_rules, regularization_rules, schedule_rules, tasks, trainable_rules, validation_rules,
+    OneOrMany, Precision, QuantizationType, Recipe, adapter_rules, classification_rules, distillation_rules,
+    optimizer_rules, preference_rules, regularization_rules, schedule_rules, tasks, trainable_rules, validation_rules,
 };
 
 /// What is refused, and what is only remarked on. A rule looks at keys that are written and well-formed, so that one mistake is
@@ -34,6 +34,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         errors.chain(trainable_rules::errors(recipe, written)).chain(validation_rules::errors(recipe, written));
     let errors = errors.chain(regularization_rules::errors(recipe)).chain(preference_rules::errors(recipe));
     let errors = errors.chain(tasks::errors(recipe)).chain(distillation_rules::errors(recipe));
+    let errors = errors.chain(classification_rules::errors(recipe));
     let warnings = [long_warmup(recipe), epochs_unused(recipe, written)].into_iter().flatten();
     let warnings = warnings.chain(adapter_rules::warnings(recipe)).chain(schedule_rules::warnings(recipe));
     let warnings = warnings.chain(optimizer_rules::warnings(recipe)).chain(validation_rules::warnings(recipe));

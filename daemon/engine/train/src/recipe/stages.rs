@@ -97,13 +97,14 @@ impl Recipe {
         self.stages.clone()
     }
 
-    pub(super) fn stage_name(&self) -> &'static str {
+    pub(crate) fn stage_name(&self) -> &'static str {
         match self.stage {
             Stage::Pt => "pt",
             Stage::Sft => "sft",
             Stage::Dpo => "dpo",
             Stage::Kto => "kto",
             Stage::Rm => "rm",
+            Stage::Cls => "cls",
         }
     }
 }

@@ -155,7 +155,7 @@ fn a_wrong_value_is_told_what_was_expected() {
         (
             "dataset_format: csv",
             "\"csv\"",
-            "auto | alpaca | sharegpt | messages | prompt_completion | preference | kto | text",
+            "auto | alpaca | sharegpt | messages | prompt_completion | preference | kto | text | classification",
             "the default is auto",
         ),
         ("device: gpu", "\"gpu\"", "auto | cpu | cuda:0", "the number of a GPU"),

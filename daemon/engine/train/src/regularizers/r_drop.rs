@@ -23,7 +23,8 @@ mod tests {
 
     #[test]
     fn both_copies_are_whole_and_targets_come_in_pairs() {
-        let sample = |ids: Vec<u32>| Sample { target: vec![true; ids.len()], ids, row: 1, rejected: false };
+        let sample =
+            |ids: Vec<u32>| Sample { target: vec![true; ids.len()], ids, row: 1, rejected: false, class: None };
         let batch = twice(Batch::new(&[sample(vec![1, 2, 3]), sample(vec![4, 5])]));
         assert_eq!(batch.ids, [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
         assert_eq!(batch.starts, [0, 3, 5, 8, 10]);

@@ -54,9 +54,10 @@ impl fmt::Display for Group {
 }
 
 fn in_head(config: &DecoderConfig, name: &str) -> bool {
-    let output = if config.tied_embeddings { config.names.embeddings } else { config.names.output };
-    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-    module == config.names.norm || module == output
+    let names = config.names;
+    let output = if config.tied_embeddings { Some(names.embeddings) } else { names.output };
+    let module = name.rsplit_once('.').map(|(module, _)| module);
+    module.is_some_and(|module| [names.norm, output, names.classifier.pooler].contains(&Some(module)))
 }
 
 /// Groups from the top when every block is one: 0 for the head, and the largest number for what lies below the blocks.

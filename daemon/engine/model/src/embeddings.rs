@@ -1,0 +1,139 @@
+//! What goes into the first block: rows of tables, added up, and with some families a norm of the sum.
+
+use burn::tensor::{Device, Tensor};
+use justtrain_kernels::{Weight, embedding};
+use justtrain_worker_api::Problem;
+
+use crate::Input;
+use crate::config::{DecoderConfig, Positions, TOKEN_TYPES};
+use crate::layers::Norm;
+use crate::parameters::{Parameter, Parameters};
+use crate::weights::Loader;
+
+#[derive(Debug, Clone)]
+pub struct Embeddings {
+    /// That of the tokens first.
+    pub(crate) tables: Vec<Table>,
+    pub(crate) norm: Option<Norm>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Table {
+    pub(crate) name: String,
+    /// The module that the table is the weight of.
+    pub(crate) module: &'static str,
+    pub(crate) weight: Weight,
+    rows: Rows,
+    /// What a row is multiplied by.
+    scale: f32,
+}
+
+/// What of a token says which row of a table it takes.
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    Id,
+    /// `offset` is the row of a sequence's first token.
+    Position {
+        offset: u32,
+    },
+    Type,
+}
+
+/// What a batch takes of one table.
+#[derive(Debug)]
+pub struct Taken<'a> {
+    /// The table's name among the parameters.
+    pub name: &'a str,
+    /// `[rows, features]` of the table.
+    pub shape: [usize; 2],
+    /// One for each token.
+    pub rows: Vec<u32>,
+    pub scale: f32,
+}
+
+impl Table {
+    fn rows(&self, input: &Input) -> Vec<u32> {
+        match self.rows {
+            Rows::Id => input.ids.clone(),
+            Rows::Position { offset } => input.positions.iter().map(|position| position + offset).collect(),
+            Rows::Type if input.types.is_empty() => vec![0; input.ids.len()],
+            Rows::Type => input.types.clone(),
+        }
+    }
+}
+
+impl Embeddings {
+    pub(crate) fn load(loader: &Loader<'_>, config: &DecoderConfig) -> Result<Self, Problem> {
+        let (names, width) = (config.names, config.hidden_size);
+        let table = |module: &'static str, rows, weight: &dyn Fn(&str) -> Result<Weight, Problem>| {
+            let name = format!("{module}.weight");
+            Ok::<_, Problem>(Table { weight: weight(&name)?, name, module, rows, scale: 1.0 })
+        };
+        let of_tokens = table(names.embeddings, Rows::Id, &|name| loader.table(name, [config.vocab_size, width]))?;
+        let mut tables = vec![Table { scale: config.embedding_scale, ..of_tokens }];
+        if let (&Positions::Learned { rows, offset }, Some(module)) = (&config.positions, names.positions) {
+            let by_position = Rows::Position { offset: offset as u32 };
+            tables.push(table(module, by_position, &|name| loader.in_full_precision(name, [rows, width]))?);
+        }
+        if let Some(module) = names.token_types {
+            tables.push(table(module, Rows::Type, &|name| loader.in_full_precision(name, [TOKEN_TYPES, width]))?);
+        }
+        let norm = names.embedding_norm.map(|name| loader.norm(name.to_owned(), width, config)).transpose()?;
+        Ok(Self { tables, norm })
+    }
+
+    pub(crate) fn tokens(&self) -> &Table {
+        &self.tables[0]
+    }
+
+    /// `[tokens, hidden]`, before the norm.
+    pub fn sum(&self, input: &Input, device: &Device) -> Tensor<2> {
+        let rows = |table: &Table| {
+            let rows = embedding(&table.weight, &table.rows(input), device);
+            if table.scale == 1.0 { rows } else { rows * table.scale }
+        };
+        let sum = self.tables.iter().map(rows).reduce(|sum, rows| sum + rows);
+        sum.expect("there is a table of tokens")
+    }
+
+    /// What [`Self::sum`] takes, table by table, in the order of [`Parameters::parameters_mut`].
+    pub fn taken(&self, input: &Input) -> Vec<Taken<'_>> {
+        let tables = self.tables.iter();
+        let taken = tables.map(|table| Taken {
+            name: &table.name,
+            shape: table.weight.dims(),
+            rows: table.rows(input),
+            scale: table.scale,
+        });
+        taken.collect()
+    }
+
+    /// What comes after the sum, where there is something.
+    pub fn norm(&self) -> Option<EmbeddingNorm> {
+        self.norm.clone().map(EmbeddingNorm)
+    }
+}
+
+impl Parameters for Embeddings {
+    fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
+        let Self { tables, norm } = self;
+        let tables = tables.iter_mut().map(|table| Parameter::weight(table.name.clone(), &mut table.weight));
+        tables.chain(norm.iter_mut().flat_map(Norm::parameters_mut)).collect()
+    }
+}
+
+/// The norm of the sum of all tables.
+#[derive(Debug, Clone)]
+pub struct EmbeddingNorm(Norm);
+
+impl EmbeddingNorm {
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.0.forward(x)
+    }
+}
+
+impl Parameters for EmbeddingNorm {
+    fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
+        self.0.parameters_mut().collect()
+    }
+}
