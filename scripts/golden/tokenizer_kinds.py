@@ -5,6 +5,7 @@ with the normaliser, pre-tokenizer and decoder of the published models, in every
 - `lines.json`: 2,000 mixed lines, the same for all kinds
 - `KIND/tokenizer.json`, or `vocab.json` with `merges.txt`, or `tokenizer.model`: as Hugging Face folders hold it
 - `KIND/vocab.gguf`: the same vocabulary as llama.cpp's converter writes it
+- `bert-cased` and `bert-uncased` as `vocab.txt`; their `marked.json` holds texts and pairs with the marks around them
 - `KIND/goldens.json`: what transformers makes of the lines: for each, a hash (FNV-1a) of its ids and of their text decoded
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import sentencepiece
 from gguf import GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SpmConverter
 from transformers.tokenization_utils_base import generate_merges
 from transformers.utils import sentencepiece_model_pb2_new as proto
@@ -278,6 +279,30 @@ def unigram(model) -> Tokenizer:
     return tokenizer
 
 
+def wordpiece_kind(name: str, texts: list[str], lowercase: bool) -> None:
+    folder = OUT / name
+    folder.mkdir()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=900, limit_alphabet=700, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocab))
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "tokenize_chinese_chars": True, "strip_accents": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
+    bert = BertTokenizer.from_pretrained(folder)
+    write_goldens(folder, bert.backend_tokenizer, texts)
+    rng = random.Random(3)
+    marked = []
+    for index in range(30):
+        text, pair, longest = rng.choice(texts), rng.choice([None, rng.choice(texts)]), rng.choice([512, 16, 9, 5])
+        given = bert(text, pair, truncation=True, max_length=longest)
+        marked.append(dict(text=text, pair=pair, longest=longest, ids=given["input_ids"], types=given["token_type_ids"]))
+    (folder / "marked.json").write_text(json.dumps(marked, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
 def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -289,6 +314,8 @@ def main() -> None:
         "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
         "allow_whitespace_only_pieces": True, "split_digits": True, "control_symbols": ["<|im_start|>", "<|im_end|>"],
     }  # fmt: skip
+    for name, lowercase in [("bert-cased", False), ("bert-uncased", True)]:
+        wordpiece_kind(name, texts, lowercase)
     sentencepiece_kind("llama-spm", texts, llama, plain, file="tokenizer.model")
     config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
     sentencepiece_kind("llama-spm-first", texts, llama_first, plain, file="tokenizer.model", config=config)

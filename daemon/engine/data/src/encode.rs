@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Message, Tokenizer};
+use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Message, Tokenizer, encode_class, label_of};
 
 /// Token ids, and for each whether the model is trained to predict it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,12 @@ impl Encoder {
         match row.judgement {
             Judgement::None => return self.encode(row, options).map(|sample| vec![sample]),
             Judgement::Plain => return self.encode_text(row, options),
-            Judgement::Over(_) | Judgement::Good(_) | Judgement::Class => {}
+            Judgement::Class => {
+                // Whoever trains on rows knows the labels of all of them.
+                let own = label_of(row).unwrap_or_default();
+                return encode_class(&self.tokenizer, row, &[own], options.cutoff_len).map(|sample| vec![sample]);
+            }
+            Judgement::Over(_) | Judgement::Good(_) => {}
         }
         let options = EncodeOptions { mask_history: true, train_on_prompt: false, ..*options };
         let mut samples =

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use justtrain_worker_api::{DataFile, PreviewRow, PreviewToken, Problem};
 
-use crate::{EncodeOptions, Encoder, End, Judgement, read_conversations};
+use crate::{EncodeOptions, Encoder, End, Judgement, Message, read_conversations};
 
 /// `rows` usable rows from the `offset`-th on.
 pub fn preview(
@@ -21,7 +21,12 @@ pub fn preview(
     let mut previews = Vec::new();
     for conversation in loaded.conversations.iter().skip(offset).take(rows) {
         let samples = encoder.encode_row(conversation, options)?;
-        let text = (conversation.judgement == Judgement::Plain).then(|| conversation.turns[0].text());
+        // Without a template.
+        let text = match conversation.judgement {
+            Judgement::Plain => Some(conversation.turns[0].text()),
+            Judgement::Class => Some(conversation.turns.iter().map(Message::text).collect::<Vec<_>>().join("\n")),
+            Judgement::None | Judgement::Over(_) | Judgement::Good(_) => None,
+        };
         let pieces =
             if text.is_some() { vec![Cow::Borrowed(conversation); samples.len()] } else { conversation.answers() };
         for (sample, answer) in samples.iter().zip(pieces) {

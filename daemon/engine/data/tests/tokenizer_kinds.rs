@@ -47,7 +47,7 @@ fn each_kind_tokenises_as_transformers_does_from_each_of_its_files() {
     let lines: Vec<String> = json(&fixtures().join("lines.json"));
     let kinds: Vec<PathBuf> =
         fs::read_dir(fixtures()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
-    assert_eq!((lines.len(), kinds.len()), (2000, 14));
+    assert_eq!((lines.len(), kinds.len()), (2000, 16));
     let mut without_gguf = Vec::new();
     for kind in kinds {
         let name = kind.file_name().unwrap().to_str().unwrap();
@@ -67,7 +67,34 @@ fn each_kind_tokenises_as_transformers_does_from_each_of_its_files() {
         gguf.save(saved.path(), &ChatTemplate::new("", &gguf).unwrap()).unwrap();
         assert_same(&format!("{name}, saved"), &Tokenizer::open_folder(saved.path()).unwrap(), &lines, &goldens);
     }
-    assert_eq!(without_gguf, ["llama-spm-first"]);
+    without_gguf.sort();
+    assert_eq!(without_gguf, ["bert-cased", "bert-uncased", "llama-spm-first"]);
+}
+
+#[derive(Deserialize)]
+struct Marked {
+    text: String,
+    pair: Option<String>,
+    longest: usize,
+    ids: Vec<u32>,
+    types: Vec<u32>,
+}
+
+/// A classifier's input: marks around a text or a pair, cut as transformers cuts.
+#[test]
+fn texts_and_pairs_are_marked_and_cut_as_transformers_does() {
+    for kind in ["bert-cased", "bert-uncased"] {
+        let folder = fixtures().join(kind);
+        let tokenizer = Tokenizer::open_folder(&folder).unwrap();
+        let goldens: Vec<Marked> = json(&folder.join("marked.json"));
+        assert!(goldens.len() > 20);
+        for Marked { text, pair, longest, ids, types } in goldens {
+            let (found, found_types) = tokenizer.encode_marked(&text, pair.as_deref(), longest).unwrap();
+            assert_eq!(found, ids, "{text:?} {pair:?} {longest}");
+            let types = if pair.is_some() { types } else { Vec::new() };
+            assert_eq!(found_types, types, "{text:?} {pair:?} {longest}");
+        }
+    }
 }
 
 /// Tokenizers that are not in the repository (`scripts/golden/published.py`).

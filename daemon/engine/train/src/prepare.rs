@@ -8,6 +8,7 @@ use justtrain_data::{
     read_conversations, split,
 };
 use justtrain_model::DecoderConfig;
+use justtrain_model::families::decoder_config;
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 
@@ -27,6 +28,8 @@ pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result
         Some(source) => (ChatTemplate::new(&source, &tokenizer)?, None),
         None => ChatTemplate::open(checkpoint, &tokenizer)?,
     };
+    // Nobody chats with an encoder.
+    let warning = warning.filter(|_| decoder_config(checkpoint).is_ok_and(|config| config.makes_words));
     Ok((Encoder { tokenizer, template }, warning))
 }
 

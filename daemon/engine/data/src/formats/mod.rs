@@ -122,8 +122,8 @@ const ALL: &[&dyn Format] = &[
     &text::Text,
 ];
 
-/// Those of [`ALL`] whose rows judge their answers.
-const JUDGED: &[&dyn Format] = &[&preference::Preference, &kto::Kto];
+/// Those of [`ALL`] whose rows judge their answers or their texts.
+const JUDGED: &[&dyn Format] = &[&preference::Preference, &kto::Kto, &classification::Classification];
 
 /// Reads every row. `Err` where the file as a whole cannot be used; problems of single rows are in [`Loaded`].
 pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
@@ -181,8 +181,7 @@ fn list_or_json(row: &Row, key: &str) -> Result<Vec<Value>, Problem> {
     }
 }
 
-/// The format that most of the first rows fit. Rows that judge their answers have the keys of plain ones as well: half of
-/// them are enough.
+/// The format that most of the first rows fit. Rows that judge have the keys of plain ones as well: half of them are enough.
 fn sniff(rows: &[Value]) -> Option<&'static dyn Format> {
     let fits =
         |format: &dyn Format| rows.iter().take(20).filter_map(Value::as_object).filter(|row| format.fits(row)).count();

@@ -1,5 +1,5 @@
 //! A tokenizer out of a Hugging Face folder: `tokenizer.json`, or what came before it: SentencePiece's
-//! `tokenizer.model`, or `vocab.json` and `merges.txt`.
+//! `tokenizer.model`, `vocab.json` and `merges.txt`, or BERT's `vocab.txt`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use tokenizers::models::bpe::Vocab;
 use super::byte_level::{self, parse_merges};
 use super::sentencepiece::DummyPrefix;
 use super::splitting::Splitting;
-use super::{SpecialTokens, Tokenizer, broken, sentencepiece_model};
+use super::{SpecialTokens, Tokenizer, broken, sentencepiece_model, wordpiece};
 
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
     let config = read_json(&folder.join("tokenizer_config.json"))?;
@@ -59,9 +59,13 @@ fn open_pipeline(folder: &Path, config: &Value) -> Result<tokenizers::Tokenizer,
         let splitting = Splitting::named(if class.starts_with("Qwen2") { "qwen2" } else { "gpt-2" })?;
         return open_vocabulary(&vocab, &merges, splitting);
     }
+    let vocab = folder.join("vocab.txt");
+    if vocab.is_file() {
+        return wordpiece::read(&vocab, config);
+    }
     Err(Problem::error(ProblemCode::FileNotFound, "the model brings no tokenizer", "模型没有附带分词器")
         .file(path.display())
-        .expected("tokenizer.json, tokenizer.model, or vocab.json with merges.txt")
+        .expected("tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt")
         .fix("download the model again with its tokenizer.json", "请重新下载模型，并包含 tokenizer.json"))
 }
 

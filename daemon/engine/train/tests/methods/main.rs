@@ -1,6 +1,7 @@
 //! Ways of training, each in whole runs on a tiny model.
 
 mod bundled_recipes;
+mod classification;
 mod continual;
 #[path = "../desk/mod.rs"]
 mod desk;

@@ -7,11 +7,14 @@ use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Chat, Encoder, Message};
 use justtrain_model::adapters::base_formats;
 use justtrain_model::generate::generate;
-use justtrain_model::{Decoder, Mode, WeightFormats, apply_tuned, device, is_whole_model, replaces_weights};
+use justtrain_model::{
+    Classifier, Decoder, Input, Mode, WeightFormats, apply_tuned, device, is_whole_model, replaces_weights,
+};
 use justtrain_train::{EventSink, adapter_template, open_encoder};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
-    Control, DevicePick, Event, Failure, FailureReason, GenerateOptions, ModelFiles, Outcome, Phase, Problem, Turn,
+    Control, DevicePick, Event, Failure, FailureReason, GenerateOptions, GenerationEnd, ModelFiles, Outcome, Phase,
+    Problem, ProblemCode, Turn,
 };
 
 use crate::pipe::{Pipe, controls};
@@ -71,13 +74,22 @@ impl Server {
 
     fn try_answer(&mut self, id: u64, turns: &[Turn], options: &GenerateOptions, base: bool) -> Result<Event, Problem> {
         let start = Instant::now();
+        let decoder = self.base.as_ref().filter(|_| base).unwrap_or(&self.decoder);
+        if let Some(classifier) = decoder.classifier().filter(|classifier| classifier.labels().len() > 1) {
+            let (label, prompt_tokens) = classify(&self.encoder, decoder, classifier, turns)?;
+            self.events.emit(Event::Token { id, text: label.to_owned() });
+            let seconds = start.elapsed().as_secs_f64();
+            return Ok(Event::Generated { id, end: GenerationEnd::Stop, prompt_tokens, answer_tokens: 1, seconds });
+        }
+        if !decoder.makes_words() {
+            return Err(no_words());
+        }
         let messages: Vec<Message> = turns.iter().map(Message::from).collect();
         let prompt = self.encoder.encode_prompt(Chat::new(&messages))?;
         let prompt_tokens = prompt.len() as u64;
         let stop_ids = self.encoder.tokenizer.stop_ids();
         let mode = Mode { adapter: !base, dropout_seed: None };
         let mut stream = TextStream::new(&self.encoder.tokenizer);
-        let decoder = self.base.as_ref().filter(|_| base).unwrap_or(&self.decoder);
         let (events, controls, cancelled) = (&mut self.events, &self.controls, &mut self.cancelled);
         let answers = generate(decoder, &[prompt], options, &stop_ids, mode, |_, token| {
             let text = stream.push(token);
@@ -101,4 +113,34 @@ impl Server {
             seconds: start.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// The label that a classifier gives the last turn, and how many tokens it has read. Two turns of the user's are a pair.
+fn classify<'a>(
+    encoder: &Encoder,
+    decoder: &Decoder,
+    classifier: &'a Classifier,
+    turns: &[Turn],
+) -> Result<(&'a str, u64), Problem> {
+    let texts: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
+    let (text, pair) = match texts.as_slice() {
+        [text, pair] => (*text, Some(*pair)),
+        texts => (texts.last().copied().unwrap_or_default(), None),
+    };
+    let longest = decoder.config().longest_sequence().unwrap_or(usize::MAX);
+    let (ids, types) = encoder.tokenizer.encode_marked(text, pair, longest)?;
+    let tokens = ids.len();
+    let logits = decoder.classes(&Input::packed(ids, &[0, tokens]).with_types(types), Mode::TUNED);
+    let numbers = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
+    let best = (0..numbers.len()).max_by(|&a, &b| numbers[a].total_cmp(&numbers[b])).unwrap_or(0);
+    Ok((&classifier.labels()[best], tokens as u64))
+}
+
+fn no_words() -> Problem {
+    Problem::error(
+        ProblemCode::InvalidValue,
+        "this model is an encoder and no classifier yet: it has nothing to say",
+        "该模型是编码器，尚未训练为分类器，不能回答",
+    )
+    .fix("train it with stage: cls, then name the job", "请先用 stage: cls 训练，然后指定该任务")
 }
