@@ -15,6 +15,7 @@ use justtrain_worker_api::{
 };
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::handed::{self, Handed};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::continual::{Ewc, FISHER, remember, write_scores};
 use crate::early_stopping::Best;
@@ -67,6 +68,10 @@ pub(crate) struct Among<'a> {
     pub(crate) fisher: Option<&'a Path>,
     /// Whether the next one wants to know such things of this one.
     pub(crate) remembered: bool,
+    /// Where the stage before has left what its optimiser remembers, where this one goes on with it.
+    pub(crate) optimizer: Option<&'a Path>,
+    /// Whether the next one goes on with what this one's remembers.
+    pub(crate) hands_on: bool,
     /// Held-out rows of every stage, on which this one's end is measured.
     pub(crate) watched: &'a [Vec<Sample>],
     /// Whether the model as it is before the first step is measured, too.
@@ -141,7 +146,7 @@ pub(crate) fn train_recipe(
     }
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
-    let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
+    let mut settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
     let objective = match teacher {
         None => objectives::new(recipe),
         Some(teacher) => teacher.objective(recipe, decoder.config().vocab_size, [&train, &validation], &device)?,
@@ -167,8 +172,19 @@ pub(crate) fn train_recipe(
     let reopen = || Checkpoint::open(&model.path).map_err(model_invalid);
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(recipe);
+    let sizes = decoder.trained_sizes(settings.trainable.all());
+    let handed = among.optimizer.map(|folder| Handed::open(folder, &sizes)).transpose().map_err(model_invalid)?;
+    if let Some(handed) = &handed {
+        settings.groups = settings.groups.with_earlier_steps(handed.steps.clone());
+    }
     let state = match restored {
-        None => new_state(fingerprint.clone()),
+        None => {
+            if let Some(handed) = &handed {
+                optimizer.restore(handed.memory().map_err(model_invalid)?);
+                events.emit(goes_on(handed.steps.len(), sizes.len()));
+            }
+            new_state(fingerprint.clone())
+        }
         Some((state, memory)) => {
             optimizer.restore(memory);
             state
@@ -310,6 +326,15 @@ pub(crate) fn train_recipe(
         let before = among.fisher.map(|path| (path, recipe.ewc_gamma as f32));
         let (trained, place) = (trainer.settings.trainable.all(), run_dir.join(FISHER));
         remember(&mut trainer.decoder, trained, &samples, recipe.gradient_checkpointing, before, &place)
+            .map_err(disk_full)?;
+    }
+    if among.hands_on {
+        let groups = &trainer.settings.groups;
+        let tensor = |(name, numbers): (String, usize)| {
+            let tensor = handed::Tensor { numbers: numbers as u64, steps: groups.own_steps(&name, trainer.state.step) };
+            (name, tensor)
+        };
+        handed::hand_on(run_dir, &sizes.into_iter().map(tensor).collect(), &trainer.optimizer.state())
             .map_err(disk_full)?;
     }
     Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
@@ -574,6 +599,14 @@ fn unfrozen(stage: &Stage, step: u64) -> Event {
     let text = Text::new(
         format!("step {step}: unfreezing \"{group}\"; {tensors} tensors are trained from here on"),
         format!("第 {step} 步：解冻“{group}”；此后训练 {tensors} 个张量"),
+    );
+    Event::Log { level: LogLevel::Info, text }
+}
+
+fn goes_on(kept: usize, trained: usize) -> Event {
+    let text = Text::new(
+        format!("the optimiser goes on with what it remembers of {kept} of {trained} tensors"),
+        format!("优化器沿用 {kept}/{trained} 个张量的状态"),
     );
     Event::Log { level: LogLevel::Info, text }
 }

@@ -14,7 +14,7 @@ use justtrain_worker_api::{
     TrainResult,
 };
 
-use crate::checkpoint::cannot_write;
+use crate::checkpoint::{cannot_write, handed};
 use crate::continual::{FISHER, ForgettingReport, read_scores, reservoir, write_report};
 use crate::recipe::{Recipe, StagePlan};
 use crate::run::{Among, BASELINE, Place, SCORES, plan, train_recipe};
@@ -66,18 +66,24 @@ pub(crate) fn train(
                     }
                     false => Vec::new(),
                 };
-                let fisher = (index > 0).then(|| folder_of(index - 1).join(FISHER)).filter(|path| path.exists());
+                let before = (index > 0).then(|| folder_of(index - 1));
+                let fisher = before.as_ref().map(|folder| folder.join(FISHER)).filter(|path| path.exists());
                 let remembered = stages[index + 1..].iter().any(|next| next.recipe.ewc_lambda.is_some());
                 let among = Among {
                     earlier: &earlier,
                     fisher: fisher.as_deref(),
                     remembered,
+                    optimizer: before.as_deref().filter(|_| stage.recipe.keep_optimizer_state),
+                    hands_on: stages.get(index + 1).is_some_and(|next| next.recipe.keep_optimizer_state),
                     watched: &watched,
                     is_first: index == 0,
                 };
                 let place = Place { run_dir: &folder, resume, among };
                 let outcome = train_recipe(&recipe, source, &model, place, &mut of_stage, stop)?;
                 let Outcome::Trained { stopped, result } = outcome else { return Ok(outcome) };
+                if !stopped && last {
+                    before.iter().for_each(|folder| handed::forget(folder));
+                }
                 if stopped || last {
                     results.push(result);
                     if reports && !stopped {
@@ -86,6 +92,7 @@ pub(crate) fn train(
                     return Ok(Outcome::Trained { stopped, result: together(&results) });
                 }
                 finish(&folder, &result)?;
+                before.iter().for_each(|folder| handed::forget(folder));
                 result
             }
         };

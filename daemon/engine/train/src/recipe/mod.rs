@@ -562,6 +562,10 @@ pub struct Recipe {
     #[schemars(range(min = 0))]
     pub(crate) gradnorm_alpha: f64,
 
+    /// With `stages`: the optimiser goes on with what it remembers from the stage before, and counts its steps on, for the weights that both stages train; with the same `optim` in both. Otherwise it starts anew.
+    #[serde(default)]
+    pub(crate) keep_optimizer_state: bool,
+
     /// Several trainings one after the other, each with the weights of the one before: a list, and in each item the keys that differ from those above, such as `stage`, `dataset` and `learning_rate`, and a `name`.
     #[serde(default, deserialize_with = "no_items")]
     #[schemars(schema_with = "list_schema")]
@@ -638,6 +642,7 @@ impl Recipe {
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
         problems.extend(continual_rules::errors(&recipe, &written, in_stages));
+        problems.extend(stages::errors(&recipe, &written, in_stages));
         if !problems.is_empty() {
             return Err(problems);
         }

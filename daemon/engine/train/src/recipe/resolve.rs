@@ -298,6 +298,7 @@ impl Recipe {
             load_best_model_at_end: other.load_best_model_at_end,
             metric_for_best_model: other.metric_for_best_model,
             greater_is_better: other.greater_is_better,
+            keep_optimizer_state: other.keep_optimizer_state,
             warnings: other.warnings.clone(),
             ..self.clone()
         };

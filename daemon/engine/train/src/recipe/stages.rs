@@ -4,9 +4,11 @@
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
 
-use super::check::property;
+use super::check::{Written, property};
+use super::rules::{invalid, place};
 use super::yaml::{Content, Mark, Node};
 use super::{FinetuningType, Recipe, Stage};
+use crate::optim::OptimizerType;
 
 /// One of a recipe's stages.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,6 +110,58 @@ impl Recipe {
     }
 }
 
+/// What only a stage can ask for.
+pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec<Problem> {
+    let problem = (recipe.keep_optimizer_state && !in_stages).then(|| {
+        let problem = invalid(
+            "keep_optimizer_state",
+            "there is no stage before that an optimiser could have remembered anything from",
+            "没有上一阶段，优化器没有可沿用的状态",
+        );
+        problem.fix("write stages, or remove this line", "请写 stages，或删除这一行")
+    });
+    place(problem, written)
+}
+
+/// Why a stage cannot go on with the optimiser of the one before.
+fn another_optimizer(recipe: &Recipe, before: &Recipe) -> Option<Problem> {
+    let refused = |en: &str, zh: &str| Problem::error(ProblemCode::InvalidValue, en, zh);
+    let (own, theirs) = (recipe.optim, before.optim);
+    if own != theirs {
+        let problem = refused(
+            "another optimiser cannot go on with what that of the stage before remembers",
+            "不同的优化器无法沿用上一阶段优化器的状态",
+        );
+        let fix = format!("optim: {}", theirs.name());
+        return Some(problem.found(own.name()).expected(theirs.name()).fix(
+            format!("write {fix} in this stage, or keep_optimizer_state: false"),
+            format!("本阶段写 {fix}，或写 keep_optimizer_state: false"),
+        ));
+    }
+    if own == OptimizerType::GaloreAdamw && recipe.galore_rank != before.galore_rank {
+        let problem = refused(
+            "galore_adamw remembers what its projection leaves, and the projections have different ranks",
+            "galore_adamw 记住的是投影后的状态，而两个阶段投影的秩不同",
+        );
+        let fix = format!("galore_rank: {}", before.galore_rank);
+        return Some(problem.found(recipe.galore_rank).expected(before.galore_rank).fix(
+            format!("write {fix} in this stage, or keep_optimizer_state: false"),
+            format!("本阶段写 {fix}，或写 keep_optimizer_state: false"),
+        ));
+    }
+    let ends_elsewhere =
+        [("load_best_model_at_end", before.load_best_model_at_end), ("ema_decay", before.ema_decay.is_some())];
+    let (key, _) = ends_elsewhere.into_iter().find(|(_, written)| *written)?;
+    let problem = refused(
+        "the stage before ends with other weights than those of its last step, which is what its optimiser remembers",
+        "上一阶段结束时的权重不是其最后一步的权重，而优化器记住的是最后一步",
+    );
+    Some(problem.found(format!("{key} in the stage before")).fix(
+        format!("remove {key} from the stage before, or write keep_optimizer_state: false"),
+        format!("删除上一阶段的 {key}，或写 keep_optimizer_state: false"),
+    ))
+}
+
 /// What stages cannot hand to each other.
 pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
     let first = &stages[0].recipe;
@@ -136,6 +190,9 @@ pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
                 "write lora_rank, lora_alpha, lora_dropout, lora_target and the other keys of the adapter above, outside the stages",
                 "请把 lora_rank、lora_alpha、lora_dropout、lora_target 等适配器的键写在 stages 之外",
             )));
+        }
+        if let Some(before) = (index > 1 && recipe.keep_optimizer_state).then(|| &stages[index - 2].recipe) {
+            problems.extend(another_optimizer(recipe, before).map(|problem| at("keep_optimizer_state", problem)));
         }
         if recipe.lora_start().is_some() {
             let problem = Problem::error(
