@@ -147,13 +147,14 @@ impl TrainView {
 }
 
 fn numbers(step: &Step, lang: Lang) -> String {
+    let stage = step.stage.as_ref().map(|stage| show::stage(stage, lang) + "  ").unwrap_or_default();
     let Step { loss, learning_rate, tokens_per_second, .. } = step;
     let left = show::duration(step.seconds_left, lang);
     let rewards = step.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
     say!(
         lang,
-        "loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
-        "损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+        "{stage}loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
+        "{stage}损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
     )
 }
 
@@ -233,6 +234,8 @@ fn state_line(job: &Job, lang: Lang) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use justtrain_proto::v1::Stage;
+
     use super::*;
 
     fn printed(steps: impl Iterator<Item = u64>, total_steps: u64) -> Vec<u64> {
@@ -275,6 +278,14 @@ mod tests {
         let many = StepSkipped { rows: (1..=40).collect(), loss_is_finite: true, ..skipped };
         let line = skipped_line(&many, Lang::Zh);
         assert!(line.contains("梯度不是有限数值") && line.ends_with("19, 20, …"), "{line}");
+    }
+
+    #[test]
+    fn a_step_says_which_stage_it_is_of() {
+        let stage = Stage { name: "answers".to_owned(), number: 2, count: 3 };
+        let step = Step { loss: 0.5, stage: Some(stage), ..Step::default() };
+        assert!(numbers(&step, Lang::En).starts_with("stage 2/3 answers  loss 0.5000"), "{}", numbers(&step, Lang::En));
+        assert!(numbers(&step, Lang::Zh).starts_with("阶段 2/3 answers  损失 0.5000"));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Text,
-    TrainResult,
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource,
+    StageOfJob, Text, TrainResult,
 };
 
 use crate::checkpoint::{cannot_write, handed};
@@ -56,8 +56,17 @@ pub(crate) fn train(
             Some(result) => result,
             None => {
                 let first_step: u64 = steps[..index].iter().sum();
-                let mut of_stage =
-                    OfStage { events, first_step, total_steps, begins: index == 0 || results.is_empty() };
+                let mut of_stage = OfStage {
+                    events,
+                    stage: StageOfJob {
+                        name: stage.name.clone(),
+                        number: index as u64 + 1,
+                        count: stages.len() as u64,
+                    },
+                    first_step,
+                    total_steps,
+                    begins: index == 0 || results.is_empty(),
+                };
                 of_stage.events.emit(begins(index, stages, steps[index]));
                 let (recipe, model) = going_on(&stage.recipe, model, handed.as_deref())?;
                 let earlier = match recipe.replay_ratio > 0.0 {
@@ -192,9 +201,10 @@ fn begins(index: usize, stages: &[StagePlan], steps: u64) -> Event {
     Event::Log { level: LogLevel::Info, text }
 }
 
-/// Counts a stage's steps on from those of the stages before.
+/// Counts a stage's steps on from those of the stages before, and says which stage they are of.
 struct OfStage<'a> {
     events: &'a mut dyn EventSink,
+    stage: StageOfJob,
     first_step: u64,
     /// Of all stages.
     total_steps: u64,
@@ -211,7 +221,8 @@ impl EventSink for OfStage<'_> {
                 *first_step += before;
                 *total_steps = all;
             }
-            Event::Step { step, total_steps, seconds_left, .. } => {
+            Event::Step { step, total_steps, seconds_left, stage, .. } => {
+                *stage = Some(self.stage.clone());
                 let left_of_stage = total_steps.saturating_sub(*step);
                 *step += before;
                 *total_steps = all;

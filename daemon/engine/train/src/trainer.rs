@@ -140,6 +140,7 @@ impl Trainer<'_> {
             seconds_left: state.seconds / number as f64 * (total_steps - number) as f64,
             peak_memory_bytes: memory::peak_bytes(),
             rewards: rewards.means(),
+            stage: None,
         })
     }
 
