@@ -164,7 +164,15 @@ fn task_line(scores: &TaskScores, lang: Lang) -> String {
         let TaskScore { name, loss, .. } = task;
         let accuracy = task.token_accuracy.map(|share| format!(" {}", show::percent(share))).unwrap_or_default();
         let weight = task.weight.map(|weight| format!(" × {weight:.2}")).unwrap_or_default();
-        format!("{name} {loss:.4}{accuracy}{weight}")
+        let metric = match (task.metric.as_deref(), task.value) {
+            (Some("perplexity"), Some(value)) => say!(lang, " perplexity {value:.2}", " 困惑度 {value:.2}"),
+            (Some("exact_match"), Some(value)) => {
+                let share = show::percent(value);
+                say!(lang, " exact match {share}", " 完全匹配 {share}")
+            }
+            _ => String::new(),
+        };
+        format!("{name} {loss:.4}{accuracy}{metric}{weight}")
     };
     let (step, tasks) = (scores.step, scores.tasks.iter().map(of_task).collect::<Vec<_>>().join("  "));
     match scores.validation {
@@ -258,8 +266,13 @@ mod tests {
 
     #[test]
     fn each_task_is_named_with_its_loss() {
-        let task =
-            |name: &str, token_accuracy, weight| TaskScore { name: name.to_owned(), loss: 0.5, token_accuracy, weight };
+        let task = |name: &str, token_accuracy, weight| TaskScore {
+            name: name.to_owned(),
+            loss: 0.5,
+            token_accuracy,
+            weight,
+            ..TaskScore::default()
+        };
         let step = TaskScores {
             step: 3,
             validation: false,
@@ -268,6 +281,13 @@ mod tests {
         assert_eq!(task_line(&step, Lang::En), "step 3: by task: sums 0.5000 × 1.25  chat 0.5000");
         let validation = TaskScores { validation: true, tasks: vec![task("sums", Some(0.25), None)], ..step };
         assert_eq!(task_line(&validation, Lang::Zh), "第 3 步：各任务验证：sums 0.5000 25.0%");
+        let judged = |metric: &str| {
+            let task =
+                TaskScore { metric: Some(metric.to_owned()), value: Some(0.5), ..task("sums", Some(0.25), None) };
+            task_line(&TaskScores { tasks: vec![task], ..validation.clone() }, Lang::En)
+        };
+        assert!(judged("exact_match").ends_with("sums 0.5000 25.0% exact match 50.0%"));
+        assert!(judged("perplexity").ends_with("25.0% perplexity 0.50") && judged("loss").ends_with("25.0%"));
     }
 
     #[test]

@@ -215,8 +215,8 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         }
         Event::Tasks { step, validation, tasks } => {
             let score = |task: TaskScore| {
-                let TaskScore { name, loss, token_accuracy, weight } = task;
-                v1::TaskScore { name, loss, token_accuracy, weight }
+                let TaskScore { name, loss, token_accuracy, weight, metric, value } = task;
+                v1::TaskScore { name, loss, token_accuracy, weight, metric, value }
             };
             Out::Tasks(v1::TaskScores { step, validation, tasks: tasks.into_iter().map(score).collect() })
         }

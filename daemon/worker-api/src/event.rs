@@ -225,6 +225,12 @@ pub struct TaskScore {
     /// What the task's loss counts, where that is learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
+    /// In validations: what the recipe judges the task by (`loss`, `perplexity`, `token_accuracy` or `exact_match`), and what
+    /// it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
 }
 
 /// What a training run has to show.

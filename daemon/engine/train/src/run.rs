@@ -4,14 +4,14 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, MixedSampler, MixedState, Sample, Sampler};
+use justtrain_data::{Conversation, Encoder, Judgement, MixedSampler, MixedState, Sample, Sampler};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards,
-    TaskScore, Text, TrainResult,
+    Text, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
@@ -19,12 +19,13 @@ use crate::checkpoint::handed::{self, Handed};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::continual::{Ewc, FISHER, remember, write_scores};
 use crate::early_stopping::Best;
-use crate::evaluate::{TokenScores, Validation, loss_on, validate};
+use crate::evaluate::{Validation, loss_on, validate};
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe, Stage as TrainingStage};
 use crate::regularizers::Regularizers;
+use crate::tasks::HeldOut;
 use crate::teacher::Teacher;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
@@ -115,7 +116,7 @@ pub(crate) fn train_recipe(
     }
 
     events.phase(Phase::Tokenizing);
-    let Samples { mut train, validation } = samples(recipe, &encoder, events)?;
+    let Samples { mut train, validation, asked } = samples(recipe, &encoder, events)?;
     for samples in [&train.all, &validation.all] {
         check_lengths(decoder.config(), samples)?;
     }
@@ -242,6 +243,7 @@ pub(crate) fn train_recipe(
         trainer.exchange_means();
         save_result(trainer)
     };
+    let of_tasks = HeldOut { tasks: &recipe.tasks, ranges: &held_out_tasks, asked: &asked, encoder: &encoder };
     let best_dir = run_dir.join("best");
     let (mut validation_loss, mut rewards) = (None, None);
     while !trainer.done() {
@@ -285,14 +287,16 @@ pub(crate) fn train_recipe(
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
             trainer.exchange_means();
-            let found = validate(&trainer.decoder, &validation, objective, &held_out);
-            if held_out_tasks.len() > 1 {
-                let scores = |range: &Range<usize>| loss_on(&trainer.decoder, &validation[range.clone()], true);
-                events.emit(of_tasks(step, &trainer.task_names, &held_out_tasks, scores));
+            let found = validate(&trainer.decoder, &validation, 0..validation.len(), objective, &held_out);
+            let fared = of_tasks.validate(&trainer.decoder, &validation, objective, &held_out);
+            let fared = fared.map_err(|problem| problem.because(FailureReason::DataInvalid))?;
+            if !fared.is_empty() {
+                events.emit(of_tasks.event(step, &fared));
             }
+            let value = of_tasks.best(recipe, &found, &fared);
             let Validation { loss, perplexity, token_accuracy, rewards: of_validation } = found;
             (validation_loss, rewards) = (Some(loss), of_validation);
-            if trainer.validated(TokenScores { loss, token_accuracy }) && recipe.load_best_model_at_end {
+            if trainer.validated(value, loss) && recipe.load_best_model_at_end {
                 fs::create_dir_all(&best_dir).map_err(|error| disk_full(cannot_write(&best_dir, &error)))?;
                 save_final(&best_dir, &trainer.decoder, &trained, |_| Ok(())).map_err(disk_full)?;
             }
@@ -356,7 +360,7 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
         let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
         Teacher::find(recipe, model, &encoder)?;
         // What is left out is said when its stage begins.
-        let Samples { train, validation } = samples(recipe, &encoder, &mut Vec::new())?;
+        let Samples { train, validation, .. } = samples(recipe, &encoder, &mut Vec::new())?;
         for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
         }
@@ -395,21 +399,6 @@ fn adapt(
         events.warn(&problem.key("adapter_name_or_path").found(base).expected(model));
     }
     load_peft(decoder, &folder).map_err(invalid)
-}
-
-/// What a validation says of each task, those without held-out rows left out.
-fn of_tasks(
-    step: u64,
-    names: &[String],
-    ranges: &[Range<usize>],
-    scores: impl Fn(&Range<usize>) -> TokenScores,
-) -> Event {
-    let held_out = names.iter().zip(ranges).filter(|(_, range)| !range.is_empty());
-    let score = |(name, range): (&String, &Range<usize>)| {
-        let TokenScores { loss, token_accuracy } = scores(range);
-        TaskScore { name: name.clone(), loss, token_accuracy: Some(token_accuracy), weight: None }
-    };
-    Event::Tasks { step, validation: true, tasks: held_out.map(score).collect() }
 }
 
 /// The order and grouping of the samples.
@@ -467,14 +456,21 @@ impl TaskSamples {
 struct Samples {
     train: TaskSamples,
     validation: TaskSamples,
+    /// Held-out rows of each task whose answers are compared; empty of the others.
+    asked: Vec<Vec<Conversation>>,
 }
 
 fn samples(recipe: &Recipe, encoder: &Encoder, events: &mut dyn EventSink) -> Result<Samples, Failure> {
-    let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default() };
-    for task in recipe.of_tasks() {
-        let (train, validation) = read_rows(&task)?;
+    let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default(), asked: Vec::new() };
+    for (index, task) in recipe.of_tasks().into_iter().enumerate() {
+        let (train, mut validation) = read_rows(&task)?;
         samples.train.push(encode_rows(encoder, &task, &train, events)?);
         samples.validation.push(encode_rows(encoder, &task, &validation, events)?);
+        validation.retain(|row| recipe.answers_task(index) && row.judgement != Judgement::Good(false));
+        samples.asked.push(validation);
+    }
+    if let Some(problem) = tasks::nothing_to_judge_by(recipe, &samples.validation.ranges()) {
+        return Err(problem.because(FailureReason::DataInvalid));
     }
     Ok(samples)
 }

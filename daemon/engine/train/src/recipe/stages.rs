@@ -1,10 +1,13 @@
 //! `stages`: several trainings one after the other, each a whole recipe: the file's keys, and in their place those that the
 //! stage writes itself.
 
-use justtrain_worker_api::{Problem, ProblemCode};
-use serde_json::Value;
+use std::iter;
 
-use super::check::{Written, property};
+use justtrain_worker_api::{Problem, ProblemCode};
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Map, Value, json};
+
+use super::check::{Written, properties, property};
 use super::rules::{invalid, place};
 use super::yaml::{Content, Mark, Node};
 use super::{FinetuningType, Recipe, Stage};
@@ -28,6 +31,24 @@ pub(super) struct WrittenStage {
 
 /// What all stages share: they go on with one model, on one device.
 const SHARED: [&str; 3] = ["model_name_or_path", "device", "stages"];
+
+/// A list of stages. What they are made of is [`item_schema`], which needs the whole.
+pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "object" }, "minItems": 1, "default": [] })
+}
+
+/// A stage: every key of the recipe but those that all stages share, and a name. Their schemas stand at the top.
+pub(super) fn item_schema(recipe: &Value) -> Value {
+    let name = json!({
+        "description": "What the job calls the stage. Default: its `stage`, such as `sft`.",
+        "type": "string",
+        "minLength": 1,
+    });
+    let own = properties(recipe).map(|(key, _)| key).filter(|key| !SHARED.contains(&key.as_str()));
+    let own = own.map(|key| (key.clone(), json!({ "$ref": format!("#/properties/{key}") })));
+    let properties: Map<String, Value> = iter::once(("name".to_owned(), name)).chain(own).collect();
+    json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
 
 /// The stages of a file, and None where it has none. A problem's key starts with the stage it stands in.
 pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenStage>>, Vec<Problem>> {
@@ -56,11 +77,18 @@ pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenSta
         };
         let (mut name, mut kept) = (None, Vec::new());
         for pair @ [key, value] in own.as_chunks::<2>().0 {
-            match (&key.content, &value.content) {
-                (Content::Scalar(key), Content::Scalar(Value::String(text))) if key == "name" => {
-                    name = Some(text.clone())
+            match &value.content {
+                _ if !key.is("name") => kept.push(pair),
+                Content::Scalar(Value::String(text)) if !text.trim().is_empty() => name = Some(text.clone()),
+                _ => {
+                    let problem =
+                        Problem::error(ProblemCode::WrongType, "a stage's name is a text", "阶段的名字是文本");
+                    let problem = problem.key(format!("stages.{index}.name")).expected("name: sft");
+                    let problem = problem.at(value.mark.line, value.mark.column);
+                    problems.push(
+                        problem.fix("write a word, in quotes where it is a number", "写一个词；若是数字请加引号"),
+                    );
                 }
-                _ => kept.push(pair),
             }
             if let Some(shared) = SHARED.into_iter().find(|shared| own_name(key, schema).as_deref() == Some(*shared)) {
                 let problem = Problem::error(

@@ -122,6 +122,7 @@ fn what_stages_cannot_share_is_refused_where_it_stands() {
     for (stages, line, key) in [
         ("stages: twice\n", 12, "stages"),
         ("stages:\n- sft\n", 13, "stages.1"),
+        ("stages:\n- name: 1\n", 13, "stages.1.name"),
         ("stages:\n- name: a\n- finetuning_type: full\n", 14, "stages.2.finetuning_type"),
         ("stages:\n- name: a\n- name: b\n  lora_rank: 8\n", 14, "stages.2.lora_rank"),
         ("stages:\n- name: a\n  device: cpu\n", 14, "stages.1.device"),
