@@ -117,7 +117,14 @@ pub fn evaluate(
 
 fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Conversation>, Failure> {
     let rows = match data {
-        None => read_rows(recipe)?.1,
+        // Each task has held out its own.
+        None => {
+            let mut rows = Vec::new();
+            for task in recipe.of_tasks() {
+                rows.extend(read_rows(&task)?.1);
+            }
+            rows
+        }
         Some(data) => {
             let loaded = read_conversations(data).map_err(|problem| problem.because(FailureReason::DataInvalid))?;
             if !loaded.problems.is_empty() {

@@ -116,7 +116,9 @@ fn judged(desk: &Desk, extra: &str) -> RecipeSource {
 #[test]
 fn each_task_is_judged_by_its_own_metric() {
     let desk = Desk::new();
-    let validations = told(&events(&desk, &judged(&desk, "")), true);
+    let recipe = judged(&desk, "");
+    let events = events(&desk, &recipe);
+    let validations = told(&events, true);
     let mut matches = Vec::new();
     for (_, tasks) in &validations {
         let [sums, words] = tasks.as_slice() else { panic!() };
@@ -129,12 +131,18 @@ fn each_task_is_judged_by_its_own_metric() {
 
     // What a validation of the result finds, on the same rows.
     let last = &validations.last().unwrap().1;
+    let tuned = ModelFiles { name: "tiny".into(), path: desk.path("run/model"), ..ModelFiles::default() };
+    let found =
+        |recipe: &RecipeSource| evaluate(recipe, &tuned, None, &EvaluateOptions::default(), &mut Vec::new()).unwrap();
+    let whole = found(&recipe);
+    let told = events.iter().rev().find_map(|event| match event {
+        Event::Evaluation { loss, .. } => Some(*loss),
+        _ => None,
+    });
+    assert!(whole.rows == 8 && (whole.base.loss / told.unwrap() - 1.0).abs() < 1e-6, "{whole:?}");
     for (task, file) in last.iter().zip(["sums.jsonl", "words.jsonl"]) {
         let text = format!("model_name_or_path: tiny\nval_size: 4\ncutoff_len: 48\nprecision: fp32\ndataset: {file}\n");
-        let tuned = ModelFiles { name: "tiny".into(), path: desk.path("run/model"), ..ModelFiles::default() };
-        let options = EvaluateOptions::default();
-        let recipe = RecipeSource { text, ..desk.recipe("") };
-        let report = evaluate(&recipe, &tuned, None, &options, &mut Vec::new()).unwrap().base;
+        let report = found(&RecipeSource { text, ..desk.recipe("") }).base;
         assert!((report.loss / task.loss - 1.0).abs() < 1e-6, "{report:?} {task:?}");
         assert_eq!(Some(report.token_accuracy), task.token_accuracy);
         if file == "words.jsonl" {
