@@ -2,7 +2,7 @@
 
 use justtrain_proto::v1::operation::Result as OperationResult;
 use justtrain_proto::v1::{
-    Accuracy, Evaluation, FoundModel, Job, JobReason, Model, ModelFile, Operation, Problem, Rewards, TrainResult,
+    Accuracy, Evaluation, FoundModel, Job, JobReason, Model, ModelFile, Operation, Problem, Rewards, Stage, TrainResult,
 };
 use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
@@ -51,10 +51,15 @@ pub(crate) fn job(job: &Job, lang: Lang) -> Value {
             "learning_rate": progress.learning_rate,
             "tokens_per_second": progress.tokens_per_second,
             "seconds_left": progress.seconds_left,
+            "stage": progress.stage.as_ref().map(stage),
         })),
         "result": job.result.as_ref().map(train_result),
         "run_dir": job.run_dir,
     })
+}
+
+fn stage(stage: &Stage) -> Value {
+    json!({"name": stage.name, "number": stage.number, "count": stage.count})
 }
 
 fn train_result(result: &TrainResult) -> Value {
@@ -172,7 +177,7 @@ fn evaluation(report: &Evaluation) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use justtrain_proto::v1::{Export, JobState, OperationState};
+    use justtrain_proto::v1::{Export, JobState, OperationState, Progress};
 
     use super::*;
 
@@ -182,6 +187,16 @@ mod tests {
         let json = job(&message, Lang::En);
         assert_eq!((&json["name"], &json["state"]), (&"jobs/a".into(), &"succeeded".into()));
         assert!(json["reason"].is_null() && json["result"].is_null());
+    }
+
+    #[test]
+    fn progress_says_which_stage_it_is_in() {
+        let stage = Stage { name: "taste".into(), number: 2, count: 3 };
+        let progress = Progress { step: 6, stage: Some(stage), ..Progress::default() };
+        let of =
+            |progress| job(&Job { progress: Some(progress), ..Job::default() }, Lang::En)["progress"]["stage"].clone();
+        assert_eq!(of(progress), json!({"name": "taste", "number": 2, "count": 3}));
+        assert!(of(Progress::default()).is_null());
     }
 
     #[test]

@@ -147,13 +147,14 @@ impl TrainView {
 }
 
 fn numbers(step: &Step, lang: Lang) -> String {
+    let stage = step.stage.as_ref().map(|stage| show::stage(stage, lang) + "  ").unwrap_or_default();
     let Step { loss, learning_rate, tokens_per_second, .. } = step;
     let left = show::duration(step.seconds_left, lang);
     let rewards = step.rewards.as_ref().map(|rewards| preferences(rewards, lang)).unwrap_or_default();
     say!(
         lang,
-        "loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
-        "损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
+        "{stage}loss {loss:.4}{rewards}  lr {learning_rate:.2e}  {tokens_per_second:.0} tokens/s  {left} left",
+        "{stage}损失 {loss:.4}{rewards}  学习率 {learning_rate:.2e}  {tokens_per_second:.0} 词元/秒  剩余 {left}"
     )
 }
 
@@ -163,7 +164,15 @@ fn task_line(scores: &TaskScores, lang: Lang) -> String {
         let TaskScore { name, loss, .. } = task;
         let accuracy = task.token_accuracy.map(|share| format!(" {}", show::percent(share))).unwrap_or_default();
         let weight = task.weight.map(|weight| format!(" × {weight:.2}")).unwrap_or_default();
-        format!("{name} {loss:.4}{accuracy}{weight}")
+        let metric = match (task.metric.as_deref(), task.value) {
+            (Some("perplexity"), Some(value)) => say!(lang, " perplexity {value:.2}", " 困惑度 {value:.2}"),
+            (Some("exact_match"), Some(value)) => {
+                let share = show::percent(value);
+                say!(lang, " exact match {share}", " 完全匹配 {share}")
+            }
+            _ => String::new(),
+        };
+        format!("{name} {loss:.4}{accuracy}{metric}{weight}")
     };
     let (step, tasks) = (scores.step, scores.tasks.iter().map(of_task).collect::<Vec<_>>().join("  "));
     match scores.validation {
@@ -233,6 +242,8 @@ fn state_line(job: &Job, lang: Lang) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use justtrain_proto::v1::Stage;
+
     use super::*;
 
     fn printed(steps: impl Iterator<Item = u64>, total_steps: u64) -> Vec<u64> {
@@ -255,8 +266,13 @@ mod tests {
 
     #[test]
     fn each_task_is_named_with_its_loss() {
-        let task =
-            |name: &str, token_accuracy, weight| TaskScore { name: name.to_owned(), loss: 0.5, token_accuracy, weight };
+        let task = |name: &str, token_accuracy, weight| TaskScore {
+            name: name.to_owned(),
+            loss: 0.5,
+            token_accuracy,
+            weight,
+            ..TaskScore::default()
+        };
         let step = TaskScores {
             step: 3,
             validation: false,
@@ -265,6 +281,13 @@ mod tests {
         assert_eq!(task_line(&step, Lang::En), "step 3: by task: sums 0.5000 × 1.25  chat 0.5000");
         let validation = TaskScores { validation: true, tasks: vec![task("sums", Some(0.25), None)], ..step };
         assert_eq!(task_line(&validation, Lang::Zh), "第 3 步：各任务验证：sums 0.5000 25.0%");
+        let judged = |metric: &str| {
+            let task =
+                TaskScore { metric: Some(metric.to_owned()), value: Some(0.5), ..task("sums", Some(0.25), None) };
+            task_line(&TaskScores { tasks: vec![task], ..validation.clone() }, Lang::En)
+        };
+        assert!(judged("exact_match").ends_with("sums 0.5000 25.0% exact match 50.0%"));
+        assert!(judged("perplexity").ends_with("25.0% perplexity 0.50") && judged("loss").ends_with("25.0%"));
     }
 
     #[test]
@@ -275,6 +298,14 @@ mod tests {
         let many = StepSkipped { rows: (1..=40).collect(), loss_is_finite: true, ..skipped };
         let line = skipped_line(&many, Lang::Zh);
         assert!(line.contains("梯度不是有限数值") && line.ends_with("19, 20, …"), "{line}");
+    }
+
+    #[test]
+    fn a_step_says_which_stage_it_is_of() {
+        let stage = Stage { name: "answers".to_owned(), number: 2, count: 3 };
+        let step = Step { loss: 0.5, stage: Some(stage), ..Step::default() };
+        assert!(numbers(&step, Lang::En).starts_with("stage 2/3 answers  loss 0.5000"), "{}", numbers(&step, Lang::En));
+        assert!(numbers(&step, Lang::Zh).starts_with("阶段 2/3 answers  损失 0.5000"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use justtrain_proto::v1::Stage;
 use unicode_width::UnicodeWidthStr;
 
 use crate::text::{Lang, say};
@@ -55,6 +56,13 @@ pub(crate) fn time(timestamp: &Option<prost_types::Timestamp>) -> String {
 /// The last part of a resource name: `abc` of `jobs/abc`.
 pub(crate) fn id(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
+}
+
+/// `stage 2/3 answers`.
+pub(crate) fn stage(stage: &Stage, lang: Lang) -> String {
+    let Stage { name, number, count } = stage;
+    let name = clip(name, 20);
+    say!(lang, "stage {number}/{count} {name}", "阶段 {number}/{count} {name}")
 }
 
 /// `text` on one line, at most `columns` wide.

@@ -138,10 +138,11 @@ fn details(ui: Ui, job: &Job) {
     }
     if let Some(progress) = &job.progress {
         let (step, total, loss) = (progress.step, progress.total_steps, progress.loss);
+        let stage = progress.stage.as_ref().map(|of| format!(" ({})", show::stage(of, ui.lang))).unwrap_or_default();
         ui.line(say!(
             ui.lang,
-            "  progress: step {step} of {total}, loss {loss:.4}",
-            "  进度：    第 {step}/{total} 步，损失 {loss:.4}"
+            "  progress: step {step} of {total}{stage}, loss {loss:.4}",
+            "  进度：    第 {step}/{total} 步{stage}，损失 {loss:.4}"
         ));
     }
     if let Some(result) = &job.result {

@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use justtrain_worker_api::{DevicePick, Event, ModelFiles, Problem, RecipeSource, TrainResult};
+use justtrain_worker_api::{DevicePick, Event, ModelFiles, Problem, RecipeSource, StageOfJob, TrainResult};
 use serde::{Deserialize, Serialize};
 
 use crate::{JobReason, JobState};
@@ -84,7 +84,7 @@ fn cpu() -> DevicePick {
 }
 
 /// The newest step.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     pub step: u64,
     pub total_steps: u64,
@@ -92,6 +92,9 @@ pub struct Progress {
     pub learning_rate: f64,
     pub tokens_per_second: f64,
     pub seconds_left: f64,
+    /// Where the job has several stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<StageOfJob>,
 }
 
 impl Progress {
@@ -101,8 +104,11 @@ impl Progress {
             Event::Started { first_step, total_steps, .. } => {
                 Some(Self { step: first_step, total_steps, ..Self::default() })
             }
-            Event::Step { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left, .. } => {
-                Some(Self { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left })
+            Event::Step {
+                step, total_steps, loss, learning_rate, tokens_per_second, seconds_left, ref stage, ..
+            } => {
+                let stage = stage.clone();
+                Some(Self { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left, stage })
             }
             _ => None,
         }
@@ -129,7 +135,19 @@ pub enum EventBody {
 
 #[cfg(test)]
 mod tests {
-    use super::JobId;
+    use super::{JobId, Progress};
+
+    #[test]
+    fn progress_has_the_stage_of_its_step() {
+        let step = r#"{"event":"step","step":6,"total_steps":9,"epoch":1,"loss":2,"learning_rate":0.1,"grad_norm":1,"tokens":8,
+            "target_tokens":4,"tokens_per_second":80,"seconds_left":1,"peak_memory_bytes":1"#;
+        let stage = r#","stage":{"name":"taste","number":2,"count":2}}"#;
+        let of = |text: &str| Progress::of(&serde_json::from_str(text).unwrap()).unwrap();
+        let progress = of(&format!("{step}{stage}"));
+        assert_eq!(progress.stage.as_ref().map(|stage| (stage.name.as_str(), stage.number)), Some(("taste", 2)));
+        // As jobs of one stage say it, and workers of earlier versions.
+        assert_eq!(of(&format!("{step}}}")), Progress { stage: None, ..progress });
+    }
 
     #[test]
     fn ids_are_safe_folder_names() {

@@ -5,7 +5,8 @@ use justtrain_jobs::{
 };
 use justtrain_proto::v1;
 use justtrain_worker_api::{
-    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Rewards, Severity, TaskScore, Text, Turn,
+    AccuracyReport, DataFile, EvaluationReport, Event, FormatName, Problem, Rewards, Severity, StageOfJob, TaskScore,
+    Text, Turn,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -100,14 +101,17 @@ pub(super) fn job(job: &Job) -> v1::Job {
         end_time: job.ended.map(time),
         attempt: job.attempt,
         queue_position: job.queue_position,
-        progress: job.progress.map(
-            |Progress { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left }| v1::Progress {
-                step,
-                total_steps,
-                loss,
-                learning_rate,
-                tokens_per_second,
-                seconds_left,
+        progress: job.progress.clone().map(
+            |Progress { step, total_steps, loss, learning_rate, tokens_per_second, seconds_left, stage: of }| {
+                v1::Progress {
+                    stage: of.map(stage),
+                    step,
+                    total_steps,
+                    loss,
+                    learning_rate,
+                    tokens_per_second,
+                    seconds_left,
+                }
             },
         ),
         result: job.result.as_ref().map(|result| v1::TrainResult {
@@ -186,6 +190,7 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             seconds_left,
             peak_memory_bytes,
             rewards: judged,
+            stage: of,
         } => Out::Step(v1::Step {
             step,
             total_steps,
@@ -199,6 +204,7 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             seconds_left,
             peak_memory_bytes,
             rewards: judged.map(rewards),
+            stage: of.map(stage),
         }),
         Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
             Out::Skipped(v1::StepSkipped { step, loss_is_finite, rows, in_a_row, limit })
@@ -209,8 +215,8 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         }
         Event::Tasks { step, validation, tasks } => {
             let score = |task: TaskScore| {
-                let TaskScore { name, loss, token_accuracy, weight } = task;
-                v1::TaskScore { name, loss, token_accuracy, weight }
+                let TaskScore { name, loss, token_accuracy, weight, metric, value } = task;
+                v1::TaskScore { name, loss, token_accuracy, weight, metric, value }
             };
             Out::Tasks(v1::TaskScores { step, validation, tasks: tasks.into_iter().map(score).collect() })
         }
@@ -225,6 +231,10 @@ fn worker_event(event: Event) -> v1::job_event::Event {
         | Event::GenerateFailed { .. }
         | Event::Ready => Out::Bookmark(v1::Bookmark {}),
     }
+}
+
+fn stage(StageOfJob { name, number, count }: StageOfJob) -> v1::Stage {
+    v1::Stage { name, number, count }
 }
 
 fn rewards(rewards: Rewards) -> v1::Rewards {

@@ -76,6 +76,9 @@ pub enum Event {
         /// Where preferences are learnt.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         rewards: Option<Rewards>,
+        /// Where the job has several stages: the one that this step is of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<StageOfJob>,
     },
     /// A step whose loss or gradient was no finite number: nothing has changed, and the next batches are tried.
     StepSkipped {
@@ -138,6 +141,16 @@ pub enum Event {
     },
     /// `Command::Serve` has loaded its model.
     Ready,
+}
+
+/// One of a job's stages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageOfJob {
+    pub name: String,
+    /// From 1.
+    pub number: u64,
+    /// How many there are.
+    pub count: u64,
 }
 
 /// How the model values answers that people have judged.
@@ -212,6 +225,12 @@ pub struct TaskScore {
     /// What the task's loss counts, where that is learnt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<f64>,
+    /// In validations: what the recipe judges the task by (`loss`, `perplexity`, `token_accuracy` or `exact_match`), and what
+    /// it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
 }
 
 /// What a training run has to show.

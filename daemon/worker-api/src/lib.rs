@@ -25,6 +25,6 @@ pub use estimate::{
 pub use event::{
     AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,
     GenerationEnd, GpuReport, LogLevel, Message, OpReport, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport,
-    RecipeSummary, Rewards, Sample, TaskScore, TrainResult,
+    RecipeSummary, Rewards, Sample, StageOfJob, TaskScore, TrainResult,
 };
 pub use problem::{Problem, ProblemCode, Severity, Text};

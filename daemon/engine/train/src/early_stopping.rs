@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::TokenScores;
+use crate::evaluate::Validation;
 
 /// What a validation is judged by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
@@ -19,6 +19,8 @@ pub enum Metric {
 }
 
 impl Metric {
+    pub(crate) const ALL: [Self; 3] = [Self::Loss, Self::Perplexity, Self::TokenAccuracy];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Loss => "eval_loss",
@@ -31,11 +33,11 @@ impl Metric {
         self == Self::TokenAccuracy
     }
 
-    fn of(self, scores: TokenScores) -> f64 {
+    pub(crate) fn of(self, found: &Validation) -> f64 {
         match self {
-            Self::Loss => scores.loss,
-            Self::Perplexity => scores.loss.exp(),
-            Self::TokenAccuracy => scores.token_accuracy,
+            Self::Loss => found.loss,
+            Self::Perplexity => found.loss.exp(),
+            Self::TokenAccuracy => found.token_accuracy,
         }
     }
 }
@@ -43,7 +45,7 @@ impl Metric {
 /// The rule of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct EarlyStopping {
-    pub(crate) metric: Metric,
+    pub(crate) greater_is_better: bool,
     /// Validations in a row without a better one that end the run.
     pub(crate) patience: Option<u64>,
     /// By how much a validation must be better to be worth waiting for more.
@@ -61,15 +63,14 @@ pub struct Best {
 }
 
 impl EarlyStopping {
-    /// Takes a validation in; true where it is the best so far.
-    pub(crate) fn observe(&self, best: &mut Option<Best>, step: u64, scores: TokenScores) -> bool {
-        let value = self.metric.of(scores);
-        let new = Best { step, value, loss: scores.loss, waited: 0 };
+    /// Takes in what a validation is judged by, and its loss; true where it is the best so far.
+    pub(crate) fn observe(&self, best: &mut Option<Best>, step: u64, value: f64, loss: f64) -> bool {
+        let new = Best { step, value, loss, waited: 0 };
         let Some(known) = best else {
             *best = Some(new);
             return true;
         };
-        let better = if self.metric.greater_is_better() { value > known.value } else { value < known.value };
+        let better = if self.greater_is_better { value > known.value } else { value < known.value };
         let waited = if better && (value - known.value).abs() > self.threshold { 0 } else { known.waited + 1 };
         *known = if better { Best { waited, ..new } } else { Best { waited, ..*known } };
         better
@@ -93,16 +94,15 @@ mod tests {
         let cases: Vec<Value> = serde_json::from_str(text).unwrap();
         assert!(cases.len() >= 20);
         for case in cases {
-            let metric = if case["greater_is_better"] == true { Metric::TokenAccuracy } else { Metric::Loss };
             let rule = EarlyStopping {
-                metric,
+                greater_is_better: case["greater_is_better"] == true,
                 patience: case["patience"].as_u64(),
                 threshold: case["threshold"].as_f64().unwrap(),
             };
             let (mut best, mut end) = (None, None);
             for (step, value) in (1..).zip(case["values"].as_array().unwrap()) {
                 let value = value.as_f64().unwrap();
-                rule.observe(&mut best, step, TokenScores { loss: value, token_accuracy: value });
+                rule.observe(&mut best, step, value, value);
                 if rule.ends(best.as_ref()) {
                     end = Some(step);
                     break;

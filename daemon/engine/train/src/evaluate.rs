@@ -1,5 +1,6 @@
 //! How good a model is on held-out rows: loss, perplexity, token accuracy, exact match of the answer.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::activation;
@@ -86,20 +87,19 @@ pub fn evaluate(
         let asked: &[Conversation] = if asked { &rows } else { &[] };
         let answers = match recipe.stage {
             Stage::Cls => classes_of(decoder, &samples, Mode { adapter, dropout_seed: None }),
-            _ => answers(&encoder, decoder, asked, options, adapter, |answered| {
+            _ => answers(&encoder, decoder, asked, options.max_new_tokens, EXAMPLES, adapter, |answered| {
                 events.emit(Event::Progress { done: done + answered, total });
             })
             .map_err(|problem| problem.because(FailureReason::DataInvalid))?,
         };
-        let matches = answers.iter().zip(&rows).filter(|(answer, row)| answer.trim() == reference(row).trim()).count();
         let report = AccuracyReport {
             loss: scores.loss,
             perplexity: scores.loss.exp(),
             token_accuracy: scores.token_accuracy,
-            exact_match: matches as f64 / rows.len() as f64,
+            exact_match: share_of_matches(&answers, &rows),
             rewards: preference
                 .filter(|preference| adapter && (decoder.classifier().is_some() || !preference.judge.has_head()))
-                .and_then(|preference| validate(decoder, &judged, preference, &background).rewards),
+                .and_then(|preference| validate(decoder, &judged, 0..judged.len(), preference, &background).rewards),
         };
         Ok::<_, Failure>((report, answers))
     };
@@ -129,7 +129,14 @@ pub fn evaluate(
 
 fn held_out_rows(recipe: &Recipe, data: Option<&DataFile>) -> Result<Vec<Conversation>, Failure> {
     let rows = match data {
-        None => read_rows(recipe)?.1,
+        // Each task has held out its own.
+        None => {
+            let mut rows = Vec::new();
+            for task in recipe.of_tasks() {
+                rows.extend(read_rows(&task)?.1);
+            }
+            rows
+        }
         Some(data) => {
             let loaded = read_conversations(data).map_err(|problem| problem.because(FailureReason::DataInvalid))?;
             if !loaded.problems.is_empty() {
@@ -179,28 +186,30 @@ pub(crate) struct Validation {
     pub(crate) rewards: Option<Rewards>,
 }
 
-/// Of the model as it is, on held-out rows.
+/// Of the model as it is, on a part of the held-out samples that `background` is of.
 pub(crate) fn validate(
     decoder: &Decoder,
     samples: &[Sample],
+    part: Range<usize>,
     objective: &dyn Objective,
     background: &Background,
 ) -> Validation {
+    let indices: Vec<usize> = part.clone().collect();
+    let own = &samples[part];
     let Some(preference) = objective.preference() else {
-        let TokenScores { loss, token_accuracy } = loss_on(decoder, samples, true);
+        let TokenScores { loss, token_accuracy } = loss_on(decoder, own, true);
         return Validation { loss, perplexity: loss.exp(), token_accuracy, rewards: None };
     };
     // A reward model says nothing of tokens.
-    let scores = if preference.judge.has_head() { Vec::new() } else { scores_of(decoder, samples, Mode::TUNED) };
+    let scores = if preference.judge.has_head() { Vec::new() } else { scores_of(decoder, own, Mode::TUNED) };
     let values = match preference.judge.has_head() {
-        true => rewards_of(decoder, samples),
+        true => rewards_of(decoder, own),
         false => scores.iter().map(|score| score.log_probability).collect(),
     };
-    let all: Vec<usize> = (0..samples.len()).collect();
-    let answers = background.answers(preference, decoder, samples, &all).into_iter().zip(values);
+    let answers = background.answers(preference, decoder, samples, &indices).into_iter().zip(values);
     let answers: Vec<Scored> = answers.map(|(answer, value)| Scored { answer, value }).collect();
     let loss = preference.judge(&answers, &mut vec![0.0; answers.len()]);
-    let chosen = samples.iter().zip(&scores).filter(|(sample, _)| !sample.rejected).map(|(_, score)| score);
+    let chosen = own.iter().zip(&scores).filter(|(sample, _)| !sample.rejected).map(|(_, score)| score);
     let of_chosen = (!scores.is_empty()).then(|| mean_of(chosen));
     Validation {
         loss: loss / preference.judge.units(answers.len()) as f64,
@@ -300,18 +309,38 @@ pub(crate) fn in_batches<'a, T>(
     all
 }
 
+/// Share of rows whose greedy answer is the reference, white space around it aside. `longest` are the tokens of the longest
+/// reference.
+pub(crate) fn exact_match(
+    encoder: &Encoder,
+    decoder: &Decoder,
+    rows: &[Conversation],
+    longest: usize,
+) -> Result<f64, Problem> {
+    // The same text may take more tokens than the tokenizer needs for it.
+    let max_new_tokens = (2 * longest + 16) as u32;
+    let answers = answers(encoder, decoder, rows, max_new_tokens, 0, true, |_| {})?;
+    Ok(share_of_matches(&answers, rows))
+}
+
+fn share_of_matches(answers: &[String], rows: &[Conversation]) -> f64 {
+    let matches = answers.iter().zip(rows).filter(|(answer, row)| answer.trim() == reference(row).trim()).count();
+    matches as f64 / rows.len() as f64
+}
+
 /// Greedy answers to the last question of each row. Beyond the rows that are shown, an answer ends as soon as it cannot be
 /// the reference any more: a model that has not learnt a task otherwise rambles to `max_new_tokens` in every row.
 fn answers(
     encoder: &Encoder,
     decoder: &Decoder,
     rows: &[Conversation],
-    options: &EvaluateOptions,
+    max_new_tokens: u32,
+    shown: usize,
     adapter: bool,
     mut answered: impl FnMut(u64),
 ) -> Result<Vec<String>, Problem> {
     let mode = Mode { adapter, dropout_seed: None };
-    let options = GenerateOptions { max_new_tokens: options.max_new_tokens, ..GenerateOptions::default() };
+    let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
     let stop_ids = encoder.tokenizer.stop_ids();
     let mut texts = Vec::with_capacity(rows.len());
     for rows in rows.chunks(ANSWERS_AT_ONCE) {
@@ -319,7 +348,7 @@ fn answers(
         let references: Vec<String> = rows.iter().map(reference).collect();
         let mut streams: Vec<TextStream> = rows.iter().map(|_| TextStream::new(&encoder.tokenizer)).collect();
         let mut begun = vec![String::new(); rows.len()];
-        let shown = EXAMPLES.saturating_sub(texts.len());
+        let shown = shown.saturating_sub(texts.len());
         let goes_on = |slot: usize, id: u32| {
             begun[slot].push_str(&streams[slot].push(id));
             slot < shown || references[slot].trim().starts_with(begun[slot].trim())

@@ -4,27 +4,29 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Conversation, Encoder, MixedSampler, MixedState, Sample, Sampler, labels_of};
+use justtrain_data::{Conversation, Encoder, Judgement, MixedSampler, MixedState, Sample, Sampler, labels_of};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Rewards,
-    TaskScore, Text, TrainResult,
+    Text, TrainResult,
 };
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::handed::{self, Handed};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::classes::{attach_head, labels};
 use crate::continual::{Ewc, FISHER, remember, write_scores};
 use crate::early_stopping::Best;
-use crate::evaluate::{TokenScores, Validation, loss_on, validate};
+use crate::evaluate::{Validation, loss_on, validate};
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
 use crate::recipe::{FinetuningType, Recipe};
 use crate::regularizers::Regularizers;
+use crate::tasks::HeldOut;
 use crate::teacher::Teacher;
 use crate::trainable::{self, Stage, Trainable};
 use crate::trainer::{Settings, Stepped, Trainer};
@@ -68,6 +70,10 @@ pub(crate) struct Among<'a> {
     pub(crate) fisher: Option<&'a Path>,
     /// Whether the next one wants to know such things of this one.
     pub(crate) remembered: bool,
+    /// Where the stage before has left what its optimiser remembers, where this one goes on with it.
+    pub(crate) optimizer: Option<&'a Path>,
+    /// Whether the next one goes on with what this one's remembers.
+    pub(crate) hands_on: bool,
     /// Held-out rows of every stage, on which this one's end is measured.
     pub(crate) watched: &'a [Vec<Sample>],
     /// Whether the model as it is before the first step is measured, too.
@@ -111,7 +117,7 @@ pub(crate) fn train_recipe(
     decoder.set_dropout(recipe.attention_dropout as f32, recipe.resid_pdrop as f32);
 
     events.phase(Phase::Tokenizing);
-    let Samples { mut train, validation } = samples(recipe, &encoder, &labels, rows, events)?;
+    let Samples { mut train, validation, asked } = samples(recipe, &encoder, &labels, rows, events)?;
     for samples in [&train.all, &validation.all] {
         check_lengths(decoder.config(), samples)?;
     }
@@ -142,7 +148,7 @@ pub(crate) fn train_recipe(
     }
     let fingerprint = fingerprint(source, &train);
     let checkpoints = Checkpoints::new(run_dir, recipe.save_total_limit);
-    let settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
+    let mut settings = settings(recipe, &decoder, &trained, &sampler, regularizers)?;
     let objective = match teacher {
         None => objectives::new(recipe),
         Some(teacher) => teacher.objective(recipe, decoder.config().vocab_size, [&train, &validation], &device)?,
@@ -168,8 +174,19 @@ pub(crate) fn train_recipe(
     let reopen = || Checkpoint::open(&model.path).map_err(model_invalid);
     every_pattern_is_found(&settings, &decoder)?;
     let mut optimizer = optim::new(recipe);
+    let sizes = decoder.trained_sizes(settings.trainable.all());
+    let handed = among.optimizer.map(|folder| Handed::open(folder, &sizes)).transpose().map_err(model_invalid)?;
+    if let Some(handed) = &handed {
+        settings.groups = settings.groups.with_earlier_steps(handed.steps.clone());
+    }
     let state = match restored {
-        None => new_state(fingerprint.clone()),
+        None => {
+            if let Some(handed) = &handed {
+                optimizer.restore(handed.memory().map_err(model_invalid)?);
+                events.emit(goes_on(handed.steps.len(), sizes.len()));
+            }
+            new_state(fingerprint.clone())
+        }
         Some((state, memory)) => {
             optimizer.restore(memory);
             state
@@ -227,6 +244,7 @@ pub(crate) fn train_recipe(
         trainer.exchange_means();
         save_result(trainer)
     };
+    let of_tasks = HeldOut { tasks: &recipe.tasks, ranges: &held_out_tasks, asked: &asked, encoder: &encoder };
     let best_dir = run_dir.join("best");
     let (mut validation_loss, mut rewards) = (None, None);
     while !trainer.done() {
@@ -270,14 +288,16 @@ pub(crate) fn train_recipe(
         let due = recipe.eval_steps().is_some_and(|every| step.is_multiple_of(every) || trainer.done());
         if due && !validation.is_empty() {
             trainer.exchange_means();
-            let found = validate(&trainer.decoder, &validation, objective, &held_out);
-            if held_out_tasks.len() > 1 {
-                let scores = |range: &Range<usize>| loss_on(&trainer.decoder, &validation[range.clone()], true);
-                events.emit(of_tasks(step, &trainer.task_names, &held_out_tasks, scores));
+            let found = validate(&trainer.decoder, &validation, 0..validation.len(), objective, &held_out);
+            let fared = of_tasks.validate(&trainer.decoder, &validation, objective, &held_out);
+            let fared = fared.map_err(|problem| problem.because(FailureReason::DataInvalid))?;
+            if !fared.is_empty() {
+                events.emit(of_tasks.event(step, &fared));
             }
+            let value = of_tasks.best(recipe, &found, &fared);
             let Validation { loss, perplexity, token_accuracy, rewards: of_validation } = found;
             (validation_loss, rewards) = (Some(loss), of_validation);
-            if trainer.validated(TokenScores { loss, token_accuracy }) && recipe.load_best_model_at_end {
+            if trainer.validated(value, loss) && recipe.load_best_model_at_end {
                 fs::create_dir_all(&best_dir).map_err(|error| disk_full(cannot_write(&best_dir, &error)))?;
                 save_final(&best_dir, &trainer.decoder, &trained, |_| Ok(())).map_err(disk_full)?;
             }
@@ -313,6 +333,15 @@ pub(crate) fn train_recipe(
         remember(&mut trainer.decoder, trained, &samples, recipe.gradient_checkpointing, before, &place)
             .map_err(disk_full)?;
     }
+    if among.hands_on {
+        let groups = &trainer.settings.groups;
+        let tensor = |(name, numbers): (String, usize)| {
+            let tensor = handed::Tensor { numbers: numbers as u64, steps: groups.own_steps(&name, trainer.state.step) };
+            (name, tensor)
+        };
+        handed::hand_on(run_dir, &sizes.into_iter().map(tensor).collect(), &trainer.optimizer.state())
+            .map_err(disk_full)?;
+    }
     Ok(outcome(&trainer.state, folder, validation_loss, rewards, false))
 }
 
@@ -335,7 +364,7 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
         let rows = rows_of_tasks(recipe)?;
         // In which order, does not matter for what is looked at here.
         let labels = labels_of(rows.iter().flat_map(|(train, _)| train));
-        let Samples { train, validation } = samples(recipe, &encoder, &labels, rows, &mut Vec::new())?;
+        let Samples { train, validation, .. } = samples(recipe, &encoder, &labels, rows, &mut Vec::new())?;
         for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
         }
@@ -374,21 +403,6 @@ fn adapt(
         events.warn(&problem.key("adapter_name_or_path").found(base).expected(model));
     }
     load_peft(decoder, &folder).map_err(invalid)
-}
-
-/// What a validation says of each task, those without held-out rows left out.
-fn of_tasks(
-    step: u64,
-    names: &[String],
-    ranges: &[Range<usize>],
-    scores: impl Fn(&Range<usize>) -> TokenScores,
-) -> Event {
-    let held_out = names.iter().zip(ranges).filter(|(_, range)| !range.is_empty());
-    let score = |(name, range): (&String, &Range<usize>)| {
-        let TokenScores { loss, token_accuracy } = scores(range);
-        TaskScore { name: name.clone(), loss, token_accuracy: Some(token_accuracy), weight: None }
-    };
-    Event::Tasks { step, validation: true, tasks: held_out.map(score).collect() }
 }
 
 /// The order and grouping of the samples.
@@ -446,6 +460,8 @@ impl TaskSamples {
 struct Samples {
     train: TaskSamples,
     validation: TaskSamples,
+    /// Held-out rows of each task whose answers are compared; empty of the others.
+    asked: Vec<Vec<Conversation>>,
 }
 
 /// The rows to train on and those held out.
@@ -462,10 +478,15 @@ fn samples(
     rows: Vec<Rows>,
     events: &mut dyn EventSink,
 ) -> Result<Samples, Failure> {
-    let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default() };
-    for (task, (train, validation)) in recipe.of_tasks().iter().zip(rows) {
-        samples.train.push(encode_rows(encoder, task, labels, &train, events)?);
-        samples.validation.push(encode_rows(encoder, task, labels, &validation, events)?);
+    let mut samples = Samples { train: TaskSamples::default(), validation: TaskSamples::default(), asked: Vec::new() };
+    for ((index, task), (train, mut validation)) in recipe.of_tasks().into_iter().enumerate().zip(rows) {
+        samples.train.push(encode_rows(encoder, &task, labels, &train, events)?);
+        samples.validation.push(encode_rows(encoder, &task, labels, &validation, events)?);
+        validation.retain(|row| recipe.answers_task(index) && row.judgement != Judgement::Good(false));
+        samples.asked.push(validation);
+    }
+    if let Some(problem) = tasks::nothing_to_judge_by(recipe, &samples.validation.ranges()) {
+        return Err(problem.because(FailureReason::DataInvalid));
     }
     Ok(samples)
 }
@@ -594,6 +615,14 @@ fn unfrozen(stage: &Stage, step: u64) -> Event {
     let text = Text::new(
         format!("step {step}: unfreezing \"{group}\"; {tensors} tensors are trained from here on"),
         format!("第 {step} 步：解冻“{group}”；此后训练 {tensors} 个张量"),
+    );
+    Event::Log { level: LogLevel::Info, text }
+}
+
+fn goes_on(kept: usize, trained: usize) -> Event {
+    let text = Text::new(
+        format!("the optimiser goes on with what it remembers of {kept} of {trained} tensors"),
+        format!("优化器沿用 {kept}/{trained} 个张量的状态"),
     );
     Event::Log { level: LogLevel::Info, text }
 }

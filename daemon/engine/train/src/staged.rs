@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use justtrain_data::Sample;
 use justtrain_worker_api::{
-    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource, Text,
-    TrainResult,
+    Event, Failure, FailureReason, LogLevel, ModelFiles, Outcome, Phase, Problem, ProblemCode, RecipeSource,
+    StageOfJob, Text, TrainResult,
 };
 
-use crate::checkpoint::cannot_write;
+use crate::checkpoint::{cannot_write, handed};
 use crate::continual::{FISHER, ForgettingReport, read_scores, reservoir, write_report};
 use crate::recipe::{Recipe, StagePlan};
 use crate::run::{Among, BASELINE, Place, SCORES, plan, train_recipe};
@@ -56,8 +56,17 @@ pub(crate) fn train(
             Some(result) => result,
             None => {
                 let first_step: u64 = steps[..index].iter().sum();
-                let mut of_stage =
-                    OfStage { events, first_step, total_steps, begins: index == 0 || results.is_empty() };
+                let mut of_stage = OfStage {
+                    events,
+                    stage: StageOfJob {
+                        name: stage.name.clone(),
+                        number: index as u64 + 1,
+                        count: stages.len() as u64,
+                    },
+                    first_step,
+                    total_steps,
+                    begins: index == 0 || results.is_empty(),
+                };
                 of_stage.events.emit(begins(index, stages, steps[index]));
                 let (recipe, model) = going_on(&stage.recipe, model, handed.as_deref())?;
                 let earlier = match recipe.replay_ratio > 0.0 {
@@ -66,18 +75,24 @@ pub(crate) fn train(
                     }
                     false => Vec::new(),
                 };
-                let fisher = (index > 0).then(|| folder_of(index - 1).join(FISHER)).filter(|path| path.exists());
+                let before = (index > 0).then(|| folder_of(index - 1));
+                let fisher = before.as_ref().map(|folder| folder.join(FISHER)).filter(|path| path.exists());
                 let remembered = stages[index + 1..].iter().any(|next| next.recipe.ewc_lambda.is_some());
                 let among = Among {
                     earlier: &earlier,
                     fisher: fisher.as_deref(),
                     remembered,
+                    optimizer: before.as_deref().filter(|_| stage.recipe.keep_optimizer_state),
+                    hands_on: stages.get(index + 1).is_some_and(|next| next.recipe.keep_optimizer_state),
                     watched: &watched,
                     is_first: index == 0,
                 };
                 let place = Place { run_dir: &folder, resume, among };
                 let outcome = train_recipe(&recipe, source, &model, place, &mut of_stage, stop)?;
                 let Outcome::Trained { stopped, result } = outcome else { return Ok(outcome) };
+                if !stopped && last {
+                    before.iter().for_each(|folder| handed::forget(folder));
+                }
                 if stopped || last {
                     results.push(result);
                     if reports && !stopped {
@@ -86,6 +101,7 @@ pub(crate) fn train(
                     return Ok(Outcome::Trained { stopped, result: together(&results) });
                 }
                 finish(&folder, &result)?;
+                before.iter().for_each(|folder| handed::forget(folder));
                 result
             }
         };
@@ -185,9 +201,10 @@ fn begins(index: usize, stages: &[StagePlan], steps: u64) -> Event {
     Event::Log { level: LogLevel::Info, text }
 }
 
-/// Counts a stage's steps on from those of the stages before.
+/// Counts a stage's steps on from those of the stages before, and says which stage they are of.
 struct OfStage<'a> {
     events: &'a mut dyn EventSink,
+    stage: StageOfJob,
     first_step: u64,
     /// Of all stages.
     total_steps: u64,
@@ -204,7 +221,8 @@ impl EventSink for OfStage<'_> {
                 *first_step += before;
                 *total_steps = all;
             }
-            Event::Step { step, total_steps, seconds_left, .. } => {
+            Event::Step { step, total_steps, seconds_left, stage, .. } => {
+                *stage = Some(self.stage.clone());
                 let left_of_stage = total_steps.saturating_sub(*step);
                 *step += before;
                 *total_steps = all;

@@ -176,7 +176,7 @@ impl Step<'_> {
     fn update(&self, mut parameter: Parameter<'_>, gradient: &[f32], optimizer: &mut dyn Optimizer) {
         let (name, shape, decays) = (parameter.name.clone(), parameter.shape(), parameter.decays());
         let learning_rate = self.learning_rate * self.groups.share(&name);
-        let step = self.number - self.groups.first_step(&name);
+        let step = self.groups.own_steps(&name, self.number);
         let update = Update { name: &name, shape: &shape, decays, step, learning_rate };
         parameter.update(self.rounding_seed(&name), |weights| optimizer.update(&update, weights, gradient));
     }

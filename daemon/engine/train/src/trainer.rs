@@ -11,7 +11,6 @@ use justtrain_worker_api::{Event, Problem, ProblemCode, TaskScore};
 
 use crate::checkpoint::RunState;
 use crate::early_stopping::EarlyStopping;
-use crate::evaluate::TokenScores;
 use crate::memory;
 use crate::objectives::{Background, Objective};
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
@@ -140,6 +139,7 @@ impl Trainer<'_> {
             seconds_left: state.seconds / number as f64 * (total_steps - number) as f64,
             peak_memory_bytes: memory::peak_bytes(),
             rewards: rewards.means(),
+            stage: None,
         })
     }
 
@@ -179,22 +179,29 @@ impl Trainer<'_> {
         }
     }
 
-    /// Tells the schedule what a validation found; true where it is the best so far and the recipe asks for that.
-    pub(crate) fn validated(&mut self, scores: TokenScores) -> bool {
+    /// Tells the schedule the loss of a validation; true where by `value` it is the best so far and the recipe asks for that.
+    pub(crate) fn validated(&mut self, value: f64, loss: f64) -> bool {
         let schedule = &self.settings.schedule;
         if let Shape::ReduceOnPlateau(rule) = &schedule.shape {
             let state = self.state.plateau.get_or_insert_with(|| PlateauState::new(schedule.learning_rate));
-            rule.observe(state, scores.loss);
+            rule.observe(state, loss);
         }
         let step = self.state.step;
-        self.settings.early_stopping.is_some_and(|rule| rule.observe(&mut self.state.best, step, scores))
+        self.settings.early_stopping.is_some_and(|rule| rule.observe(&mut self.state.best, step, value, loss))
     }
 
     fn of_tasks(&self, step: u64, tasks: &[OfTask]) -> Event {
         let weights = self.weighting.as_ref().and_then(|weighting| weighting.weights());
         let score = |(index, task): (usize, &OfTask)| {
             let weight = weights.as_ref().map(|weights| weights[index]);
-            TaskScore { name: self.task_names[index].clone(), loss: task.mean(), token_accuracy: None, weight }
+            TaskScore {
+                name: self.task_names[index].clone(),
+                loss: task.mean(),
+                token_accuracy: None,
+                weight,
+                metric: None,
+                value: None,
+            }
         };
         let seen = tasks.iter().enumerate().filter(|(_, task)| task.units > 0);
         Event::Tasks { step, validation: false, tasks: seen.map(score).collect() }

@@ -5,6 +5,7 @@
 //! it is there whole or not at all. Random choices depend on seed and step alone, so there is no other state.
 
 mod disk;
+pub(crate) mod handed;
 mod trained;
 
 use std::borrow::Cow;

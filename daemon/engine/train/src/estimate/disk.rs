@@ -33,7 +33,7 @@ fn result(shape: &Shape) -> u64 {
 }
 
 /// What the optimiser remembers, in two tensors for each trained one.
-fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
+pub(super) fn optimizer(recipe: &Recipe, shape: &Shape) -> u64 {
     let trained = &shape.trained;
     optim::bytes(recipe, &trained.changed.matrices, trained.changed.vectors, shape.vocabulary)
         + 2 * trained.tensors() * HEADER

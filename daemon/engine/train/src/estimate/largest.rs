@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use justtrain_model::families;
 use justtrain_worker_api::{DevicePick, KnownModel, LargestModel, RecipeSource, Room};
 
-use super::Job;
 use super::work::Rows;
+use super::{Job, Passed};
 use crate::recipe::Recipe;
 
 /// A method, and the lines of a recipe that ask for it.
@@ -32,7 +32,13 @@ fn recipe(lines: &str) -> Recipe {
 fn largest(method: &str, recipe: &Recipe, models: &[KnownModel], room: Room, batch_tokens: usize) -> LargestModel {
     let sizes = models.iter().filter_map(|model| {
         let config = families::from_config(&model.config, Path::new(&model.name)).ok()?;
-        let job = Job { config, teacher: None, rows: Rows::of_one_batch(batch_tokens), device: DevicePick::Cpu };
+        let job = Job {
+            config,
+            teacher: None,
+            rows: Rows::of_one_batch(batch_tokens),
+            device: DevicePick::Cpu,
+            passed: Passed::default(),
+        };
         let predicted = job.predict(recipe);
         Some((predicted.shape.parameters, predicted.memory_bytes(), &model.name))
     });

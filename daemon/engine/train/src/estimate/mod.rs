@@ -59,8 +59,13 @@ pub fn estimate(
     let recipe =
         Recipe::parse(source).map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     let (mut estimates, mut room) = (Vec::new(), room);
-    for stage in &recipe.stages() {
-        let estimate = estimate_stage(&stage.recipe, source, model, room, past_runs, events)?;
+    let stages = recipe.stages();
+    let mut taken = 0;
+    for (index, stage) in stages.iter().enumerate() {
+        let hands_on = stages.get(index + 1).is_some_and(|next| next.recipe.keep_optimizer_state);
+        let passed = Passed { taken, hands_on };
+        let (estimate, left) = estimate_stage(&stage.recipe, source, model, room, past_runs, passed, events)?;
+        taken = left;
         // What a stage leaves stays beside the next one's.
         room.disk_bytes = room.disk_bytes.saturating_sub(estimate.disk.result);
         estimates.push(estimate);
@@ -97,14 +102,24 @@ fn together(stages: Vec<Estimate>) -> Estimate {
     Estimate { disk, work, time, problems, remedies, trainable_parameters, total_parameters, ..heaviest }
 }
 
+/// What an optimiser remembers lies on the disk between two stages.
+#[derive(Clone, Copy, Default)]
+struct Passed {
+    /// Bytes that the stage before has left.
+    taken: u64,
+    hands_on: bool,
+}
+
+/// Of one stage, and how many bytes it leaves to the next one's optimiser.
 fn estimate_stage(
     recipe: &Recipe,
     source: &RecipeSource,
     model: &ModelFiles,
     room: Room,
     past_runs: Option<&[PastRun]>,
+    passed: Passed,
     events: &mut dyn EventSink,
-) -> Result<Estimate, Failure> {
+) -> Result<(Estimate, u64), Failure> {
     let (device, _) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
     let checkpoint = Checkpoint::open(&model.path).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let config =
@@ -120,11 +135,11 @@ fn estimate_stage(
         .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let teacher = crate::teacher::Teacher::find(recipe, model, &encoder)?
         .map(|teacher| Teacher { bytes: teacher.file_bytes(), config: teacher.config });
-    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, teacher, device };
+    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, teacher, device, passed };
     let prediction = job.predict(recipe);
     let (problems, remedies) = remedies::judge(&job, recipe, &prediction, room);
-    let Prediction { shape, work, memory, disk } = prediction;
-    Ok(Estimate {
+    let Prediction { shape, work, memory, disk, handed } = prediction;
+    let estimate = Estimate {
         device,
         memory,
         disk,
@@ -140,7 +155,8 @@ fn estimate_stage(
         total_parameters: shape.parameters,
         problems,
         remedies,
-    })
+    };
+    Ok((estimate, handed))
 }
 
 /// A model's shape and rows to train it on; the recipe may vary.
@@ -149,6 +165,7 @@ struct Job {
     teacher: Option<Teacher>,
     rows: Rows,
     device: DevicePick,
+    passed: Passed,
 }
 
 struct Prediction {
@@ -157,6 +174,8 @@ struct Prediction {
     /// Only the processor's.
     memory: Option<MemoryEstimate>,
     disk: DiskEstimate,
+    /// Bytes that are left to the next stage's optimiser.
+    handed: u64,
 }
 
 impl Prediction {
@@ -174,11 +193,9 @@ impl Job {
             let peak = memory::peak(recipe, &shape, &work, &self.rows);
             self.teacher.as_ref().map_or(peak, |teacher| teacher.beside(peak, recipe, &shape, &work))
         };
-        Prediction {
-            memory: (self.device == DevicePick::Cpu).then(memory),
-            disk: disk::needed(recipe, &shape, work.steps),
-            shape,
-            work,
-        }
+        let mut disk = disk::needed(recipe, &shape, work.steps);
+        let handed = if self.passed.hands_on { disk::optimizer(recipe, &shape) } else { 0 };
+        disk.temporary += self.passed.taken + handed;
+        Prediction { memory: (self.device == DevicePick::Cpu).then(memory), disk, handed, shape, work }
     }
 }

@@ -14,7 +14,7 @@ use super::activations::{kept, output_layer};
 use super::shape::Shape;
 use super::teacher::Teacher;
 use super::work::{BatchSize, Rows, Work};
-use super::{Job, disk, remedies, speed};
+use super::{Job, Passed, disk, remedies, speed};
 use crate::recipe::Recipe;
 
 fn source(extra: &str) -> RecipeSource {
@@ -47,7 +47,7 @@ fn rows(lengths: &[usize]) -> Rows {
 }
 
 fn job(lengths: &[usize]) -> Job {
-    Job { config: smollm2(), teacher: None, rows: rows(lengths), device: DevicePick::Cpu }
+    Job { config: smollm2(), teacher: None, rows: rows(lengths), device: DevicePick::Cpu, passed: Passed::default() }
 }
 
 const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
@@ -232,6 +232,13 @@ fn checkpoints_are_counted_as_they_are_kept() {
     assert_eq!(once.temporary, 0);
     let many = needed("save_steps: 10\nsave_total_limit: 3\n", 95);
     assert_eq!((many.checkpoints, many.temporary), (3 * once.checkpoints, once.checkpoints));
+    // What an optimiser remembers lies beside, from one stage to the next.
+    let memory = once.checkpoints - once.result;
+    for (taken, hands_on, temporary) in [(0, true, memory), (memory, false, memory), (memory, true, 2 * memory)] {
+        let job = Job { passed: Passed { taken, hands_on }, ..job(&[16; 8]) };
+        let predicted = job.predict(&recipe("lora_rank: 16\nmax_steps: 5\n"));
+        assert_eq!((predicted.disk.temporary, predicted.handed), (temporary, if hands_on { memory } else { 0 }));
+    }
 }
 
 #[test]
@@ -333,7 +340,7 @@ fn a_cut_that_leaves_no_answer_is_no_way_out() {
     // Only the last token counts: any shorter row has nothing to learn from.
     let mut rows = rows(&[512; 4]);
     rows.train.iter_mut().for_each(|sample| sample.target = (0..512).map(|at| at == 511).collect());
-    let job = Job { config: smollm2(), teacher: None, rows, device: DevicePick::Cpu };
+    let job = Job { config: smollm2(), teacher: None, rows, device: DevicePick::Cpu, passed: Passed::default() };
     let predicted = job.predict(&recipe);
     let room = Room { memory_bytes: predicted.memory_bytes() - 1, ..NO_END };
     let (problems, found) = remedies::judge(&job, &recipe, &predicted, room);

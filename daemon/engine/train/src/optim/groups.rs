@@ -13,6 +13,8 @@ pub struct Groups {
     loraplus_ratio: f64,
     /// By name, of parameters that join late or learn more slowly.
     joining: HashMap<String, Joining>,
+    /// By name, steps of parameters whose memory comes from an earlier stage.
+    earlier_steps: HashMap<String, u64>,
 }
 
 /// How a parameter takes part in a run.
@@ -33,16 +35,22 @@ impl Default for Groups {
 
 impl Groups {
     pub fn new(patterns: Vec<(Regex, f64)>, loraplus_ratio: f64) -> Self {
-        Self { patterns, loraplus_ratio, joining: HashMap::new() }
+        Self { patterns, loraplus_ratio, joining: HashMap::new(), earlier_steps: HashMap::new() }
     }
 
     pub fn with_joining(self, joining: HashMap<String, Joining>) -> Self {
         Self { joining, ..self }
     }
 
-    /// Steps of the run before a parameter's first.
-    pub fn first_step(&self, name: &str) -> u64 {
-        self.joining.get(name).map_or(0, |joining| joining.first_step)
+    pub fn with_earlier_steps(self, earlier_steps: HashMap<String, u64>) -> Self {
+        Self { earlier_steps, ..self }
+    }
+
+    /// How many steps a parameter itself has had with the run's step of this number: it begins to count when it joins,
+    /// and counts on where it goes on with its memory.
+    pub fn own_steps(&self, name: &str, number: u64) -> u64 {
+        let first_step = self.joining.get(name).map_or(0, |joining| joining.first_step);
+        number.saturating_sub(first_step) + self.earlier_steps.get(name).copied().unwrap_or(0)
     }
 
     /// A parameter's rate as a share of the run's.
@@ -75,7 +83,10 @@ mod tests {
         let late = Joining { share: 0.25, first_step: 7 };
         let groups = groups.with_joining(names.map(|name| (name.to_owned(), late)).into());
         assert_eq!(names.map(|name| groups.share(name)), [0.5, 2.0, 32.0, 0.25]);
-        assert_eq!(names.map(|name| groups.first_step(name)), [7; 4]);
+        assert_eq!(names.map(|name| groups.own_steps(name, 9)), [2; 4]);
+        let groups = groups.with_earlier_steps([("norm".to_owned(), 5)].into());
+        assert_eq!(names.map(|name| groups.own_steps(name, 9)), [2, 2, 2, 7]);
+        assert_eq!(names.map(|name| groups.own_steps(name, 6)), [0, 0, 0, 5]);
         assert_eq!(Groups::default().share("layers.1.q_proj.lora_B"), 1.0);
     }
 }

@@ -50,7 +50,8 @@ pub struct Update<'a> {
     pub shape: &'a [usize],
     /// Whether weight decay applies.
     pub decays: bool,
-    /// From 1, the parameter's own: one that was frozen at first begins to count when it joins, as in PyTorch.
+    /// From 1, the parameter's own: one that was frozen at first begins to count when it joins, as in PyTorch, and one whose
+    /// memory comes from an earlier stage counts on.
     pub step: u64,
     pub learning_rate: f64,
 }

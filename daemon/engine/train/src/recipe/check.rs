@@ -89,6 +89,13 @@ pub(super) fn check(root: &Node, schema: &Value) -> (Written, Vec<Problem>) {
     (written, problems)
 }
 
+/// The entries of a mapping that fit, and what is wrong with the others.
+pub(super) fn check_mapping_alone(items: &[Node], schema: &Value, path: &str) -> (Map<String, Value>, Vec<Problem>) {
+    let (mut places, mut problems) = (BTreeMap::new(), Vec::new());
+    let values = check_mapping(items, schema, path, &mut places, &mut problems);
+    (values, problems)
+}
+
 /// The entries that fit. `path` is what stands before the name of each key.
 fn check_mapping(
     items: &[Node],
@@ -183,7 +190,9 @@ pub(super) fn aliases(property: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn missing_keys(schema: &Value, written: &Written) -> Vec<Problem> {
-    let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    // Where one of several keys must be there, the others have been put in the place of the first.
+    let required = [&schema["required"], &schema["anyOf"][0]["required"]];
+    let required = required.into_iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str);
     let missing = required.filter(|key| !written.places.contains_key(*key));
     let example = |key| {
         if key == "dataset" {

@@ -52,12 +52,13 @@ use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 pub use crate::early_stopping::Metric;
 pub use crate::objectives::Direction;
 pub use stages::StagePlan;
-pub use tasks::{TaskMixing, TaskPlan, TaskWeighting};
+pub(crate) use tasks::BestMetric;
+pub use tasks::{BestBy, TaskMetric, TaskMixing, TaskPlan, TaskWeighting};
 
 use crate::optim::OptimizerType;
 use crate::optim::schedule::{SchedulerKwargs, SchedulerType};
@@ -251,7 +252,7 @@ pub struct Recipe {
     #[schemars(extend("x-aliases" = ["bnb_4bit_use_double_quant", "use_bnb_nested_quant"]))]
     double_quantization: Option<bool>,
 
-    /// Data file or files (JSON or JSONL), starting from the recipe's folder.
+    /// Data file or files (JSON or JSONL), starting from the recipe's folder. With `tasks` each of them names its own, and a stage may.
     #[schemars(length(min = 1))]
     dataset: OneOrMany,
 
@@ -307,9 +308,9 @@ pub struct Recipe {
     #[serde(default)]
     pub(crate) load_best_model_at_end: bool,
 
-    /// What the best validation is told by.
+    /// What the best validation is told by: of all held-out rows, or of one of the `tasks`, such as `sums/exact_match`.
     #[serde(default)]
-    pub(crate) metric_for_best_model: Metric,
+    pub(crate) metric_for_best_model: BestBy,
 
     /// Whether a larger `metric_for_best_model` is better; the metric itself decides, and this may say so.
     #[serde(default)]
@@ -530,9 +531,9 @@ pub struct Recipe {
     #[schemars(range(min = 1))]
     pub(crate) fisher_samples: usize,
 
-    /// Several data sets as tasks, in place of `dataset`: a list of `{name, dataset, weight}`. Each batch is of one task, and the loss of each is shown.
+    /// Several data sets as tasks, in place of `dataset`: a list of `{name, dataset, weight, metric}`. Each batch is of one task, and the loss of each is shown.
     #[serde(default, deserialize_with = "no_items")]
-    #[schemars(schema_with = "list_schema")]
+    #[schemars(schema_with = "tasks::schema")]
     pub(crate) tasks: Vec<TaskPlan>,
 
     /// Which task's batch is next: `proportional` to the rows, by rows^(1/`task_temperature`), by `weight` (`fixed`), or one after the other (`round_robin`).
@@ -563,9 +564,13 @@ pub struct Recipe {
     #[schemars(range(min = 0))]
     pub(crate) gradnorm_alpha: f64,
 
-    /// Several trainings one after the other, each with the weights of the one before: a list, and in each item the keys that differ from those above, such as `stage`, `dataset` and `learning_rate`, and a `name`.
+    /// With `stages`: the optimiser goes on with what it remembers from the stage before, and counts its steps on, for the weights that both stages train; with the same `optim` in both. Otherwise it starts anew.
+    #[serde(default)]
+    pub(crate) keep_optimizer_state: bool,
+
+    /// Several trainings one after the other, each with the weights of the one before: a list, and in each item a `name` and the keys that differ from those above, any of this page but `model_name_or_path` and `device`.
     #[serde(default, deserialize_with = "no_items")]
-    #[schemars(schema_with = "list_schema")]
+    #[schemars(schema_with = "stages::schema")]
     stages: Vec<StagePlan>,
 
     /// That of the adapter to go on with.
@@ -621,7 +626,7 @@ impl Recipe {
 
     fn parse_node(root: &yaml::Node, source: &RecipeSource, in_stages: bool) -> Result<Self, Vec<Problem>> {
         let mut root = root.clone();
-        let tasks = tasks::take(&mut root)?;
+        let (tasks, marks): (Vec<_>, Vec<_>) = tasks::take(&mut root)?.into_iter().unzip();
         let (written, mut problems) = check::check(&root, &Self::schema());
         let mut recipe: Self = serde_json::from_value(written.complete()).map_err(|error| {
             let message = format!("the checked recipe could not be read: {error}");
@@ -639,6 +644,8 @@ impl Recipe {
         let (broken, warnings) = rules::check(&recipe, &written);
         problems.extend(broken);
         problems.extend(continual_rules::errors(&recipe, &written, in_stages));
+        problems.extend(stages::errors(&recipe, &written, in_stages));
+        problems.extend(tasks::metrics(&recipe, &marks));
         if !problems.is_empty() {
             return Err(problems);
         }
@@ -649,7 +656,12 @@ impl Recipe {
     /// The recipe's JSON Schema, draft 2020-12. `x-aliases` are other tools' names for the same key.
     pub fn schema() -> Value {
         let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
-        settings.into_generator().into_root_schema_for::<Self>().to_value()
+        let mut schema = settings.into_generator().into_root_schema_for::<Self>().to_value();
+        schema["properties"]["stages"]["items"] = stages::item_schema(&schema);
+        // Tasks and stages name data of their own.
+        schema["required"] = json!(["model_name_or_path"]);
+        schema["anyOf"] = ["dataset", "tasks", "stages"].map(|key| json!({ "required": [key] })).into();
+        schema
     }
 
     /// What the daemon must know before a job can start.
@@ -668,11 +680,6 @@ impl Recipe {
 /// Stages and tasks are taken out before the rest is read.
 fn no_items<'de, D: serde::Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer).map(|_| Vec::new())
-}
-
-/// The keys of a stage are those of the whole; naming them a second time would double the schema.
-fn list_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({ "type": "array", "items": { "type": "object" }, "default": [] })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]

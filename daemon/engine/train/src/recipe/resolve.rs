@@ -18,7 +18,7 @@ use crate::prepare::adapter_template;
 use crate::trainable::Group;
 
 use super::{
-    Bias, DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe,
+    BestMetric, Bias, DatasetFormat, FinetuningType, OneOrMany, OneOrManyNumbers, Precision, QuantizationType, Recipe,
     TaskWeighting,
 };
 
@@ -200,7 +200,7 @@ impl Recipe {
     /// How validations are judged; None where the recipe does not ask for the best one.
     pub(crate) fn early_stopping(&self) -> Option<EarlyStopping> {
         let rule = EarlyStopping {
-            metric: self.metric_for_best_model,
+            greater_is_better: self.best_by().is_some_and(BestMetric::greater_is_better),
             patience: self.early_stopping_steps,
             threshold: self.early_stopping_threshold,
         };
@@ -296,8 +296,9 @@ impl Recipe {
             early_stopping_steps: other.early_stopping_steps,
             early_stopping_threshold: other.early_stopping_threshold,
             load_best_model_at_end: other.load_best_model_at_end,
-            metric_for_best_model: other.metric_for_best_model,
+            metric_for_best_model: other.metric_for_best_model.clone(),
             greater_is_better: other.greater_is_better,
+            keep_optimizer_state: other.keep_optimizer_state,
             warnings: other.warnings.clone(),
             ..self.clone()
         };

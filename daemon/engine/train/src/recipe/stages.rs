@@ -1,12 +1,17 @@
 //! `stages`: several trainings one after the other, each a whole recipe: the file's keys, and in their place those that the
 //! stage writes itself.
 
-use justtrain_worker_api::{Problem, ProblemCode};
-use serde_json::Value;
+use std::iter;
 
-use super::check::property;
+use justtrain_worker_api::{Problem, ProblemCode};
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Map, Value, json};
+
+use super::check::{Written, properties, property};
+use super::rules::{invalid, place};
 use super::yaml::{Content, Mark, Node};
 use super::{FinetuningType, Recipe, Stage};
+use crate::optim::OptimizerType;
 
 /// One of a recipe's stages.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +31,24 @@ pub(super) struct WrittenStage {
 
 /// What all stages share: they go on with one model, on one device.
 const SHARED: [&str; 3] = ["model_name_or_path", "device", "stages"];
+
+/// A list of stages. What they are made of is [`item_schema`], which needs the whole.
+pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "object" }, "minItems": 1, "default": [] })
+}
+
+/// A stage: every key of the recipe but those that all stages share, and a name. Their schemas stand at the top.
+pub(super) fn item_schema(recipe: &Value) -> Value {
+    let name = json!({
+        "description": "What the job calls the stage. Default: its `stage`, such as `sft`.",
+        "type": "string",
+        "minLength": 1,
+    });
+    let own = properties(recipe).map(|(key, _)| key).filter(|key| !SHARED.contains(&key.as_str()));
+    let own = own.map(|key| (key.clone(), json!({ "$ref": format!("#/properties/{key}") })));
+    let properties: Map<String, Value> = iter::once(("name".to_owned(), name)).chain(own).collect();
+    json!({ "type": "object", "properties": properties, "additionalProperties": false })
+}
 
 /// The stages of a file, and None where it has none. A problem's key starts with the stage it stands in.
 pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenStage>>, Vec<Problem>> {
@@ -54,11 +77,18 @@ pub(super) fn split(root: &Node, schema: &Value) -> Result<Option<Vec<WrittenSta
         };
         let (mut name, mut kept) = (None, Vec::new());
         for pair @ [key, value] in own.as_chunks::<2>().0 {
-            match (&key.content, &value.content) {
-                (Content::Scalar(key), Content::Scalar(Value::String(text))) if key == "name" => {
-                    name = Some(text.clone())
+            match &value.content {
+                _ if !key.is("name") => kept.push(pair),
+                Content::Scalar(Value::String(text)) if !text.trim().is_empty() => name = Some(text.clone()),
+                _ => {
+                    let problem =
+                        Problem::error(ProblemCode::WrongType, "a stage's name is a text", "阶段的名字是文本");
+                    let problem = problem.key(format!("stages.{index}.name")).expected("name: sft");
+                    let problem = problem.at(value.mark.line, value.mark.column);
+                    problems.push(
+                        problem.fix("write a word, in quotes where it is a number", "写一个词；若是数字请加引号"),
+                    );
                 }
-                _ => kept.push(pair),
             }
             if let Some(shared) = SHARED.into_iter().find(|shared| own_name(key, schema).as_deref() == Some(*shared)) {
                 let problem = Problem::error(
@@ -109,6 +139,58 @@ impl Recipe {
     }
 }
 
+/// What only a stage can ask for.
+pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec<Problem> {
+    let problem = (recipe.keep_optimizer_state && !in_stages).then(|| {
+        let problem = invalid(
+            "keep_optimizer_state",
+            "there is no stage before that an optimiser could have remembered anything from",
+            "没有上一阶段，优化器没有可沿用的状态",
+        );
+        problem.fix("write stages, or remove this line", "请写 stages，或删除这一行")
+    });
+    place(problem, written)
+}
+
+/// Why a stage cannot go on with the optimiser of the one before.
+fn another_optimizer(recipe: &Recipe, before: &Recipe) -> Option<Problem> {
+    let refused = |en: &str, zh: &str| Problem::error(ProblemCode::InvalidValue, en, zh);
+    let (own, theirs) = (recipe.optim, before.optim);
+    if own != theirs {
+        let problem = refused(
+            "another optimiser cannot go on with what that of the stage before remembers",
+            "不同的优化器无法沿用上一阶段优化器的状态",
+        );
+        let fix = format!("optim: {}", theirs.name());
+        return Some(problem.found(own.name()).expected(theirs.name()).fix(
+            format!("write {fix} in this stage, or keep_optimizer_state: false"),
+            format!("本阶段写 {fix}，或写 keep_optimizer_state: false"),
+        ));
+    }
+    if own == OptimizerType::GaloreAdamw && recipe.galore_rank != before.galore_rank {
+        let problem = refused(
+            "galore_adamw remembers what its projection leaves, and the projections have different ranks",
+            "galore_adamw 记住的是投影后的状态，而两个阶段投影的秩不同",
+        );
+        let fix = format!("galore_rank: {}", before.galore_rank);
+        return Some(problem.found(recipe.galore_rank).expected(before.galore_rank).fix(
+            format!("write {fix} in this stage, or keep_optimizer_state: false"),
+            format!("本阶段写 {fix}，或写 keep_optimizer_state: false"),
+        ));
+    }
+    let ends_elsewhere =
+        [("load_best_model_at_end", before.load_best_model_at_end), ("ema_decay", before.ema_decay.is_some())];
+    let (key, _) = ends_elsewhere.into_iter().find(|(_, written)| *written)?;
+    let problem = refused(
+        "the stage before ends with other weights than those of its last step, which is what its optimiser remembers",
+        "上一阶段结束时的权重不是其最后一步的权重，而优化器记住的是最后一步",
+    );
+    Some(problem.found(format!("{key} in the stage before")).fix(
+        format!("remove {key} from the stage before, or write keep_optimizer_state: false"),
+        format!("删除上一阶段的 {key}，或写 keep_optimizer_state: false"),
+    ))
+}
+
 /// What stages cannot hand to each other.
 pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
     let first = &stages[0].recipe;
@@ -137,6 +219,9 @@ pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
                 "write lora_rank, lora_alpha, lora_dropout, lora_target and the other keys of the adapter above, outside the stages",
                 "请把 lora_rank、lora_alpha、lora_dropout、lora_target 等适配器的键写在 stages 之外",
             )));
+        }
+        if let Some(before) = (index > 1 && recipe.keep_optimizer_state).then(|| &stages[index - 2].recipe) {
+            problems.extend(another_optimizer(recipe, before).map(|problem| at("keep_optimizer_state", problem)));
         }
         if recipe.lora_start().is_some() {
             let problem = Problem::error(

@@ -2,12 +2,14 @@
 
 use justtrain_data::Mixing;
 use justtrain_worker_api::{Problem, ProblemCode};
-use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::yaml::{Content, Node};
-use super::{Recipe, Stage};
+use super::check::check_mapping_alone;
+use super::yaml::{Content, Mark, Node};
+use super::{OneOrMany, Recipe, Stage, default, peers};
+use crate::early_stopping::Metric;
 
 /// One of a recipe's tasks.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +19,84 @@ pub struct TaskPlan {
     pub dataset: Vec<String>,
     /// Its share where `task_mixing` is `fixed`.
     pub weight: f64,
+    /// What its held-out rows are judged by.
+    pub metric: TaskMetric,
+}
+
+/// What a task is judged by on its held-out rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskMetric {
+    /// Mean over target tokens, natural logarithm; with pairs and judged answers the method's.
+    #[default]
+    Loss,
+    /// Of the loss over target tokens.
+    Perplexity,
+    /// Share of target tokens that are the most probable one.
+    TokenAccuracy,
+    /// Share of rows whose greedy answer is the reference: every validation answers them.
+    ExactMatch,
+}
+
+impl TaskMetric {
+    const ALL: [Self; 4] = [Self::Loss, Self::Perplexity, Self::TokenAccuracy, Self::ExactMatch];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Perplexity => "perplexity",
+            Self::TokenAccuracy => "token_accuracy",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|metric| metric.name() == name)
+    }
+
+    fn names() -> String {
+        Self::ALL.map(Self::name).join(" | ")
+    }
+}
+
+/// What the best validation is told by, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum BestBy {
+    Whole(Metric),
+    /// A task's name and one of its metrics.
+    OfTask(#[schemars(extend("x-values" = "TASK/METRIC"))] String),
+}
+
+impl Default for BestBy {
+    fn default() -> Self {
+        Self::Whole(Metric::default())
+    }
+}
+
+impl BestBy {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Whole(metric) => metric.name(),
+            Self::OfTask(text) => text,
+        }
+    }
+}
+
+/// The same, found among the recipe's tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BestMetric {
+    Whole(Metric),
+    OfTask { task: usize, metric: TaskMetric },
+}
+
+impl BestMetric {
+    pub(crate) fn greater_is_better(self) -> bool {
+        match self {
+            Self::Whole(metric) => metric.greater_is_better(),
+            Self::OfTask { metric, .. } => matches!(metric, TaskMetric::TokenAccuracy | TaskMetric::ExactMatch),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
@@ -47,8 +127,8 @@ pub enum TaskWeighting {
     Pcgrad,
 }
 
-/// Takes the tasks out of a file and puts their data in the place of `dataset`, so that the rest is checked as ever.
-pub(super) fn take(root: &mut Node) -> Result<Vec<TaskPlan>, Vec<Problem>> {
+/// Takes the tasks out of a file, with the place where each is written, and puts their data in the place of `dataset`, so that the rest is checked as ever.
+pub(super) fn take(root: &mut Node) -> Result<Vec<(TaskPlan, Mark)>, Vec<Problem>> {
     let Content::Mapping(items) = &mut root.content else { return Ok(Vec::new()) };
     let at = |items: &[Node], name: &str| items.as_chunks::<2>().0.iter().position(|[key, _]| key.is(name));
     let Some(place) = at(items, "tasks") else { return Ok(Vec::new()) };
@@ -65,75 +145,89 @@ pub(super) fn take(root: &mut Node) -> Result<Vec<TaskPlan>, Vec<Problem>> {
         return Err(problems);
     }
     let node = |content| Node { mark, content };
-    let files = tasks.iter().flat_map(|task| task.dataset.iter().cloned());
+    let files = tasks.iter().flat_map(|(task, _)| task.dataset.iter().cloned());
     items.push(node(Content::Scalar("dataset".into())));
     items.push(node(Content::Sequence(files.map(|file| node(Content::Scalar(file.into()))).collect())));
     Ok(tasks)
 }
 
-fn read(listed: &Node) -> (Vec<TaskPlan>, Vec<Problem>) {
-    let (mut tasks, mut problems): (Vec<TaskPlan>, _) = (Vec::new(), Vec::new());
-    let mut wrong = |node: &Node, key: String, en: &str, zh: &str| {
+/// A task as it is written.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct WrittenTask {
+    /// What it is called. Default: `task 1`, `task 2`, …
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    name: Option<String>,
+
+    /// Its data file or files, starting from the recipe's folder.
+    #[schemars(length(min = 1))]
+    dataset: OneOrMany,
+
+    /// Its share of the batches with `task_mixing: fixed`.
+    #[serde(default = "default::weight")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    weight: f64,
+
+    /// What its held-out rows are judged by; loss and token accuracy are shown as well. `exact_match` has every validation answer them.
+    #[serde(default)]
+    metric: TaskMetric,
+}
+
+/// A list of tasks.
+pub(super) fn schema(generator: &mut SchemaGenerator) -> Schema {
+    let item = generator.subschema_for::<WrittenTask>();
+    json_schema!({ "type": "array", "items": item, "minItems": 2, "default": [] })
+}
+
+fn read(listed: &Node) -> (Vec<(TaskPlan, Mark)>, Vec<Problem>) {
+    let (mut tasks, mut problems): (Vec<(TaskPlan, Mark)>, _) = (Vec::new(), Vec::new());
+    let wrong = |node: &Node, key: String, en: &str, zh: &str| {
         let problem = Problem::error(ProblemCode::WrongType, en, zh).key(key).at(node.mark.line, node.mark.column);
         let problem = problem.expected("{name: …, dataset: …, weight: 1}");
-        problems.push(problem.fix(
+        problem.fix(
             "write each task as \"- {name: sums, dataset: sums.json}\"",
             "每个任务写成“- {name: sums, dataset: sums.json}”",
-        ));
+        )
     };
     let items = match &listed.content {
         Content::Sequence(items) if items.len() >= 2 => items.as_slice(),
         _ => {
-            wrong(listed, "tasks".to_owned(), "tasks are a list of two or more", "tasks 是两项以上的列表");
+            problems.push(wrong(
+                listed,
+                "tasks".to_owned(),
+                "tasks are a list of two or more",
+                "tasks 是两项以上的列表",
+            ));
             &[]
         }
     };
+    let schema = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let schema = schema.into_generator().into_root_schema_for::<WrittenTask>().to_value();
     for (index, item) in (1..).zip(items) {
         let Content::Mapping(own) = &item.content else {
-            wrong(item, format!("tasks.{index}"), "a task has a name and data", "任务需要名字和数据");
+            let (en, zh) = ("a task has a name and data", "任务需要名字和数据");
+            problems.push(wrong(item, format!("tasks.{index}"), en, zh));
             continue;
         };
-        let mut task = TaskPlan { name: String::new(), dataset: Vec::new(), weight: 1.0 };
-        for [key, value] in own.as_chunks::<2>().0 {
-            let Content::Scalar(Value::String(name)) = &key.content else { continue };
-            let texts: Option<Vec<String>> = match &value.content {
-                Content::Scalar(Value::String(text)) => Some(vec![text.clone()]),
-                Content::Sequence(items) => items.iter().map(text).collect(),
-                _ => None,
-            };
-            match (name.as_str(), texts, &value.content) {
-                ("name", Some(texts), _) if texts.len() == 1 => task.name.clone_from(&texts[0]),
-                ("dataset", Some(texts), _) if !texts.is_empty() => task.dataset = texts,
-                ("weight", _, Content::Scalar(Value::Number(weight)))
-                    if weight.as_f64().is_some_and(|weight| weight > 0.0) =>
-                {
-                    task.weight = weight.as_f64().unwrap_or(1.0);
-                }
-                ("name" | "dataset" | "weight", ..) => {
-                    wrong(value, format!("tasks.{index}.{name}"), "the value is not allowed", "值不在允许的范围内");
-                }
-                _ => wrong(key, format!("tasks.{index}.{name}"), "there is no such key", "没有这个键"),
-            }
+        let (values, mistakes) = check_mapping_alone(own, &schema, &format!("tasks.{index}."));
+        let data = format!("tasks.{index}.dataset");
+        let is_named = mistakes.iter().any(|problem| problem.key.as_deref() == Some(&data));
+        problems.extend(mistakes);
+        if !values.contains_key("dataset") && !is_named {
+            problems.push(wrong(item, data, "must be there and is not", "缺少必填项"));
         }
-        if task.dataset.is_empty() {
-            wrong(item, format!("tasks.{index}.dataset"), "must be there and is not", "缺少必填项");
+        // The rest has been said already.
+        let Ok(task) = serde_json::from_value::<WrittenTask>(values.into()) else { continue };
+        let name = task.name.unwrap_or_else(|| format!("task {index}"));
+        if tasks.iter().any(|(other, _)| other.name == name) {
+            let (en, zh) = ("another task has this name", "另一个任务已用此名");
+            problems.push(wrong(item, format!("tasks.{index}.name"), en, zh));
         }
-        if task.name.is_empty() {
-            task.name = format!("task {index}");
-        }
-        if tasks.iter().any(|other| other.name == task.name) {
-            wrong(item, format!("tasks.{index}.name"), "another task has this name", "另一个任务已用此名");
-        }
-        tasks.push(task);
+        let dataset = task.dataset.items().to_vec();
+        tasks.push((TaskPlan { name, dataset, weight: task.weight, metric: task.metric }, item.mark));
     }
     (tasks, problems)
-}
-
-fn text(node: &Node) -> Option<String> {
-    match &node.content {
-        Content::Scalar(Value::String(text)) => Some(text.clone()),
-        _ => None,
-    }
 }
 
 impl Recipe {
@@ -149,6 +243,28 @@ impl Recipe {
         }
     }
 
+    /// What the best validation is told by; None where it names no task's metric that there is.
+    pub(crate) fn best_by(&self) -> Option<BestMetric> {
+        match &self.metric_for_best_model {
+            BestBy::Whole(metric) => Some(BestMetric::Whole(*metric)),
+            BestBy::OfTask(text) => {
+                let (name, metric) = text.rsplit_once('/')?;
+                let task = self.tasks.iter().position(|task| task.name == name)?;
+                Some(BestMetric::OfTask { task, metric: TaskMetric::of_name(metric)? })
+            }
+        }
+    }
+
+    /// Whether answers to a task's held-out rows are wanted while training.
+    pub(crate) fn answers_task(&self, task: usize) -> bool {
+        let best = BestMetric::OfTask { task, metric: TaskMetric::ExactMatch };
+        self.tasks.get(task).is_some_and(|task| task.metric == TaskMetric::ExactMatch) || self.judges_by(best)
+    }
+
+    fn judges_by(&self, metric: BestMetric) -> bool {
+        self.early_stopping().is_some() && self.best_by() == Some(metric)
+    }
+
     /// The same with its tasks' data as one.
     pub(crate) fn as_one_task(&self) -> Self {
         Self { tasks: Vec::new(), task_weighting: TaskWeighting::None, ..self.clone() }
@@ -160,12 +276,58 @@ impl Recipe {
             return vec![self.clone()];
         }
         let alone = |task: &TaskPlan| Self {
-            dataset: super::OneOrMany::Many(task.dataset.clone()),
+            dataset: OneOrMany::Many(task.dataset.clone()),
             tasks: Vec::new(),
             ..self.clone()
         };
         self.tasks.iter().map(alone).collect()
     }
+}
+
+/// Metrics of tasks, each written at its mark, that say nothing of what the stage learns.
+pub(super) fn metrics(recipe: &Recipe, marks: &[Mark]) -> Vec<Problem> {
+    let wrong = |((number, task), mark): ((usize, &TaskPlan), &Mark)| {
+        let problem = metric_of_stage(recipe.stage, task.metric)?;
+        Some(problem.key(format!("tasks.{number}.metric")).at(mark.line, mark.column))
+    };
+    (1..).zip(&recipe.tasks).zip(marks).filter_map(wrong).collect()
+}
+
+/// A metric that says nothing of what a stage learns.
+fn metric_of_stage(stage: Stage, metric: TaskMetric) -> Option<Problem> {
+    let (en, zh) = match (stage, metric) {
+        (Stage::Rm, TaskMetric::Perplexity | TaskMetric::TokenAccuracy | TaskMetric::ExactMatch) => {
+            ("a reward model gives scores, and says nothing of tokens", "奖励模型只给出分数，与词元无关")
+        }
+        (Stage::Pt, TaskMetric::ExactMatch) => {
+            ("a plain text has no question that could be answered", "纯文本没有可以回答的问题")
+        }
+        _ => return None,
+    };
+    let expected = if stage == Stage::Rm { "loss" } else { "loss | perplexity | token_accuracy" };
+    let problem = Problem::error(ProblemCode::InvalidValue, en, zh).found(metric.name()).expected(expected);
+    Some(problem.fix("write one of these, or remove it", "请改为其中之一，或将其删除"))
+}
+
+/// What `metric_for_best_model` says that cannot be looked up.
+pub(super) fn unknown_metric(recipe: &Recipe) -> Option<Problem> {
+    const KEY: &str = "metric_for_best_model";
+    let BestBy::OfTask(text) = &recipe.metric_for_best_model else { return None };
+    if let Some(BestMetric::OfTask { metric, .. }) = recipe.best_by() {
+        return metric_of_stage(recipe.stage, metric).map(|problem| problem.key(KEY).found(text));
+    }
+    let problem = Problem::error(ProblemCode::InvalidValue, "there is no such metric", "没有这个指标");
+    let whole = Metric::ALL.map(Metric::name).join(" | ");
+    let of_tasks = recipe.tasks.iter().map(|task| format!(" | {}/METRIC", task.name)).collect::<String>();
+    let problem = problem.key(KEY).found(format!("\"{text}\"")).expected(whole + &of_tasks);
+    if let Some(ours) = peers::instead(KEY, text) {
+        return Some(problem.fix(format!("write {ours}"), format!("请写 {ours}")));
+    }
+    let metrics = TaskMetric::names();
+    Some(problem.fix(
+        format!("write one of these; METRIC is {metrics}, of a task of this recipe"),
+        format!("请改为其中之一；METRIC 为 {metrics}，前面是本配方中任务的名字"),
+    ))
 }
 
 /// What tasks do not go together with.

@@ -483,7 +483,7 @@ fn what_is_not_yaml_has_a_line_and_a_way_out() {
 /// The checker and the summary in `docs` trust the schema; this is all of JSON Schema that they read.
 #[test]
 fn the_schema_uses_only_what_the_checker_reads() {
-    const READ: [&str; 21] = [
+    const READ: [&str; 23] = [
         "type",
         "enum",
         "const",
@@ -506,6 +506,9 @@ fn the_schema_uses_only_what_the_checker_reads() {
         "title",
         "properties",
         "additionalProperties",
+        "required",
+        // Of a stage's keys, which are checked as those at the top.
+        "$ref",
     ];
     fn visit(schema: &Value) {
         for (name, value) in schema.as_object().into_iter().flatten() {
@@ -522,6 +525,39 @@ fn the_schema_uses_only_what_the_checker_reads() {
     let properties = schema["properties"].as_object().expect("properties");
     assert!(properties.values().all(|property| property["description"].is_string()));
     properties.values().for_each(visit);
+}
+
+/// An editor completes what a stage and a task may say, and nothing else.
+#[test]
+fn stages_and_tasks_take_the_keys_of_their_schema() {
+    let schema = Recipe::schema();
+    let stage = &schema["properties"]["stages"]["items"]["properties"];
+    for (key, property) in super::check::properties(&schema) {
+        let taken = !["model_name_or_path", "device", "stages"].contains(&key.as_str());
+        assert_eq!(stage[key]["$ref"].as_str(), taken.then(|| format!("#/properties/{key}")).as_deref(), "{key}");
+        // Whatever its value, the key itself is known in a stage or refused there.
+        let value = serde_json::json!(property["default"]);
+        let problems = Recipe::parse(&source(&format!("{SHORTEST}stages:\n- {{{key}: {value}}}\n")));
+        let problems = problems.err().unwrap_or_default();
+        let named = format!("stages.1.{key}");
+        let refused = problems.iter().any(|problem| {
+            problem.code == ProblemCode::UnknownKey || problem.message.en.contains("the same in all stages")
+        });
+        assert_eq!(refused, !taken, "{named}: {}", lines(&problems));
+    }
+    assert!(stage["name"]["type"] == "string" && stage["name"]["description"].is_string());
+    let tasks = &schema["properties"]["tasks"]["items"];
+    let keys: Vec<&str> = super::check::properties(tasks).map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["name", "dataset", "weight", "metric"]);
+    assert_eq!(tasks["required"], serde_json::json!(["dataset"]));
+    assert!(super::check::properties(tasks).all(|(_, property)| property["description"].is_string()));
+    // With tasks or stages that name theirs, data need not stand at the top.
+    assert!(
+        schema["required"] == serde_json::json!(["model_name_or_path"]) && schema["anyOf"][1]["required"][0] == "tasks"
+    );
+    read("model_name_or_path: m\nstages:\n- dataset: d.json\n- dataset: e.json\n");
+    let problem = &problems("model_name_or_path: m\nstages:\n- dataset: d.json\n- seed: 1\n")[0];
+    assert_eq!((problem.code, problem.key.as_deref()), (ProblemCode::MissingKey, Some("dataset")));
 }
 
 #[test]
@@ -556,18 +592,27 @@ fn with_inner(schema: &Value) -> Vec<(String, &Value)> {
     let rows = super::check::properties(schema).flat_map(|(name, property)| {
         let inner = super::check::mapping_schema(property).into_iter().flat_map(super::check::properties);
         let inner = inner.map(move |(inner, property)| (format!("{name}.{inner}"), property));
-        std::iter::once((name.clone(), property)).chain(inner)
+        // Keys of a stage that stand at the top are listed there.
+        let of_items = super::check::properties(&property["items"]).filter(|(_, property)| property["$ref"].is_null());
+        let of_items = of_items.map(move |(inner, property)| (format!("{name}[].{inner}"), property));
+        std::iter::once((name.clone(), property)).chain(inner).chain(of_items)
     });
     rows.collect()
 }
 
 /// The schema as a page.
 fn reference(schema: &Value) -> String {
-    let required: Vec<_> = schema["required"].as_array().into_iter().flatten().collect();
+    let is_required = |name: &str| {
+        let (list, name) =
+            name.split_once("[].").map_or((schema, name), |(key, name)| (&schema["properties"][key]["items"], name));
+        list["required"].as_array().into_iter().flatten().any(|key| key == name)
+    };
     let rows = with_inner(schema).into_iter().map(|(name, property)| {
         let default = match &property["default"] {
-            _ if required.iter().any(|key| *key == name.as_str()) => "**required**".to_owned(),
+            _ if is_required(&name) => "**required**".to_owned(),
+            _ if name == "dataset" => "**required** without `tasks` or `stages`".to_owned(),
             Value::Null => String::new(),
+            Value::Array(list) if list.is_empty() => String::new(),
             default => format!("`{}`", default.as_str().map_or_else(|| default.to_string(), str::to_owned)),
         };
         let aliases: Vec<_> = super::check::aliases(property).map(|alias| format!("`{alias}`")).collect();

@@ -2,15 +2,19 @@
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use super::Recipe;
 use super::check::Written;
 use super::rules::invalid;
+use super::{Recipe, tasks};
 
 /// Keys that need held-out rows.
 const NEED_ROWS: [&str; 3] = ["eval_steps", "early_stopping_steps", "load_best_model_at_end"];
 
 pub(super) fn errors(recipe: &Recipe, written: &Written) -> Vec<Problem> {
-    nothing_held_out(recipe, written).into_iter().chain(wrong_way(recipe)).collect()
+    nothing_held_out(recipe, written)
+        .into_iter()
+        .chain(wrong_way(recipe))
+        .chain(tasks::unknown_metric(recipe))
+        .collect()
 }
 
 /// Settings of the best validation, where nothing asks for it.
@@ -55,7 +59,7 @@ fn nothing_held_out(recipe: &Recipe, written: &Written) -> Vec<Problem> {
 }
 
 fn wrong_way(recipe: &Recipe) -> Option<Problem> {
-    let (metric, right) = (recipe.metric_for_best_model, recipe.metric_for_best_model.greater_is_better());
+    let (metric, right) = (&recipe.metric_for_best_model, recipe.best_by()?.greater_is_better());
     recipe.greater_is_better.filter(|said| *said != right).map(|said| {
         invalid(
             "greater_is_better",

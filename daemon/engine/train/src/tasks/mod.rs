@@ -4,12 +4,14 @@
 //! batches of each task, and each task's loss is the mean over its own targets.
 
 mod gradnorm;
+mod held_out;
 mod pcgrad;
 mod uncertainty;
 
 use std::fmt::Debug;
 
 pub use gradnorm::GradNorm;
+pub(crate) use held_out::{HeldOut, nothing_to_judge_by};
 pub use pcgrad::PcGrad;
 pub use uncertainty::Uncertainty;
 

@@ -9,6 +9,7 @@ mod distillation;
 mod divergence;
 mod early_stopping;
 mod freezing;
+mod optimizer_state;
 mod random_recipes;
 mod regularizers;
 mod stages;

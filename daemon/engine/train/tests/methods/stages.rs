@@ -7,7 +7,7 @@ use justtrain_train::StopToken;
 use justtrain_train::estimate::estimate;
 use justtrain_train::recipe::Recipe;
 use justtrain_weights::safetensors::SafetensorsFile;
-use justtrain_worker_api::{Event, ModelFiles, Outcome, RecipeSource, Room};
+use justtrain_worker_api::{Event, ModelFiles, Outcome, RecipeSource, Room, StageOfJob};
 
 use crate::desk::{Desk, StopAfter, losses};
 
@@ -36,15 +36,19 @@ fn steps_are_counted_through_and_the_weights_are_handed_on() {
     let recipe = two_stages(&desk, "");
     let recipe = RecipeSource { text: without_dropout(recipe.text), ..recipe };
     let (events, outcome) = trained(&desk, &recipe, "run");
-    let steps: Vec<(u64, u64)> = events
+    let steps: Vec<(u64, u64, StageOfJob)> = events
         .iter()
         .filter_map(|event| match event {
-            Event::Step { step, total_steps, .. } => Some((*step, *total_steps)),
+            Event::Step { step, total_steps, stage, .. } => Some((*step, *total_steps, stage.clone().unwrap())),
             _ => None,
         })
         .collect();
     // Five steps an epoch of twenty rows, then four.
-    assert_eq!(steps, (1..=9).map(|step| (step, 9)).collect::<Vec<_>>());
+    let stage = |step: u64| {
+        let (number, name) = if step <= 5 { (1, "answers") } else { (2, "taste") };
+        StageOfJob { name: name.to_owned(), number, count: 2 }
+    };
+    assert_eq!(steps, (1..=9).map(|step| (step, 9, stage(step))).collect::<Vec<_>>());
     assert_eq!(events.iter().filter(|event| matches!(event, Event::Started { .. })).count(), 1);
     let told = |name: &str| {
         events
@@ -118,6 +122,7 @@ fn what_stages_cannot_share_is_refused_where_it_stands() {
     for (stages, line, key) in [
         ("stages: twice\n", 12, "stages"),
         ("stages:\n- sft\n", 13, "stages.1"),
+        ("stages:\n- name: 1\n", 13, "stages.1.name"),
         ("stages:\n- name: a\n- finetuning_type: full\n", 14, "stages.2.finetuning_type"),
         ("stages:\n- name: a\n- name: b\n  lora_rank: 8\n", 14, "stages.2.lora_rank"),
         ("stages:\n- name: a\n  device: cpu\n", 14, "stages.1.device"),

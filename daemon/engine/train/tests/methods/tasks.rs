@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use justtrain_train::StopToken;
+use justtrain_train::evaluate::evaluate;
 use justtrain_train::recipe::Recipe;
-use justtrain_worker_api::{Event, RecipeSource, TaskScore};
+use justtrain_worker_api::{EvaluateOptions, Event, ModelFiles, RecipeSource, TaskScore};
 
 use crate::desk::Desk;
 
@@ -101,6 +102,113 @@ fn the_loss_of_a_step_is_the_mean_over_the_targets_of_its_tasks() {
     }
 }
 
+/// Sums, of which each has an answer of its own, and a word that is soon known by heart.
+fn judged(desk: &Desk, extra: &str) -> RecipeSource {
+    let recipe = two_tasks(desk, "");
+    let rows: Vec<String> = (0..12).map(|i| format!(r#"{{"prompt":"say {i}","completion":"yes"}}"#)).collect();
+    fs::write(desk.path("words.jsonl"), rows.join("\n")).unwrap();
+    let text = recipe.text.replace("weight: 3", "metric: exact_match").replace("max_steps: 6", "max_steps: 24");
+    let text = text.replace("learning_rate: 0.01", "learning_rate: 0.002");
+    let text = text.replace("  dataset: sums.jsonl\n", "  dataset: sums.jsonl\n  metric: perplexity\n");
+    RecipeSource { text: format!("{extra}finetuning_type: full\n{}", text.replace("lora_rank: 4\n", "")), ..recipe }
+}
+
+#[test]
+fn each_task_is_judged_by_its_own_metric() {
+    let desk = Desk::new();
+    let recipe = judged(&desk, "");
+    let events = events(&desk, &recipe);
+    let validations = told(&events, true);
+    let mut matches = Vec::new();
+    for (_, tasks) in &validations {
+        let [sums, words] = tasks.as_slice() else { panic!() };
+        let metric = |task: &TaskScore| (task.metric.clone().unwrap(), task.value.unwrap());
+        assert_eq!(metric(sums), ("perplexity".to_owned(), sums.loss.exp()));
+        assert_eq!(metric(words).0, "exact_match");
+        matches.push(metric(words).1);
+    }
+    assert!(matches[0] == 0.0 && matches[7] == 1.0, "{matches:?}");
+
+    // What a validation of the result finds, on the same rows.
+    let last = &validations.last().unwrap().1;
+    let tuned = ModelFiles { name: "tiny".into(), path: desk.path("run/model"), ..ModelFiles::default() };
+    let found =
+        |recipe: &RecipeSource| evaluate(recipe, &tuned, None, &EvaluateOptions::default(), &mut Vec::new()).unwrap();
+    let whole = found(&recipe);
+    let told = events.iter().rev().find_map(|event| match event {
+        Event::Evaluation { loss, .. } => Some(*loss),
+        _ => None,
+    });
+    assert!(whole.rows == 8 && (whole.base.loss / told.unwrap() - 1.0).abs() < 1e-6, "{whole:?}");
+    for (task, file) in last.iter().zip(["sums.jsonl", "words.jsonl"]) {
+        let text = format!("model_name_or_path: tiny\nval_size: 4\ncutoff_len: 48\nprecision: fp32\ndataset: {file}\n");
+        let report = found(&RecipeSource { text, ..desk.recipe("") }).base;
+        assert!((report.loss / task.loss - 1.0).abs() < 1e-6, "{report:?} {task:?}");
+        assert_eq!(Some(report.token_accuracy), task.token_accuracy);
+        if file == "words.jsonl" {
+            assert_eq!(Some(report.exact_match), task.value);
+        }
+    }
+}
+
+#[test]
+fn the_best_validation_may_be_that_of_one_task() {
+    let desk = Desk::new();
+    let recipe = judged(&desk, "load_best_model_at_end: true\nmetric_for_best_model: words/exact_match\n");
+    let events = events(&desk, &recipe);
+    let values: Vec<(u64, f64)> =
+        told(&events, true).iter().map(|(step, tasks)| (*step, tasks[1].value.unwrap())).collect();
+    let first_of_all = values.iter().find(|(_, value)| *value == 1.0).unwrap().0;
+    assert!(first_of_all < 24, "{values:?}");
+    let line = format!("the best words/exact_match is 1.0000, of step {first_of_all}");
+    assert!(events.iter().any(|event| matches!(event, Event::Log { text, .. } if text.en.contains(&line))), "{line}");
+    // The same, where the task itself does not ask for answers and the run is stopped on the way.
+    let asked = RecipeSource { text: recipe.text.replace("metric: exact_match", "metric: loss"), ..recipe };
+    desk.check_resume(&asked, &[4, 20], "model/model.safetensors");
+    let model = |run: &str| fs::read(desk.path(run).join("model/model.safetensors")).unwrap();
+    assert!(model("whole") == model("run"));
+}
+
+/// Pairs are judged by the method, and their tokens by the answers that were chosen.
+#[test]
+fn tasks_of_pairs_are_judged_as_the_whole_is() {
+    for stage in ["dpo", "kto", "rm"] {
+        let desk = Desk::new();
+        let mut recipe = two_tasks(&desk, "");
+        for name in ["sums.jsonl", "words.jsonl"] {
+            crate::desk::judged_rows(&desk, stage == "kto");
+            fs::copy(desk.path("data.jsonl"), desk.path(name)).unwrap();
+        }
+        recipe.text = recipe.text.replace("weight: 3", "metric: loss") + &format!("stage: {stage}\n");
+        let events = events(&desk, &recipe);
+        for (step, tasks) in told(&events, true) {
+            let (loss, accuracy) = events
+                .iter()
+                .find_map(|event| match event {
+                    Event::Evaluation { step: of, loss, token_accuracy, .. } if *of == step => {
+                        Some((*loss, *token_accuracy))
+                    }
+                    _ => None,
+                })
+                .unwrap();
+            let mean = (tasks[0].loss + tasks[1].loss) / 2.0;
+            let tolerance = if stage == "kto" { 0.05 } else { 1e-6 };
+            assert!((mean / loss - 1.0).abs() < tolerance, "{stage} {step}: {tasks:?} {loss}");
+            assert_eq!(tasks.iter().all(|task| task.token_accuracy.is_some()), stage != "rm");
+            assert!(stage == "rm" || (0.0..=1.0).contains(&accuracy));
+        }
+    }
+}
+
+#[test]
+fn a_task_without_held_out_rows_cannot_tell_the_best() {
+    let desk = Desk::new();
+    let recipe = judged(&desk, "early_stopping_steps: 2\nmetric_for_best_model: words/loss\n");
+    fs::write(desk.path("words.jsonl"), r#"{"prompt":"say","completion":"yes"}"#).unwrap();
+    let failure = desk.run(&recipe, "run", false, &mut Vec::new(), &StopToken::default()).unwrap_err();
+    assert_eq!(failure.problems[0].key.as_deref(), Some("metric_for_best_model"), "{failure:?}");
+}
+
 #[test]
 fn a_mistake_in_the_tasks_is_told_with_its_line() {
     let desk = Desk::new();
@@ -113,6 +221,22 @@ fn a_mistake_in_the_tasks_is_told_with_its_line() {
         ("tasks:\n- {name: a, dataset: a.json}\n- {name: a, dataset: b.json}\n", 4, "tasks.2.name"),
         ("tasks:\n- {name: a, dataset: a.json, weight: 0}\n- {dataset: b.json}\n", 3, "tasks.1.weight"),
         ("tasks:\n- {name: a, dataset: a.json, wait: 1}\n- {dataset: b.json}\n", 3, "tasks.1.wait"),
+        ("tasks:\n- {name: a, dataset: [a.json, 7]}\n- {dataset: b.json}\n", 3, "tasks.1.dataset"),
+        ("tasks:\n- {dataset: a.json}\n- {dataset: b.json, metric: accuracy}\n", 4, "tasks.2.metric"),
+        ("stage: pt\ntasks:\n- {dataset: a.json}\n- {dataset: b.json, metric: exact_match}\n", 5, "tasks.2.metric"),
+        ("stage: rm\ntasks:\n- {dataset: a.json, metric: perplexity}\n- {dataset: b.json}\n", 4, "tasks.1.metric"),
+        (
+            "stage: rm\nearly_stopping_steps: 1\nmetric_for_best_model: task 1/token_accuracy\ntasks:\n- {dataset: a.json}\n- {dataset: b.json}\n",
+            4,
+            "metric_for_best_model",
+        ),
+        ("early_stopping_steps: 1\ndataset: a.json\nmetric_for_best_model: sums/loss\n", 4, "metric_for_best_model"),
+        ("early_stopping_steps: 1\ndataset: a.json\nmetric_for_best_model: loss\n", 4, "metric_for_best_model"),
+        (
+            "early_stopping_steps: 1\nmetric_for_best_model: a/loss\ngreater_is_better: true\ntasks:\n- {name: a, dataset: a.json}\n- {dataset: b.json}\n",
+            4,
+            "greater_is_better",
+        ),
         ("dataset: c.json\ntasks:\n- {dataset: a.json}\n- {dataset: b.json}\n", 2, "dataset"),
         ("dataset: c.json\ntask_mixing: fixed\n", 3, "task_mixing"),
         ("task_weighting: pcgrad\nstage: dpo\ntasks:\n- {dataset: a.json}\n- {dataset: b.json}\n", 2, "task_weighting"),
