@@ -23,9 +23,9 @@ const DEPTH: usize = 768;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
 const SLAB: usize = 192 << 10;
 
-/// Of the parts of an inner dimension; even.
-pub(super) fn depth(inner: usize) -> usize {
-    inner.div_ceil(inner.div_ceil(DEPTH).max(1)).next_multiple_of(2)
+/// Of the parts of an inner dimension; whole steps of so many pairs.
+pub(super) fn depth(inner: usize, step: usize) -> usize {
+    inner.div_ceil(inner.div_ceil(DEPTH).max(1)).next_multiple_of(2 * step)
 }
 
 /// Of the pieces of a right side: whole panels, and as many slabs for every thread.
@@ -61,21 +61,22 @@ impl Left<'_> {
 #[derive(Default)]
 pub(super) struct Lefts {
     words: Vec<u32>,
-    /// A multiple of [`ROWS`].
+    /// A multiple of twice [`ROWS`].
     rows: usize,
     depth: usize,
     in_panels: bool,
 }
 
 impl Lefts {
-    /// Rounds a matrix into memory that is used again.
-    pub(super) fn fill(&mut self, matrix: View<'_>, depth: usize) {
+    /// Rounds a matrix into memory that is used again. What takes one pair at a time takes a transposed matrix in panels;
+    /// what takes steps of more finds rows, and zeros up to the end of its last step.
+    pub(super) fn fill(&mut self, matrix: View<'_>, depth: usize, step: usize) {
         let [rows, inner] = matrix.dims();
         *self = Self {
             words: std::mem::take(&mut self.words),
-            rows: rows.next_multiple_of(ROWS),
+            rows: rows.next_multiple_of(2 * ROWS),
             depth,
-            in_panels: matrix.is_transposed(),
+            in_panels: matrix.is_transposed() && step == 1,
         };
         let (pairs, per_part) = (depth / 2, self.rows / ROWS);
         let len = inner.div_ceil(depth) * self.rows * pairs;
@@ -86,17 +87,25 @@ impl Lefts {
             let (part, panel) = (index / per_part, index % per_part);
             let inside = part * depth..inner.min((part + 1) * depth);
             let rows = panel * ROWS..rows.min((panel + 1) * ROWS);
-            if self.in_panels {
+            if rows.is_empty() {
+                return;
+            }
+            if matrix.is_transposed() {
                 let (numbers, stride) = matrix.t().lines();
-                round_panel(&numbers[inside.start * stride..], stride, inside.len(), rows, words);
+                let numbers = &numbers[inside.start * stride..];
+                if self.in_panels {
+                    round_panel(numbers, stride, inside.len(), rows, words);
+                } else {
+                    round_columns(numbers, stride, inside.len(), rows, words, pairs);
+                }
             } else {
                 let (numbers, stride) = matrix.lines();
-                round_rows(&numbers[rows.start * stride..], stride, rows.len(), inside, words, pairs);
+                round_rows(&numbers[rows.start * stride..], stride, rows.len(), inside, words, pairs, step);
             }
         });
     }
 
-    /// Of a matrix that is not transposed.
+    /// Of a matrix that is not in panels.
     pub(super) fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
         assert!(!self.in_panels);
         let (mut col, mut rest) = (cols.start, output);
@@ -120,10 +129,11 @@ impl Lefts {
 }
 
 /// Some columns of the right side over one part of the inner dimension, in panels: in each, column `c`'s pair `p` at
-/// `p · PANEL + c`. Columns of the last panel that do not exist are zero.
+/// `p · PANEL + c`. Columns of the last panel and pairs of the last step that do not exist are zero.
 #[derive(Default)]
 pub(super) struct Right {
     words: Vec<u32>,
+    /// Whole steps.
     pub(super) pairs: usize,
     /// Where numbers lie before they are put in order.
     rows: Vec<u16>,
@@ -134,8 +144,8 @@ impl Right {
         &self.words[index * self.pairs * PANEL..][..self.pairs * PANEL]
     }
 
-    fn make_room(&mut self, depth: usize, cols: usize, rows: usize) {
-        self.pairs = depth.div_ceil(2);
+    fn make_room(&mut self, depth: usize, step: usize, cols: usize, rows: usize) {
+        self.pairs = depth.div_ceil(2).next_multiple_of(step);
         let len = cols.next_multiple_of(PANEL) * self.pairs;
         if self.words.len() < len {
             self.words.resize(len, 0);
@@ -145,9 +155,9 @@ impl Right {
         }
     }
 
-    /// Of a matrix `[inner, columns]`.
-    pub(super) fn fill(&mut self, matrix: &dyn Source, depth: Range<usize>, cols: Range<usize>) {
-        self.make_room(depth.len(), cols.len(), 2 * cols.len());
+    /// Of a matrix `[inner, columns]`, in steps of so many pairs.
+    pub(super) fn fill(&mut self, matrix: &dyn Source, depth: Range<usize>, step: usize, cols: Range<usize>) {
+        self.make_room(depth.len(), step, cols.len(), 2 * cols.len());
         let (first, second) = self.rows[..2 * cols.len()].split_at_mut(cols.len());
         for (pair, at) in depth.clone().step_by(2).enumerate() {
             matrix.read(at, cols.clone(), first);
@@ -158,17 +168,26 @@ impl Right {
             }
             interleave(first, second, &mut self.words[pair * PANEL..], self.pairs * PANEL);
         }
+        for panel in self.words.chunks_mut(self.pairs * PANEL).take(cols.len().div_ceil(PANEL)) {
+            panel[depth.len().div_ceil(2) * PANEL..].fill(0);
+        }
     }
 
-    /// Of a matrix `[columns, inner]`.
-    pub(super) fn fill_transposed(&mut self, matrix: &dyn Source, depth: Range<usize>, cols: Range<usize>) {
+    /// Of a matrix `[columns, inner]`, in steps of so many pairs.
+    pub(super) fn fill_transposed(
+        &mut self,
+        matrix: &dyn Source,
+        depth: Range<usize>,
+        step: usize,
+        cols: Range<usize>,
+    ) {
         let stride = depth.len().next_multiple_of(2 * LANES);
-        self.make_room(depth.len(), cols.len(), PANEL * stride);
+        self.make_room(depth.len(), step, cols.len(), PANEL * stride);
         for (panel, start) in cols.clone().step_by(PANEL).enumerate() {
             let rows = start..cols.end.min(start + PANEL);
             for (row, numbers) in rows.clone().zip(self.rows.chunks_mut(stride)) {
                 matrix.read(row, depth.clone(), &mut numbers[..depth.len()]);
-                numbers[depth.len()..depth.len().next_multiple_of(2)].fill(0);
+                numbers[depth.len()..2 * self.pairs].fill(0);
             }
             self.rows[rows.len() * stride..PANEL * stride].fill(0);
             let words = &mut self.words[panel * self.pairs * PANEL..][..self.pairs * PANEL];
@@ -196,14 +215,29 @@ simd_fn! {
 
 simd_fn! {
     /// Rows of a left side as they are.
-    fn round_rows(numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32], pairs: usize) {
+    fn round_rows(
+        numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32], pairs: usize, step: usize,
+    ) {
         let _ = FMA;
         for (row, words) in words.chunks_mut(pairs).enumerate().take(rows) {
             let words: &mut [u16] = cast_slice_mut(words);
             for (rounded, &number) in words.iter_mut().zip(&numbers[row * stride..][depth.clone()]) {
                 *rounded = round(number);
             }
-            words[depth.len()..depth.len().next_multiple_of(2)].fill(0);
+            words[depth.len()..depth.len().next_multiple_of(2 * step)].fill(0);
+        }
+    }
+}
+
+/// Rows of a left side whose columns lie without gaps, with zeros up to a multiple of [`LANES`] pairs.
+fn round_columns(numbers: &[f32], stride: usize, depth: usize, rows: Range<usize>, words: &mut [u32], pairs: usize) {
+    for at in (0..depth).step_by(2 * LANES) {
+        let mut panel = [0; ROWS * LANES];
+        round_panel(&numbers[at * stride..], stride, (depth - at).min(2 * LANES), rows.clone(), &mut panel);
+        for (row, words) in words.chunks_mut(pairs).enumerate().take(rows.len()) {
+            for (pair, word) in words[at / 2..][..LANES].iter_mut().enumerate() {
+                *word = panel[pair * ROWS + row];
+            }
         }
     }
 }

@@ -5,9 +5,13 @@
 //! in two different orders, and with the hundreds of tokens of a batch that takes a fiftieth of a product's time. So a
 //! matrix is kept once, in whatever form it has ([`Source`]).
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod block;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod emulator;
 mod plain;
 
 use std::cell::RefCell;
@@ -18,7 +22,7 @@ use rayon::prelude::*;
 use crate::buffer::SharedMut;
 use crate::matmul::{View, Write};
 pub(crate) use block::round_all;
-use block::{Left, Lefts, ROWS, Right, depth, slab};
+use block::{LANES, Left, Lefts, ROWS, Right, depth, slab};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {
@@ -47,12 +51,52 @@ pub(crate) struct Factor<'a> {
     pub(crate) transposed: bool,
 }
 
+/// What multiplies the blocks, slowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instructions {
+    /// Nothing that knows bfloat16.
+    Plain,
+    Avx512,
+    Amx,
+}
+
+impl Instructions {
+    /// The fastest that this processor has and the system lets us use.
+    pub fn current() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if crate::simd::level() == crate::simd::Level::Avx512 {
+            #[cfg(target_os = "linux")]
+            if amx::available() {
+                return Self::Amx;
+            }
+            if is_x86_feature_detected!("avx512bf16") {
+                return Self::Avx512;
+            }
+        }
+        Self::Plain
+    }
+
+    /// Lower-case name, as `doctor` shows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx512 => "avx512-bf16",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// Pairs along the inner dimension that are multiplied at a time.
+    fn step(self) -> usize {
+        match self {
+            Self::Plain | Self::Avx512 => 1,
+            Self::Amx => LANES,
+        }
+    }
+}
+
 /// Whether this processor multiplies bfloat16.
 pub fn available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return crate::simd::level() == crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    Instructions::current() != Instructions::Plain
 }
 
 /// Fewer rows are not worth putting a slab in order twice.
@@ -66,15 +110,20 @@ thread_local! {
 /// The left side of products, rounded once for all of them.
 pub(crate) struct Rounded {
     dims: [usize; 2],
+    instructions: Instructions,
     lefts: Lefts,
 }
 
 impl Rounded {
     pub(crate) fn new(matrix: View<'_>) -> Self {
-        let dims = matrix.dims();
+        Self::for_instructions(Instructions::current(), matrix)
+    }
+
+    fn for_instructions(instructions: Instructions, matrix: View<'_>) -> Self {
+        let (dims, step) = (matrix.dims(), instructions.step());
         let mut lefts = LEFT.with_borrow_mut(Vec::pop).unwrap_or_default();
-        lefts.fill(matrix, depth(dims[1]));
-        Self { dims, lefts }
+        lefts.fill(matrix, depth(dims[1], step), step);
+        Self { dims, instructions, lefts }
     }
 
     /// `destination (=|+=) scale · self · right`, row-major without gaps.
@@ -83,14 +132,15 @@ impl Rounded {
         assert_eq!(inner, right_inner);
         assert!(destination.len() >= rows * cols);
         let destination = SharedMut::new(destination);
-        let depth = depth(inner);
+        let step = self.instructions.step();
+        let depth = depth(inner, step);
         pieces(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
             // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
             let mut panels = RIGHT.take();
             for (part, inside) in ranges(inner, depth).enumerate() {
                 match right.transposed {
-                    true => panels.fill_transposed(right.matrix, inside, slab.clone()),
-                    false => panels.fill(right.matrix, inside, slab.clone()),
+                    true => panels.fill_transposed(right.matrix, inside, step, slab.clone()),
+                    false => panels.fill(right.matrix, inside, step, slab.clone()),
                 }
                 let output = Output {
                     // SAFETY: inside the destination.
@@ -101,8 +151,9 @@ impl Rounded {
                     write: if part == 0 { write } else { Write::Accumulate },
                     scale,
                 };
+                let left = self.lefts.part(part).rows_from(rows.start);
                 // SAFETY: this piece of the destination is this task's alone.
-                unsafe { multiply(self.lefts.part(part).rows_from(rows.start), &panels, output) };
+                unsafe { multiply(self.instructions, left, &panels, output) };
             }
             RIGHT.set(panels);
         });
@@ -149,15 +200,18 @@ struct Output {
 /// `output (=|+=) scale · left · right`.
 ///
 /// # Safety
-/// The output's places are this caller's alone.
-unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
-    #[cfg(target_arch = "x86_64")]
-    if available() {
-        // SAFETY: the processor has the instructions; the rest is the caller's promise.
-        return unsafe { avx512::multiply(left, right, output) };
-    }
+/// The processor has the instructions; the output's places are this caller's alone.
+unsafe fn multiply(instructions: Instructions, left: Left<'_>, right: &Right, output: Output) {
     // SAFETY: passed on.
-    unsafe { plain::multiply(left, right, output) }
+    unsafe {
+        match instructions {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Instructions::Amx => amx::multiply(left, right, output),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => avx512::multiply(left, right, output),
+            _ => plain::multiply(left, right, output),
+        }
+    }
 }
 
 /// A part of the output that one task makes.
@@ -182,6 +236,7 @@ fn ranges(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Level;
     use crate::simd::testing::at_every_level;
     use crate::testing::{random, values};
 
@@ -189,13 +244,32 @@ mod tests {
         half::bf16::from_f32(number).to_f64()
     }
 
+    /// Runs `test` at each level with each of the instructions: AVX512-BF16 where the processor has it, AMX emulated
+    /// where it does not.
+    fn with_all_instructions(test: impl Fn(Level, Instructions)) {
+        at_every_level(|level| {
+            test(level, Instructions::Plain);
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx512bf16") {
+                test(level, Instructions::Avx512);
+            }
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            {
+                emulator::install();
+                test(level, Instructions::Amx);
+            }
+        });
+    }
+
     #[test]
     fn products_are_those_of_the_rounded_numbers() {
-        at_every_level(|level| {
+        with_all_instructions(|level, instructions| {
             // One row, odd depths, rests of rows, of panels and of slabs, more than one part of the depth.
             for [rows, inner, cols] in
-                [[1, 1, 1], [7, 5, 3], [9, 33, 16], [16, 300, 47], [65, 512, 49], [130, 1700, 1000]]
+                [[1, 1, 1], [7, 5, 3], [9, 33, 16], [16, 300, 47], [40, 62, 30], [65, 512, 49], [130, 1700, 1000]]
             {
+                // The others take their time.
+                let cols = if instructions == Instructions::Avx512 { cols } else { cols.min(100) };
                 let (left, right) = (values(random([rows, inner], 1)), values(random([inner, cols], 2)));
                 let (left_t, right_t) = (transposed(&left, inner), transposed(&right, cols));
                 let lefts = [View::new(&left, [rows, inner]), View::new(&left_t, [inner, rows]).t()];
@@ -206,7 +280,7 @@ mod tests {
                     let mut product = vec![f32::NAN; rows * cols];
                     for write in [Write::Replace, Write::Accumulate] {
                         let right = Factor { matrix: right_view, transposed: *transposed };
-                        Rounded::new(*left_view).times(&mut product, write, 0.5, right);
+                        Rounded::for_instructions(instructions, *left_view).times(&mut product, write, 0.5, right);
                     }
                     let step = if rows * cols > 10_000 { 97 } else { 1 };
                     for at in (0..rows * cols).step_by(step) {
@@ -219,7 +293,7 @@ mod tests {
                         let tolerance = magnitude * inner as f64 * f64::from(f32::EPSILON);
                         assert!(
                             error <= tolerance,
-                            "{level:?} {rows}x{inner}x{cols} [{row}, {col}]: {} is not {want}",
+                            "{level:?} {instructions:?} {rows}x{inner}x{cols} [{row}, {col}]: {} is not {want}",
                             product[at]
                         );
                     }
@@ -247,11 +321,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_stays_one() {
-        let (left, mut product) = ([1.0, f32::NAN], [0.0]);
-        let right = View::new(&[1.0, 0.0], [2, 1]);
-        let right = Factor { matrix: &right, transposed: false };
-        Rounded::new(View::new(&left, [1, 2])).times(&mut product, Write::Replace, 1.0, right);
-        assert!(product[0].is_nan());
+    fn what_is_no_number_stays_one_and_stays_in_its_row() {
+        let multiply = |instructions, left: View<'_>, right: View<'_>, transposed| {
+            let right = Factor { matrix: &right, transposed };
+            let mut product = vec![0.0; left.dims()[0] * right.dims()[1]];
+            Rounded::for_instructions(instructions, left).times(&mut product, Write::Replace, 1.0, right);
+            product
+        };
+        // All on one thread, so that products use the memory of those before: no number is what lies there beyond
+        // their rows and depths.
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let (nowhere, left) = (vec![f32::NAN; 64 * 600], [1.0, f32::NAN, 1.0, 2.0, 3.0, 4.0]);
+        with_all_instructions(|level, instructions| {
+            for (transposed, dims) in [(false, [2, 1]), (true, [1, 2])] {
+                let [all, some] = one_thread.install(|| {
+                    let all =
+                        multiply(instructions, View::new(&nowhere, [64, 600]), View::new(&nowhere, [600, 64]), false);
+                    let some =
+                        multiply(instructions, View::new(&left, [3, 2]), View::new(&[1.0, 0.0], dims), transposed);
+                    [all, some]
+                });
+                assert!(all.iter().all(|sum| sum.is_nan()), "{level:?} {instructions:?}");
+                assert!(some[0].is_nan(), "{level:?} {instructions:?}");
+                assert_eq!(some[1..], [1.0, 3.0], "{level:?} {instructions:?}");
+            }
+        });
     }
 }
