@@ -18,7 +18,9 @@ from llama import randomise_adapter, save_adapter
 from lora_sft import Schedule, adapter_parameters, optimise
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from transformers import (
+    AutoModelForImageClassification, AutoModelForSequenceClassification, BertConfig, LlamaConfig, ViTConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[2] / "daemon/engine/model/fixtures/classifiers"
 RANK, ALPHA = 2, 4
@@ -38,6 +40,10 @@ CONFIGS = {
         pad_token_id=0, **TASK,
     ),
 }
+CONFIGS["vit"] = lambda: ViTConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=12, patch_size=4,
+    initializer_range=0.2, **TASK,
+)
 LENGTHS = [(17, 17), (9, 4), (1, 1)]
 CLASSES = [2, 0, 1]
 
@@ -52,7 +58,7 @@ def main() -> None:
 def make(name: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     save_random_model(CONFIGS[name](), folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = auto(name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -60,6 +66,9 @@ def make(name: str, folder: Path) -> None:
     batch = [inputs(name, *lengths) for lengths in LENGTHS]
     tensors = {"classes": torch.tensor(CLASSES)}
     for index, sequence in enumerate(batch):
+        if name == "vit":
+            tensors[f"pixels.{index}"] = sequence["pixel_values"][0]
+            continue
         tensors[f"ids.{index}"] = sequence["input_ids"][0]
         if "token_type_ids" in sequence:
             tensors[f"types.{index}"] = sequence["token_type_ids"][0]
@@ -70,7 +79,7 @@ def make(name: str, folder: Path) -> None:
         module for module, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and module.rsplit(".", 1)[-1] not in ("classifier", "score")
     ]
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear, task_type="SEQ_CLS")
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear, task_type=None if name == "vit" else "SEQ_CLS", modules_to_save=["classifier"] if name == "vit" else None)
     tuned = get_peft_model(model, config).train()
     randomise_adapter(tuned)
     save_adapter(tuned, folder / "adapter", name)
@@ -85,18 +94,24 @@ def make(name: str, folder: Path) -> None:
     print(f"{name}: {size} bytes, loss {tensors['loss']:.4f}, with adapter {tensors['adapter_loss']:.4f}, curve {losses}")
 
 
+def auto(name: str):
+    return AutoModelForImageClassification if name == "vit" else AutoModelForSequenceClassification
+
+
 def save_random_model(config, folder: Path) -> None:
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = auto(config.model_type).from_config(config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
+        for _, parameter in model.named_parameters():
+            if parameter.ndim == 1 or parameter.shape[0] == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def inputs(name: str, length: int, first: int) -> dict[str, torch.Tensor]:
-    """A sequence alone, so that there is no padding; its first text ends after `first` tokens."""
+    """A sequence alone, so that there is no padding; its first text ends after `first` tokens. Or an image."""
+    if name == "vit":
+        return {"pixel_values": torch.randn(1, 3, 12, 12)}
     given = {"input_ids": torch.randint(3, VOCABULARY, (1, length))}
     if name == "bert":
         given["token_type_ids"] = (torch.arange(length) >= first).long()[None]

@@ -3,6 +3,7 @@
 use justtrain_kernels::{Activation, Heads};
 use justtrain_worker_api::{Problem, ProblemCode};
 
+use crate::image;
 use crate::names::{JointNames, WeightNames};
 use crate::rotation::Rotation;
 
@@ -17,7 +18,10 @@ pub struct DecoderConfig {
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub heads: Heads,
+    /// 0 where images are read.
     pub vocab_size: usize,
+    /// How an image becomes tokens, where images are read.
+    pub patches: Option<Patches>,
     /// It has an output layer; encoders and classifiers have none.
     pub makes_words: bool,
     /// The output layer is the embedding table.
@@ -43,6 +47,32 @@ pub struct DecoderConfig {
     pub experts: Option<ExpertsConfig>,
     pub biases: Biases,
     pub names: &'static WeightNames,
+}
+
+/// A square image cut into square patches, each a token, behind one token more that stands for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patches {
+    /// Pixels along a side of the image.
+    pub image_size: usize,
+    /// Of a patch.
+    pub patch_size: usize,
+    pub channels: usize,
+}
+
+impl Patches {
+    pub fn count(self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Numbers in a patch.
+    pub fn numbers(self) -> usize {
+        self.channels * self.patch_size * self.patch_size
+    }
+
+    /// Tokens of an image.
+    pub fn tokens(self) -> usize {
+        self.count() + 1
+    }
 }
 
 /// How a token's place in its sequence is told.
@@ -227,8 +257,11 @@ impl DecoderConfig {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let names = self.names;
         let (table, mut tensors) = (vec![self.vocab_size, self.hidden_size], Vec::new());
-        tensors.push((format!("{}.weight", names.embeddings), table.clone()));
-        let positions = names.positions.zip(self.position_table());
+        match self.patches {
+            None => tensors.push((format!("{}.weight", names.embeddings), table.clone())),
+            Some(patches) => tensors.extend(image::tensors(names.embeddings, patches, self.hidden_size)),
+        }
+        let positions = names.positions.zip(self.position_table()).filter(|_| self.patches.is_none());
         tensors.extend(positions.map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
         let types = names.token_types.map(|name| (format!("{name}.weight"), vec![TOKEN_TYPES, self.hidden_size]));
         tensors.extend(types);

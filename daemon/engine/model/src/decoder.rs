@@ -10,9 +10,10 @@ use justtrain_worker_api::Problem;
 
 use crate::block::{Block, BlockDropout, Pass};
 use crate::classifier::{self, Classifier};
-use crate::config::Positions;
+use crate::config::{Patches, Positions};
 use crate::embeddings::Embeddings;
 use crate::generate::KvCache;
+use crate::image;
 use crate::layers::{InFull, Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
@@ -26,6 +27,8 @@ pub struct Input {
     pub positions: Vec<u32>,
     /// Which of a pair's texts a token is in; empty where all are in the first.
     pub types: Vec<u32>,
+    /// `[images · patches, numbers of a patch]`, where images are read; the ids say nothing then.
+    pub patches: Option<Tensor<2>>,
     /// Which tokens attend to which.
     pub segments: Arc<Segments>,
 }
@@ -34,7 +37,13 @@ impl Input {
     /// Whole sequences; `starts` holds each one's first token and, last, the number of all.
     pub fn packed(ids: Vec<u32>, starts: &[usize]) -> Self {
         let positions = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
-        Self { ids, positions, types: Vec::new(), segments: Arc::new(Segments::packed(starts)) }
+        Self { ids, positions, types: Vec::new(), patches: None, segments: Arc::new(Segments::packed(starts)) }
+    }
+
+    /// Images, each `[channels, size, size]`, one after the other; there are as many ids for each as it has tokens.
+    pub fn with_images(mut self, images: &[Vec<f32>], patches: Patches, device: &Device) -> Self {
+        self.patches = Some(Tensor::from_data(image::cut(images, patches), device));
+        self
     }
 
     /// `types` may end before the last token: those after are in the first text.
@@ -164,7 +173,7 @@ impl Decoder {
     /// formats do not fit the file.
     pub fn load(checkpoint: &Checkpoint, device: &Device, formats: WeightFormats) -> Result<Self, Problem> {
         let config = families::decoder_config(checkpoint)?;
-        let (loader, names) = (Loader::new(checkpoint, device, formats), config.names);
+        let (loader, names) = (Loader::new(checkpoint, device, formats, config.names), config.names);
         let blocks = (0..config.layers.len()).map(|layer| Block::load(&loader, &config, layer));
         let blocks = blocks.collect::<Result<_, Problem>>()?;
         let output = || {
@@ -270,8 +279,8 @@ impl Decoder {
             (Some(classifier), _) => HeadKind::Classifier(classifier.clone()),
             (None, false) => HeadKind::None,
             (None, true) => {
-                let name = self.output.as_ref().map_or(&self.embeddings.tokens().name, |output| &output.name);
-                HeadKind::Language { output: self.output_layer(), name: name.clone() }
+                let name = self.output.as_ref().map_or(self.embeddings_name(), |output| &output.name);
+                HeadKind::Language { output: self.output_layer(), name: name.to_owned() }
             }
         };
         Head { norm: self.norm.clone(), judge }
@@ -313,9 +322,9 @@ impl Decoder {
         self.classifier.as_ref()
     }
 
-    /// The name of the embedding table among the parameters.
+    /// The name of the embedding table among the parameters; empty where images are read.
     pub fn embeddings_name(&self) -> &str {
-        &self.embeddings.tokens().name
+        self.embeddings.tokens().map_or("", |table| &table.name)
     }
 
     /// Numbers in the base model.
@@ -325,8 +334,12 @@ impl Decoder {
 
     /// What turns hidden states into logits. Shares the memory of the decoder's own tensors.
     pub fn output_layer(&self) -> OutputLayer {
-        let weight = self.output.as_ref().map_or(&self.embeddings.tokens().weight, |output| &output.weight);
-        OutputLayer { weight: weight.clone(), soft_cap: self.config.logit_soft_cap }
+        let table = || self.embeddings.tokens().map(|table| &table.weight);
+        let weight = self.output.as_ref().map(|output| &output.weight).or_else(table);
+        OutputLayer {
+            weight: weight.expect("whoever makes words has an output layer").clone(),
+            soft_cap: self.config.logit_soft_cap,
+        }
     }
 
     /// What the blocks must know about an input.

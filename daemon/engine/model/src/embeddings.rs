@@ -1,4 +1,4 @@
-//! What goes into the first block: rows of tables, added up, and with some families a norm of the sum.
+//! What goes into the first block: rows of tables, added up, and with some families a norm of the sum; or images.
 
 use burn::tensor::{Device, Tensor};
 use justtrain_kernels::{Weight, embedding};
@@ -6,14 +6,16 @@ use justtrain_worker_api::Problem;
 
 use crate::Input;
 use crate::config::{DecoderConfig, Positions, TOKEN_TYPES};
+use crate::image::ImageEmbeddings;
 use crate::layers::Norm;
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 
 #[derive(Debug, Clone)]
 pub struct Embeddings {
-    /// That of the tokens first.
+    /// That of the tokens first; none where images are read.
     pub(crate) tables: Vec<Table>,
+    image: Option<ImageEmbeddings>,
     pub(crate) norm: Option<Norm>,
 }
 
@@ -69,6 +71,10 @@ impl Embeddings {
             let name = format!("{module}.weight");
             Ok::<_, Problem>(Table { weight: weight(&name)?, name, module, rows, scale: 1.0 })
         };
+        if let Some(patches) = config.patches {
+            let image = Some(ImageEmbeddings::load(loader, config, patches)?);
+            return Ok(Self { tables: Vec::new(), image, norm: None });
+        }
         let of_tokens = table(names.embeddings, Rows::Id, &|name| loader.table(name, [config.vocab_size, width]))?;
         let mut tables = vec![Table { scale: config.embedding_scale, ..of_tokens }];
         if let (&Positions::Learned { rows, offset }, Some(module)) = (&config.positions, names.positions) {
@@ -79,15 +85,19 @@ impl Embeddings {
             tables.push(table(module, Rows::Type, &|name| loader.in_full_precision(name, [TOKEN_TYPES, width]))?);
         }
         let norm = names.embedding_norm.map(|name| loader.norm(name.to_owned(), width, config)).transpose()?;
-        Ok(Self { tables, norm })
+        Ok(Self { tables, image: None, norm })
     }
 
-    pub(crate) fn tokens(&self) -> &Table {
-        &self.tables[0]
+    /// None where images are read.
+    pub(crate) fn tokens(&self) -> Option<&Table> {
+        self.tables.first()
     }
 
     /// `[tokens, hidden]`, before the norm.
     pub fn sum(&self, input: &Input, device: &Device) -> Tensor<2> {
+        if let Some(image) = &self.image {
+            return image.forward(input.patches.clone().expect("an image model is given images"));
+        }
         let rows = |table: &Table| {
             let rows = embedding(&table.weight, &table.rows(input), device);
             if table.scale == 1.0 { rows } else { rows * table.scale }
@@ -108,6 +118,11 @@ impl Embeddings {
         taken.collect()
     }
 
+    /// What makes tokens of images, where images are read.
+    pub fn image(&self) -> Option<&ImageEmbeddings> {
+        self.image.as_ref()
+    }
+
     /// What comes after the sum, where there is something.
     pub fn norm(&self) -> Option<EmbeddingNorm> {
         self.norm.clone().map(EmbeddingNorm)
@@ -116,9 +131,10 @@ impl Embeddings {
 
 impl Parameters for Embeddings {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { tables, norm } = self;
+        let Self { tables, image, norm } = self;
         let tables = tables.iter_mut().map(|table| Parameter::weight(table.name.clone(), &mut table.weight));
-        tables.chain(norm.iter_mut().flat_map(Norm::parameters_mut)).collect()
+        let image = image.iter_mut().flat_map(ImageEmbeddings::parameters_mut);
+        tables.chain(image).chain(norm.iter_mut().flat_map(Norm::parameters_mut)).collect()
     }
 }
 

@@ -14,6 +14,7 @@ mod embeddings;
 pub mod export;
 pub mod families;
 pub mod generate;
+mod image;
 pub mod layers;
 mod names;
 pub mod parameters;
@@ -24,11 +25,12 @@ mod weights;
 pub use block::{Block, Pass};
 pub use classifier::{Classifier, are_unnamed};
 pub use config::{
-    Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, NormPlace, PlainActivation,
-    Positions,
+    Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, NormPlace, Patches,
+    PlainActivation, Positions,
 };
 pub use decoder::{Decoder, Head, Input, Mode};
 pub use embeddings::{EmbeddingNorm, Embeddings, Taken};
+pub use image::ImageEmbeddings;
 pub use justtrain_kernels as kernels;
 pub use tuned::{apply_tuned, is_whole_model, replaces_weights, tuned_labels};
 pub use weights::{WeightFormat, WeightFormats};

@@ -1,5 +1,7 @@
 //! Names of a family's weights in its checkpoints. What has no name is not there.
 
+use std::borrow::Cow;
+
 /// A decoder's tensors, without `.weight` and `.bias`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WeightNames {
@@ -20,6 +22,8 @@ pub struct WeightNames {
     pub classifier: ClassifierNames,
     /// What the names of tensors begin with that are for other tasks, and may be in a file.
     pub unused: &'static [&'static str],
+    /// Parts of modules' names and what files have in their place.
+    pub in_files: &'static [(&'static str, &'static str)],
     /// Matrices of linear layers are stored `[inputs, outputs]` (transformers' `Conv1D`).
     pub transposed: bool,
 }
@@ -28,6 +32,12 @@ impl WeightNames {
     /// Of the output layer's matrix, as it stands in a file.
     pub fn output_weight(&self) -> Option<String> {
         Some(format!("{}.weight", self.output?))
+    }
+
+    /// A tensor's name in a model's files.
+    pub(crate) fn in_file<'n>(&self, name: &'n str) -> Cow<'n, str> {
+        let parts = self.in_files.iter().filter(|(part, _)| name.contains(part));
+        parts.fold(Cow::Borrowed(name), |name, (part, in_file)| name.replace(part, in_file).into())
     }
 
     /// The modules of the embedding table and of the output layer.
@@ -47,6 +57,8 @@ pub struct ClassifierNames {
     pub reads: Reads,
     /// What the name of transformers' class ends with.
     pub class: &'static str,
+    /// PEFT's name of the task, where it has one.
+    pub peft_task: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +74,7 @@ pub(crate) const SCORE: ClassifierNames = ClassifierNames {
     bias: false,
     reads: Reads::LastToken,
     class: "ForSequenceClassification",
+    peft_task: Some("SEQ_CLS"),
 };
 
 /// A block's tensors, each after the block's own name.
@@ -113,6 +126,7 @@ pub(crate) const LLAMA: WeightNames = WeightNames {
     output: Some("lm_head"),
     classifier: SCORE,
     unused: &[],
+    in_files: &[],
     transposed: false,
 };
 

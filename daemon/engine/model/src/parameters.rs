@@ -43,6 +43,8 @@ pub struct Parameter<'a> {
     pub name: String,
     tensor: Place<'a>,
     transposed: bool,
+    /// Of more dimensions in files than here.
+    stored_shape: Option<Vec<usize>>,
     /// A batch may leave it out, and then its gradient is 0.
     optional: bool,
 }
@@ -56,20 +58,25 @@ enum Place<'a> {
 
 impl<'a> Parameter<'a> {
     pub(crate) fn vector(name: String, tensor: &'a mut Tensor<1>) -> Self {
-        Self { name, tensor: Place::Vector(tensor), transposed: false, optional: false }
+        Self { name, tensor: Place::Vector(tensor), transposed: false, stored_shape: None, optional: false }
     }
 
     pub(crate) fn matrix(name: String, tensor: &'a mut Tensor<2>) -> Self {
-        Self { name, tensor: Place::Matrix(tensor), transposed: false, optional: false }
+        Self { name, tensor: Place::Matrix(tensor), transposed: false, stored_shape: None, optional: false }
     }
 
     pub(crate) fn weight(name: String, weight: &'a mut Weight) -> Self {
-        Self { name, tensor: Place::Weight(weight), transposed: false, optional: false }
+        Self { name, tensor: Place::Weight(weight), transposed: false, stored_shape: None, optional: false }
     }
 
     /// Says that files hold the matrix as `[inputs, outputs]`.
     pub(crate) fn stored_transposed(self, transposed: bool) -> Self {
         Self { transposed, ..self }
+    }
+
+    /// Says that files hold the same numbers in this shape.
+    pub(crate) fn stored_as(self, shape: Vec<usize>) -> Self {
+        Self { stored_shape: Some(shape), ..self }
     }
 
     /// Says that a batch may leave the tensor out.
@@ -110,7 +117,7 @@ impl<'a> Parameter<'a> {
 
     /// Shape of the tensor in the model's files.
     pub(crate) fn stored_shape(&self) -> Vec<usize> {
-        let mut shape = self.shape();
+        let mut shape = self.stored_shape.clone().unwrap_or_else(|| self.shape());
         if self.transposed {
             shape.reverse();
         }

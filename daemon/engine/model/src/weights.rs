@@ -12,6 +12,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::config::NormKind;
 use crate::layers::{InFull, Norm, Projection};
+use crate::names::WeightNames;
 use crate::parameters::transpose;
 use crate::{DecoderConfig, LinearShape};
 
@@ -69,24 +70,30 @@ pub(crate) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,
     formats: WeightFormats,
+    names: &'static WeightNames,
     /// Names of the tensors that a part of the network has read.
     taken: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Loader<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &'a Device, formats: WeightFormats) -> Self {
-        Self { checkpoint, device, formats, taken: RefCell::default() }
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        device: &'a Device,
+        formats: WeightFormats,
+        names: &'static WeightNames,
+    ) -> Self {
+        Self { checkpoint, device, formats, names, taken: RefCell::default() }
     }
 
     /// Notes that a part takes a tensor, and returns its name in the file.
     fn take<'n>(&self, name: &'n str) -> Cow<'n, str> {
-        let stored = stored_name(self.checkpoint, name);
+        let stored = stored_name(self.checkpoint, self.names, name);
         self.taken.borrow_mut().insert(stored.clone().into_owned());
         stored
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.checkpoint.shape(&stored_name(self.checkpoint, name)).is_some()
+        self.checkpoint.shape(&stored_name(self.checkpoint, self.names, name)).is_some()
     }
 
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, Problem> {
@@ -102,6 +109,12 @@ impl<'a> Loader<'a> {
     /// A table of learned positions or a router, which is always `f32`.
     pub(crate) fn in_full_precision(&self, name: &str, shape: [usize; 2]) -> Result<Weight, Problem> {
         self.matrix(name, shape, WeightFormat::F32)
+    }
+
+    /// Numbers that files hold in a shape of more dimensions; always `f32`.
+    pub(crate) fn reshaped(&self, name: &str, stored: &[usize], shape: [usize; 2]) -> Result<Tensor<2>, Problem> {
+        let elements = self.checkpoint.read_f32(&self.take(name), stored)?;
+        Ok(Tensor::from_data(TensorData::new(elements, shape), self.device))
     }
 
     /// The head of a classifier, which is always `f32`.
@@ -200,9 +213,16 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A tensor's name in the file: that of transformers' bare model, without the head's prefix, where the file has only that;
+/// A tensor's name in the file: that of its family's files; that of transformers' bare model, without the head's prefix, where the file has only that;
 /// and a norm's as TensorFlow called them.
-fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> Cow<'n, str> {
+fn stored_name<'n>(checkpoint: &Checkpoint, names: &WeightNames, name: &'n str) -> Cow<'n, str> {
+    match names.in_file(name) {
+        Cow::Borrowed(name) => of_this_name(checkpoint, name),
+        Cow::Owned(in_file) => of_this_name(checkpoint, &in_file).into_owned().into(),
+    }
+}
+
+fn of_this_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> Cow<'n, str> {
     let bare = name.split_once('.').map_or(name, |(_, bare)| bare);
     let has = |name: &str| checkpoint.shape(name).is_some();
     let of_norm = |name: &str| {
@@ -218,11 +238,12 @@ fn stored_name<'n>(checkpoint: &Checkpoint, name: &'n str) -> Cow<'n, str> {
 /// The matrix of a layer as the checkpoint has it, `[outputs, inputs]`.
 pub(crate) fn original(
     checkpoint: &Checkpoint,
+    names: &WeightNames,
     projection: &Projection,
     device: &Device,
 ) -> Result<Tensor<2>, Problem> {
     let ([outputs, inputs], name) = (projection.shape(), format!("{}.weight", projection.name));
-    let name = stored_name(checkpoint, &name);
+    let name = stored_name(checkpoint, names, &name);
     let numbers = match projection.transposed {
         false => checkpoint.read_f32(&name, &[outputs, inputs])?,
         true => transpose(&checkpoint.read_f32(&name, &[inputs, outputs])?, [inputs, outputs]),

@@ -127,6 +127,11 @@ impl Backward<'_> {
         mut table: Option<Vec<f32>>,
     ) -> Gradients {
         let embeddings = decoder.embeddings();
+        if let (Some(image), Some(patches)) = (embeddings.image(), &input.patches) {
+            let mut image = image.tracked(self.trained, &decoder.device());
+            let mut gradients = (image.forward(constant(patches.clone())) * constant(upstream)).sum().backward();
+            return image.take_gradients(self.trained, &mut gradients);
+        }
         let (upstream, of_norm) = match embeddings.norm() {
             None => (upstream, Gradients::new()),
             Some(norm) => {

@@ -29,7 +29,7 @@ pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result
         None => ChatTemplate::open(checkpoint, &tokenizer)?,
     };
     // Nobody chats with an encoder.
-    let warning = warning.filter(|_| decoder_config(checkpoint).is_ok_and(|config| config.makes_words));
+    let warning = warning.filter(|_| !decoder_config(checkpoint).is_ok_and(|config| !config.makes_words));
     Ok((Encoder { tokenizer, template }, warning))
 }
 

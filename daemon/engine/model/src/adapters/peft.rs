@@ -71,7 +71,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     saved.extend(decoder.classifier().map(|_| decoder.config().names.classifier.output.to_owned()));
     let mut config = peft_config::value(config, base_model, &targets(decoder, config), &saved, decoder.config());
     if let Some(classifier) = decoder.classifier() {
-        config["task_type"] = "SEQ_CLS".into();
+        config["task_type"] = decoder.config().names.classifier.peft_task.into();
         let path = folder.join(LABELS);
         let labels = serde_json::to_string_pretty(classifier.labels()).expect("labels are JSON");
         fs::write(&path, labels).map_err(|error| cannot_write(&path, &error))?;

@@ -58,9 +58,9 @@ impl Start {
 impl LoraStart {
     /// Starts the pairs of a fresh adapter and changes the frozen weights by as much. `checkpoint` is the decoder's.
     pub fn apply(self, decoder: &mut Decoder, checkpoint: &Checkpoint) -> Result<(), Problem> {
-        let (format, device) = (decoder.formats().linear, decoder.device());
+        let (format, device, names) = (decoder.formats().linear, decoder.device(), decoder.config().names);
         for projection in decoder.projections_mut().filter(|projection| projection.lora.is_some()) {
-            let weight = original(checkpoint, projection, &device)?;
+            let weight = original(checkpoint, names, projection, &device)?;
             let Some(lora) = &mut projection.lora else { continue };
             let rank = lora.a.dims()[0];
             if rank > weight.dims().into_iter().min().unwrap_or(0) {
@@ -153,7 +153,7 @@ pub(crate) fn take_apart(
     kind: &str,
     folder: &Path,
 ) -> Result<(), Problem> {
-    let (format, device) = (decoder.formats().linear, decoder.device());
+    let (format, device, names) = (decoder.formats().linear, decoder.device(), decoder.config().names);
     let path = folder.join(TAKEN);
     let taken_out = if path.exists() { Some(SafetensorsFile::open(&path)?) } else { None };
     for projection in decoder.projections_mut() {
@@ -178,7 +178,7 @@ pub(crate) fn take_apart(
             None => None,
         };
         lora.start = Some(Start { a, b, taken });
-        let weight = original(checkpoint, projection, &device)?;
+        let weight = original(checkpoint, names, projection, &device)?;
         projection.take_out(weight, format)?;
     }
     Ok(())

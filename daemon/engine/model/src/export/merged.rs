@@ -33,16 +33,15 @@ pub fn export_merged(
         .fix("free some disk space, or name another folder", "请释放磁盘空间，或指定其他文件夹")
     };
     fs::create_dir_all(folder).map_err(cannot_write)?;
-    let mut tuned = decoder.clone();
+    let (mut tuned, names) = (decoder.clone(), decoder.config().names);
     let trained = tuned.trained_mut(Trained::Adapters);
     // What the base model lacks: a head, and with some families what it reads.
     let (own, trained): (Vec<_>, Vec<_>) = trained
         .into_iter()
         .filter(|tensor| InFull::marks(&tensor.name) || is_of_head(&tensor.name))
-        .map(|tensor| (InFull::base_name(&tensor.name), tensor))
+        .map(|tensor| (names.in_file(&InFull::base_name(&tensor.name)).into_owned(), tensor))
         .partition(|(name, _)| is_of_head(name) || !checkpoint.names().any(|stored| is_named(name, stored)));
-    let unused =
-        |name: &str| is_of_head(name) || decoder.config().names.unused.iter().any(|start| name.starts_with(start));
+    let unused = |name: &str| is_of_head(name) || names.unused.iter().any(|start| name.starts_with(start));
     let entry = |name: &str, shape: &[usize]| Entry { name: name.to_owned(), shape: shape.to_vec(), dtype: Dtype::F32 };
     let entries: Vec<Entry> = checkpoint
         .names()
@@ -74,8 +73,10 @@ pub fn export_merged(
 
 /// The layer with this weight, where it has an adapter.
 fn adapted<'a>(decoder: &'a Decoder, weight_name: &str) -> Option<&'a Projection> {
-    let layer = weight_name.strip_suffix(".weight")?;
-    decoder.projections().find(|projection| projection.lora.is_some() && is_named(&projection.name, layer))
+    let (layer, names) = (weight_name.strip_suffix(".weight")?, decoder.config().names);
+    decoder
+        .projections()
+        .find(|projection| projection.lora.is_some() && is_named(&names.in_file(&projection.name), layer))
 }
 
 /// A file of the bare model lacks the first part of each name.

@@ -1,5 +1,6 @@
 //! A model whose own weights were trained, as a Hugging Face folder; and back from there.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -21,13 +22,15 @@ pub fn save_model(decoder: &Decoder, config: &Value, folder: &Path) -> Result<u6
     // Clones share the memory.
     let mut tuned = decoder.clone();
     let parameters = tuned.trained_mut(Trained::Weights);
+    let names = decoder.config().names;
     let entry = |parameter: &Parameter<'_>| Entry {
-        name: parameter.name.clone(),
+        name: names.in_file(&parameter.name).into_owned(),
         shape: parameter.stored_shape(),
         dtype: Dtype::F32,
     };
     let entries: Vec<Entry> = parameters.iter().map(entry).collect();
-    let by_name: HashMap<&str, &Parameter<'_>> = parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let by_name: HashMap<Cow<'_, str>, &Parameter<'_>> =
+        parameters.iter().map(|p| (names.in_file(&p.name), p)).collect();
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| Ok(by_name[entry.name.as_str()].stored_values()))?;
     let text = format!("{:#}\n", in_float32(&with_classifier(config, decoder)));
     let path = folder.join("config.json");
@@ -41,8 +44,10 @@ pub fn load_model(decoder: &mut Decoder, folder: &Path) -> Result<(), Problem> {
     if let Some(shape) = checkpoint.shape(&decoder.config().names.classifier.weight()) {
         decoder.attach_classifier(labels(&checkpoint, shape[0]), 0);
     }
+    let names = decoder.config().names;
     for mut parameter in decoder.trained_mut(Trained::Weights) {
-        parameter.set_stored(checkpoint.read_f32(&parameter.name, &parameter.stored_shape())?);
+        let name = names.in_file(&parameter.name).into_owned();
+        parameter.set_stored(checkpoint.read_f32(&name, &parameter.stored_shape())?);
     }
     Ok(())
 }

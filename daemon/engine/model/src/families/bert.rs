@@ -36,9 +36,11 @@ const NAMES: WeightNames = WeightNames {
         bias: true,
         reads: Reads::FirstToken,
         class: "ForSequenceClassification",
+        peft_task: Some("SEQ_CLS"),
     },
     // Heads for masked words and for the next sentence, and a constant.
     unused: &["cls.", "bert.embeddings.position_ids", "embeddings.position_ids"],
+    in_files: &[],
     transposed: false,
 };
 
@@ -75,6 +77,7 @@ impl Family for Bert {
             intermediate_size: config.size("intermediate_size")?,
             heads,
             vocab_size: config.size("vocab_size")?,
+            patches: None,
             makes_words: false,
             tied_embeddings: false,
             max_positions: rows,

@@ -30,6 +30,7 @@ const NAMES: WeightNames = WeightNames {
     output: Some("lm_head"),
     classifier: SCORE,
     unused: &[],
+    in_files: &[],
     transposed: true,
 };
 
@@ -60,6 +61,7 @@ impl Family for Gpt2 {
             intermediate_size: config.size_or("n_inner", 4 * hidden_size)?,
             heads,
             vocab_size: config.size("vocab_size")?,
+            patches: None,
             makes_words: true,
             tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
             max_positions: rows,

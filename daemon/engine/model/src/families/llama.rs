@@ -35,6 +35,7 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         intermediate_size: config.size("intermediate_size")?,
         heads,
         vocab_size: config.size("vocab_size")?,
+        patches: None,
         makes_words: true,
         tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
         max_positions: config.size("max_position_embeddings")?,

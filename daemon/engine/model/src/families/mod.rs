@@ -16,6 +16,7 @@ mod qwen3;
 mod qwen3_moe;
 mod reader;
 mod rope;
+mod vit;
 
 use std::path::Path;
 
@@ -45,6 +46,7 @@ const ALL: &[&dyn Family] = &[
     &gpt2::Gpt2,
     &opt::Opt,
     &bert::Bert,
+    &vit::Vit,
 ];
 
 /// The linear layers inside the blocks of all families, by the last part of their names: what adapters can be put on.

@@ -31,6 +31,7 @@ const NAMES: WeightNames = WeightNames {
     output: Some("lm_head"),
     classifier: SCORE,
     unused: &[],
+    in_files: &[],
     transposed: false,
 };
 
@@ -63,6 +64,7 @@ impl Family for Opt {
             intermediate_size: config.size("ffn_dim")?,
             heads,
             vocab_size: config.size("vocab_size")?,
+            patches: None,
             makes_words: true,
             tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
             max_positions,

@@ -93,7 +93,7 @@ fn next_logits(decoder: &Decoder, cache: &mut KvCache, active: &[usize], pending
         last_rows.push(positions.len() as i64 - 1);
     }
     let segments = Arc::new(Segments::cached(pairs));
-    let input = Input { ids: pending.concat(), positions, types: Vec::new(), segments };
+    let input = Input { ids: pending.concat(), positions, types: Vec::new(), patches: None, segments };
     let hidden = decoder.hidden_states(&input, Some(cache), mode);
     let rows = Tensor::<1, Int>::from_data(TensorData::new(last_rows, [active.len()]), &hidden.device());
     let logits = decoder.logits(hidden.select(0, rows));

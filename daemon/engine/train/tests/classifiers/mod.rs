@@ -55,15 +55,17 @@ macro_rules! classifiers {
 classifiers! {
     bert,
     llama,
+    vit,
 }
 
 const LABELS: [&str; 3] = ["bad", "good", "so-so"];
 const OBJECTIVE: Classification = Classification { smoothing: 0.0 };
 
-/// A sequence, and of each token which of a pair's texts it is in.
+/// A sequence, and of each token which of a pair's texts it is in; or an image.
 struct Row {
     ids: Vec<u32>,
     types: Vec<u32>,
+    pixels: Option<Vec<f32>>,
     class: u32,
 }
 
@@ -87,6 +89,7 @@ impl Fixture {
         let row = |(index, class)| Row {
             ids: of_row(format!("ids.{index}")),
             types: of_row(format!("types.{index}")),
+            pixels: goldens.read_f32(&format!("pixels.{index}")).ok(),
             class,
         };
         let rows = classes.map(row).collect();
@@ -107,12 +110,12 @@ impl Fixture {
         self.goldens.read_f32(name).unwrap()
     }
 
-    fn batch(&self) -> MicroBatch {
-        batch(&self.rows.iter().collect::<Vec<_>>())
+    fn batch(&self, decoder: &Decoder) -> MicroBatch {
+        batch(&self.rows.iter().collect::<Vec<_>>(), decoder)
     }
 
     fn logits(&self, decoder: &Decoder, mode: Mode) -> Vec<f32> {
-        values(decoder.classes(&self.batch().input, mode))
+        values(decoder.classes(&self.batch(decoder).input, mode))
     }
 
     fn check_forward(&self) {
@@ -124,7 +127,7 @@ impl Fixture {
         let expected = self.floats("logits");
         assert_near(&self.logits(&decoder, Mode::BASE), &expected, 1e-4, "packed");
         for (row, expected) in self.rows.iter().zip(expected.chunks(LABELS.len())) {
-            let alone = values(decoder.classes(&batch(&[row]).input, Mode::BASE));
+            let alone = values(decoder.classes(&batch(&[row], &decoder).input, Mode::BASE));
             assert_near(&alone, expected, 1e-4, "alone");
         }
     }
@@ -160,7 +163,7 @@ impl Fixture {
     /// The same with checkpointing and without.
     fn gradients(&self, decoder: &mut Decoder, trained: Trained<'_>, loss_name: &str) -> Vec<(String, Vec<f32>)> {
         let mut run = |checkpointing| {
-            let (batch, regularizers, objective) = (self.batch(), &Regularizers::default(), &OBJECTIVE);
+            let (batch, regularizers, objective) = (self.batch(decoder), &Regularizers::default(), &OBJECTIVE);
             let divisor = batch.targets.len() as f32;
             let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor };
             let mut gradients = Vec::new();
@@ -194,7 +197,8 @@ impl Fixture {
                 regularizers: &Regularizers::default(),
                 seed: 0,
             };
-            step.run(decoder, &mut optimizer, vec![self.batch()]).loss
+            let batch = self.batch(decoder);
+            step.run(decoder, &mut optimizer, vec![batch]).loss
         };
         (0..steps).map(step).collect()
     }
@@ -277,15 +281,24 @@ fn is_of_head(name: &str) -> bool {
     name.starts_with("classifier.") || name.starts_with("score.")
 }
 
-fn batch(rows: &[&Row]) -> MicroBatch {
+fn batch(rows: &[&Row], decoder: &Decoder) -> MicroBatch {
     let (mut ids, mut types, mut starts, mut targets) = (Vec::new(), Vec::new(), vec![0], Targets::default());
+    let patches = decoder.config().patches;
     for row in rows {
         targets.rows.push(ids.len());
         targets.tokens.push(row.class);
-        ids.extend(&row.ids);
+        match patches {
+            None => ids.extend(&row.ids),
+            Some(patches) => ids.extend(vec![0; patches.tokens()]),
+        }
         types.extend(&row.types);
         starts.push(ids.len());
     }
+    let images: Vec<Vec<f32>> = rows.iter().filter_map(|row| row.pixels.clone()).collect();
     let input = Input::packed(ids, &starts).with_types(types);
+    let input = match patches {
+        None => input,
+        Some(patches) => input.with_images(&images, patches, &decoder.device()),
+    };
     MicroBatch { task: 0, input, targets: Arc::new(targets), answers: Vec::new(), dropout_seed: None }
 }

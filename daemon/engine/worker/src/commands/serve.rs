@@ -122,10 +122,11 @@ fn classify<'a>(
     classifier: &'a Classifier,
     turns: &[Turn],
 ) -> Result<(&'a str, u64), Problem> {
-    let texts: Vec<&str> = turns.iter().map(|turn| turn.content.as_str()).collect();
-    let (text, pair) = match texts.as_slice() {
-        [text, pair] => (*text, Some(*pair)),
-        texts => (texts.last().copied().unwrap_or_default(), None),
+    let (text, pair) = match turns {
+        [text, pair] if text.role == "user" && pair.role == "user" => {
+            (text.content.as_str(), Some(pair.content.as_str()))
+        }
+        turns => (turns.last().map_or("", |turn| turn.content.as_str()), None),
     };
     let longest = decoder.config().longest_sequence().unwrap_or(usize::MAX);
     let (ids, types) = encoder.tokenizer.encode_marked(text, pair, longest)?;
