@@ -230,7 +230,7 @@ pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
                 "以权重的一部分为起点的适配器保存时秩会加倍，无法交接",
             );
             problems.push(at(
-                "pissa_init",
+                if recipe.pissa_init { "pissa_init" } else { "loftq_init" },
                 problem.fix(
                     "remove pissa_init and loftq_init, or train in one stage",
                     "删除 pissa_init 和 loftq_init，或只用一个阶段训练",
