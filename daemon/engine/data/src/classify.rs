@@ -8,7 +8,7 @@ use crate::{Class, Conversation, Judgement, Message, Sample, Tokenizer};
 
 /// The class of a row, where its format has one.
 pub fn label_of(row: &Conversation) -> Option<String> {
-    let label = row.turns.last().filter(|_| row.judgement == Judgement::Class)?;
+    let label = row.turns.last().filter(|_| row.judgement == Judgement::Label)?;
     Some(label.text())
 }
 
@@ -63,7 +63,7 @@ mod tests {
             turns: vec![Message::new("user", "text"), Message::new("assistant", label)],
             tools: Vec::new(),
             documents: Vec::new(),
-            judgement: Judgement::Class,
+            judgement: Judgement::Label,
             file: Arc::from(Path::new("rows.jsonl")),
             row: 1,
         }

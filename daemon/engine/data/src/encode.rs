@@ -72,7 +72,7 @@ impl Encoder {
         match row.judgement {
             Judgement::None => return self.encode(row, options).map(|sample| vec![sample]),
             Judgement::Plain => return self.encode_text(row, options),
-            Judgement::Class => {
+            Judgement::Label => {
                 // Whoever trains on rows knows the labels of all of them.
                 let own = label_of(row).unwrap_or_default();
                 return encode_class(&self.tokenizer, row, &[own], options.cutoff_len).map(|sample| vec![sample]);

@@ -24,7 +24,7 @@ pub fn preview(
         // Without a template.
         let text = match conversation.judgement {
             Judgement::Plain => Some(conversation.turns[0].text()),
-            Judgement::Class => Some(conversation.turns.iter().map(Message::text).collect::<Vec<_>>().join("\n")),
+            Judgement::Label => Some(conversation.turns.iter().map(Message::text).collect::<Vec<_>>().join("\n")),
             Judgement::None | Judgement::Over(_) | Judgement::Good(_) => None,
         };
         let pieces =

@@ -365,7 +365,7 @@ fn answers(
 fn question(row: &Conversation) -> String {
     let before = &row.turns[..row.turns.len() - 1];
     match row.judgement {
-        Judgement::Class => before.iter().map(Message::text).collect::<Vec<_>>().join("\n"),
+        Judgement::Label => before.iter().map(Message::text).collect::<Vec<_>>().join("\n"),
         _ => before.last().map(Message::text).unwrap_or_default(),
     }
 }

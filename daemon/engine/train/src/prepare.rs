@@ -67,7 +67,7 @@ pub(crate) fn fits(stage: Stage, row: &Conversation) -> bool {
         Stage::Sft => row.judgement == Judgement::None,
         Stage::Dpo | Stage::Rm => matches!(row.judgement, Judgement::Over(_)),
         Stage::Kto => matches!(row.judgement, Judgement::Good(_)),
-        Stage::Cls => row.judgement == Judgement::Class,
+        Stage::Cls => row.judgement == Judgement::Label,
     }
 }
 
@@ -79,7 +79,7 @@ fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
         Judgement::None => ("answers of which nothing is said", "sft"),
         Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
         Judgement::Good(_) => ("answers that are good or bad", "kto"),
-        Judgement::Class => ("texts with a label", "cls"),
+        Judgement::Label => ("texts with a label", "cls"),
     };
     let expected = match stage {
         Stage::Pt => "text in every row",

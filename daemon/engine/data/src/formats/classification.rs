@@ -33,7 +33,7 @@ impl Format for Classification {
     }
 
     fn judgement(&self, _: &Row) -> Result<Judgement, Problem> {
-        Ok(Judgement::Class)
+        Ok(Judgement::Label)
     }
 }
 

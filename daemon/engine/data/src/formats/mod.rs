@@ -50,8 +50,8 @@ pub enum Judgement {
     Good(bool),
     /// It is no answer but a text of its own: there is no template, and all of it counts.
     Plain,
-    /// It is the class of what is before it.
-    Class,
+    /// It is the label of what comes before: of one text, of a pair, or of the image.
+    Label,
 }
 
 impl Conversation {
@@ -153,7 +153,7 @@ fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Re
     let judgement = format.judgement(object)?;
     Ok(Conversation {
         turns: match judgement {
-            Judgement::Plain | Judgement::Class => format.turns(object)?,
+            Judgement::Plain | Judgement::Label => format.turns(object)?,
             Judgement::None | Judgement::Over(_) | Judgement::Good(_) => check_turns(format.turns(object)?)?,
         },
         tools: list_or_json(object, "tools")?,

@@ -161,10 +161,10 @@ fn a_wrong_value_is_told_what_was_expected() {
         ("device: gpu", "\"gpu\"", "auto | cpu | cuda:0", "the number of a GPU"),
         ("lora_target: {a: 1}", "{…}", "string | [string, …]", "the default is all"),
         (
-            "lora_target: [q_proj, dense]",
-            "\"dense\"",
+            "lora_target: [q_proj, w1]",
+            "\"w1\"",
             "all | q_proj | k_proj | v_proj | o_proj | gate_proj | up_proj | down_proj | qkv_proj | gate_up_proj | c_attn | \
-             c_proj | c_fc | out_proj | fc1 | fc2",
+             c_proj | c_fc | out_proj | fc1 | fc2 | query | key | value | dense",
             "names from this list",
         ),
         ("warmup_steps: 2.5", "2.5", "number < 1 | integer ≥ 1", "a whole number"),
