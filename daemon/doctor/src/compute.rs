@@ -25,9 +25,12 @@ pub(crate) async fn matmul(worker: &Path) -> CheckResult {
     let probed = tokio::time::timeout(PATIENCE, probe(worker)).await;
     match probed.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs()))) {
         Ok(report) if report.max_error <= if report.gpu.is_some() { GPU_TOLERANCE } else { TOLERANCE } => {
-            let hardware = match report.gpu {
-                Some(gpu) => format!("{}, {}", gpu.name, gpu.target),
-                None => report.simd,
+            let hardware = match (report.gpu, report.bf16) {
+                (Some(gpu), _) => format!("{}, {}", gpu.name, gpu.target),
+                (None, Some(bf16)) => {
+                    format!("{}; bfloat16 {:.1} GFLOP/s, {}", report.simd, bf16.gflops, bf16.instructions)
+                }
+                (None, None) => report.simd,
             };
             result.found_as_is(format!("{:.1} GFLOP/s, {}, {hardware}", report.gflops, report.device))
         }
@@ -80,6 +83,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
+    use justtrain_worker_api::Bf16Report;
+
     use super::*;
 
     /// A program that reads one line and prints `answer`.
@@ -94,12 +99,14 @@ mod tests {
     #[tokio::test]
     async fn a_right_result_passes_and_a_wrong_one_fails() {
         let report = |max_error| {
-            let report = ProbeReport { device: "cpu".into(), gpu: None, simd: "avx2".into(), gflops: 12.5, max_error };
+            let bf16 = Some(Bf16Report { instructions: "amx".into(), gflops: 50.0 });
+            let (device, simd) = ("cpu".into(), "avx512".into());
+            let report = ProbeReport { device, gpu: None, simd, gflops: 12.5, bf16, max_error };
             serde_json::to_string(&Message::Outcome(Outcome::Probed(report))).unwrap()
         };
         let right = ask(&report(1e-5)).await;
         assert_eq!(right.status, Status::Pass, "{right:?}");
-        assert!(right.found.en.contains("12.5 GFLOP/s"));
+        assert_eq!(right.found.en, "12.5 GFLOP/s, cpu, avx512; bfloat16 50.0 GFLOP/s, amx");
         assert_eq!(ask(&report(0.5)).await.status, Status::Fail);
     }
 

@@ -413,6 +413,14 @@ pub struct GpuReport {
     pub target: String,
 }
 
+/// Products in bfloat16, on a processor that has instructions for them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bf16Report {
+    /// `amx` or `avx512-bf16`.
+    pub instructions: String,
+    pub gflops: f64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeReport {
     pub device: String,
@@ -420,6 +428,10 @@ pub struct ProbeReport {
     pub gpu: Option<GpuReport>,
     /// The widest instruction set in use: `avx512`, `avx2` or `scalar`.
     pub simd: String,
+    /// In float32.
     pub gflops: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16: Option<Bf16Report>,
+    /// The largest difference from the right result, of all products.
     pub max_error: f64,
 }

@@ -23,8 +23,8 @@ pub use estimate::{
     TimeEstimate, WorkEstimate,
 };
 pub use event::{
-    AccuracyReport, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason, FormatName,
-    GenerationEnd, GpuReport, LogLevel, Message, OpReport, Outcome, Phase, PreviewRow, PreviewToken, ProbeReport,
-    RecipeSummary, Rewards, Sample, StageOfJob, TaskScore, TrainResult,
+    AccuracyReport, Bf16Report, DataReport, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
+    FormatName, GenerationEnd, GpuReport, LogLevel, Message, OpReport, Outcome, Phase, PreviewRow, PreviewToken,
+    ProbeReport, RecipeSummary, Rewards, Sample, StageOfJob, TaskScore, TrainResult,
 };
 pub use problem::{Problem, ProblemCode, Severity, Text};
