@@ -63,7 +63,7 @@ const TRANSLATIONS: &[(&str, &str)] = &[
     ("Agree to the model's terms without being asked, such as Gemma's", "直接同意模型的条款（如 Gemma），不再询问"),
     ("The name that `models list` shows", "models list 显示的名称"),
     ("The data, a JSON or JSONL file", "数据，JSON 或 JSONL 文件"),
-    ("alpaca, sharegpt, messages, prompt_completion, preference, kto or text; recognised by default", "alpaca、sharegpt、messages、prompt_completion、preference、kto 或 text；默认自动识别"),
+    ("alpaca, sharegpt, messages, prompt_completion, preference, kto, text or classification; recognised by default", "alpaca、sharegpt、messages、prompt_completion、preference、kto、text 或 classification；默认自动识别"),
     ("Longest row in tokens; 2048 by default", "每条数据最多的词元数；默认 2048"),
     ("How many rows", "条数"),
     ("Rows to skip", "跳过的条数"),

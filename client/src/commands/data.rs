@@ -29,7 +29,7 @@ pub(crate) enum Data {
 pub(crate) struct File {
     /// The data, a JSON or JSONL file
     file: PathBuf,
-    /// alpaca, sharegpt, messages, prompt_completion, preference, kto or text; recognised by default
+    /// alpaca, sharegpt, messages, prompt_completion, preference, kto, text or classification; recognised by default
     #[arg(long)]
     format: Option<String>,
     /// Longest row in tokens; 2048 by default

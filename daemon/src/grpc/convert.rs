@@ -67,7 +67,7 @@ pub(super) fn data_file(data: Option<v1::DataFile>) -> Result<DataFile, Status> 
     if data.path.is_empty() {
         return Err(status::invalid("data.path", "", "the path of a data file"));
     }
-    let formats = "alpaca, sharegpt, messages, prompt_completion, preference, kto or text";
+    let formats = "alpaca, sharegpt, messages, prompt_completion, preference, kto, text or classification";
     Ok(DataFile { path: data.path.into(), format: parse::<FormatName>("data.format", &data.format, formats)? })
 }
 

@@ -2,13 +2,15 @@
 
 use std::iter;
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::{Chat, ChatTemplate, Conversation, End, Judgement, Message, Tokenizer, encode_class, label_of};
+use crate::{Chat, ChatTemplate, Conversation, End, ImageProcessor, Judgement, Labels, Message, Pixels, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub ids: Vec<u32>,
     pub target: Vec<bool>,
@@ -21,12 +23,14 @@ pub struct Sample {
 }
 
 /// The class of a sample.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Class {
     /// By its place among the labels.
     pub label: u32,
     /// Of each token which of a pair's texts it is in; empty where there is one text.
     pub types: Vec<u32>,
+    /// What is read in place of a text; the sample's ids say nothing then.
+    pub image: Option<Arc<Pixels>>,
 }
 
 impl Sample {
@@ -50,10 +54,41 @@ pub struct EncodeOptions {
     pub mask_history: bool,
 }
 
-/// Template and tokenizer of one model.
+/// How one model reads: template and tokenizer, or what it makes of images.
 pub struct Encoder {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
+    pub images: Option<Images>,
+}
+
+/// Of a model that reads images.
+pub struct Images {
+    pub processor: ImageProcessor,
+    /// Pixels along a side of the square that the model reads, and the tokens that it becomes.
+    pub size: usize,
+    pub tokens: usize,
+}
+
+impl Images {
+    /// An image in the model's size.
+    pub fn read(&self, image: &Path) -> Result<Pixels, Problem> {
+        let pixels = self.processor.read(image)?;
+        if [pixels.height, pixels.width] == [self.size; 2] {
+            return Ok(pixels);
+        }
+        Err(Problem::error(
+            ProblemCode::ShapeMismatch,
+            "the model's image settings give another size than the model reads",
+            "模型的图像设置与模型读取的尺寸不一致",
+        )
+        .file(image.display())
+        .found(format!("{} × {}", pixels.width, pixels.height))
+        .expected(format!("{0} × {0}", self.size))
+        .fix(
+            "set size in preprocessor_config.json to what config.json says",
+            "请将 preprocessor_config.json 的 size 设为 config.json 中的尺寸",
+        ))
+    }
 }
 
 impl Encoder {
@@ -74,8 +109,7 @@ impl Encoder {
             Judgement::Plain => return self.encode_text(row, options),
             Judgement::Label => {
                 // Whoever trains on rows knows the labels of all of them.
-                let own = label_of(row).unwrap_or_default();
-                return encode_class(&self.tokenizer, row, &[own], options.cutoff_len).map(|sample| vec![sample]);
+                return self.encode_labelled(row, &Labels::of([row]), options.cutoff_len).map(|sample| vec![sample]);
             }
             Judgement::Over(_) | Judgement::Good(_) => {}
         }
@@ -85,6 +119,35 @@ impl Encoder {
         let last = samples.last_mut().expect("a row has an answer");
         last.rejected = row.judgement != Judgement::Good(true);
         Ok(samples)
+    }
+
+    /// What a classifier reads of a row, and its label: of a text or a pair the tokens with the marks that the tokenizer puts
+    /// around them, at most `cutoff_len` together, of a pair the longer text cut first; or an image. `InvalidValue` where the
+    /// label is none of `labels`, or the model does not read what the row has.
+    pub fn encode_labelled(&self, row: &Conversation, labels: &Labels, cutoff_len: usize) -> Result<Sample, Problem> {
+        let label = labels.number(row)?;
+        let at = |problem: Problem| problem.file(row.file.display()).row(row.row);
+        let (ids, types, image) = match (&row.image, &self.images, row.texts()) {
+            (Some(image), Some(images), _) => {
+                let pixels = images.read(image).map_err(at)?;
+                (vec![0; images.tokens], Vec::new(), Some(Arc::new(pixels)))
+            }
+            (None, None, Some((text, pair))) => {
+                let (ids, types) = self.tokenizer.encode_marked(&text, pair.as_deref(), cutoff_len).map_err(at)?;
+                (ids, types, None)
+            }
+            (image, ..) => return Err(at(reads_other(image.is_some()))),
+        };
+        let class = Some(Class { label, types, image });
+        Ok(Sample { target: vec![false; ids.len()], ids, row: row.row, rejected: false, class })
+    }
+
+    /// Writes what the model reads by, so that transformers finds it beside a tuned one.
+    pub fn save(&self, folder: &Path) -> Result<(), Problem> {
+        match &self.images {
+            Some(images) => images.processor.save(folder),
+            None => self.tokenizer.save(folder, &self.template),
+        }
     }
 
     /// A text and the mark that ends it, in samples of at most `cutoff_len` tokens: of a long text nothing is left out.
@@ -197,4 +260,13 @@ impl Encoder {
         // White space after the mark belongs to the next turn: the model never has to say it.
         Ok(before.len()..after.trim_end().len())
     }
+}
+
+fn reads_other(image: bool) -> Problem {
+    let (found, expected) = if image { ("image", "text") } else { ("text", "image") };
+    Problem::error(ProblemCode::InvalidValue, "this model does not read what the row has", "该模型读取的内容与该行不符")
+        .key(found)
+        .found(format!("a row with {found}"))
+        .expected(expected)
+        .fix("choose another model, or other data", "请换一个模型，或换一份数据")
 }

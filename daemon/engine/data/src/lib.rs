@@ -5,10 +5,11 @@
 
 pub mod chat_template;
 mod check;
-mod classify;
 mod encode;
 pub mod formats;
 pub mod generators;
+mod images;
+mod labels;
 mod message;
 mod mixing;
 pub mod packing;
@@ -18,9 +19,10 @@ pub mod tokenizer;
 
 pub use chat_template::{Chat, ChatTemplate, End};
 pub use check::check;
-pub use classify::{encode_class, label_of, labels_of};
-pub use encode::{Class, EncodeOptions, Encoder, Sample};
+pub use encode::{Class, EncodeOptions, Encoder, Images, Sample};
 pub use formats::{Conversation, Judgement, Loaded, read_conversations};
+pub use images::{ImageProcessor, Pixels};
+pub use labels::Labels;
 pub use message::Message;
 pub use mixing::{MixedSampler, MixedState, Mixing};
 pub use packing::{Batch, Sampler, SamplerState};

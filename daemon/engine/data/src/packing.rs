@@ -1,14 +1,16 @@
 //! Padding-free batches in a reproducible order.
 
+use std::sync::Arc;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Sample};
+use crate::{Class, Pixels, Sample};
 
 /// Samples one after the other.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     pub ids: Vec<u32>,
     /// First token of each sample and, last, the number of all tokens.
@@ -19,6 +21,8 @@ pub struct Batch {
     pub target_ids: Vec<u32>,
     /// Of each token which of a pair's texts it is in, up to the last sample that says it.
     pub types: Vec<u32>,
+    /// Of the samples that are images.
+    pub images: Vec<Arc<Pixels>>,
     /// 1-based data rows.
     pub rows: Vec<u64>,
 }
@@ -29,7 +33,8 @@ impl Batch {
         let mut batch = Self { starts: vec![0], ..Self::default() };
         for sample in samples {
             let start = batch.ids.len();
-            if let Some(Class { label, types }) = &sample.class {
+            if let Some(Class { label, types, image }) = &sample.class {
+                batch.images.extend(image.clone());
                 batch.target_rows.push(start);
                 batch.target_ids.push(*label);
                 if !types.is_empty() {

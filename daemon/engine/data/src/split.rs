@@ -56,6 +56,7 @@ mod tests {
             turns: vec![Message::new("user", *prompt), Message::new("assistant", row.to_string())],
             tools: Vec::new(),
             documents: Vec::new(),
+            image: None,
             judgement: Judgement::None,
             file: Path::new("data.json").into(),
             row,

@@ -16,7 +16,7 @@ fn encoder(source: &str) -> Encoder {
     // Its first and last tokens are those of the goldens.
     let tokenizer = Tokenizer::open_gguf(&Gguf::open(&path).unwrap()).unwrap();
     let template = ChatTemplate::new(source, &tokenizer).unwrap();
-    Encoder { tokenizer, template }
+    Encoder { tokenizer, template, images: None }
 }
 
 /// A template's name and text, with conversations that it takes and the bytes that its marks say are the assistant's.
@@ -35,8 +35,15 @@ fn goldens() -> Vec<Golden> {
                 let turns: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
                 let tools = case["tools"].as_array().cloned().unwrap_or_default();
                 let file = Path::new("data.json").into();
-                let conversation =
-                    Conversation { turns, tools, documents: Vec::new(), judgement: Judgement::None, file, row: 1 };
+                let conversation = Conversation {
+                    turns,
+                    tools,
+                    documents: Vec::new(),
+                    image: None,
+                    judgement: Judgement::None,
+                    file,
+                    row: 1,
+                };
                 let said = serde_json::from_value(case["said"].clone()).unwrap();
                 (conversation, case["rendered"].as_str().unwrap().to_owned(), said)
             });

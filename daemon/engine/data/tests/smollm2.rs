@@ -22,7 +22,7 @@ fn open(model: &Path) -> Encoder {
     let tokenizer = Tokenizer::open(&checkpoint).unwrap();
     let (template, warning) = ChatTemplate::open(&checkpoint, &tokenizer).unwrap();
     assert_eq!(warning, None);
-    Encoder { tokenizer, template }
+    Encoder { tokenizer, template, images: None }
 }
 
 /// A JSON file of this crate.
@@ -37,6 +37,7 @@ fn conversation(turns: Vec<Message>) -> Conversation {
         turns,
         tools: Vec::new(),
         documents: Vec::new(),
+        image: None,
         judgement,
         file: Path::new("data.json").into(),
         row: 4,
@@ -153,7 +154,7 @@ fn a_template_that_rewrites_history_can_still_train_the_last_answer() {
                   {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     let Encoder { tokenizer, .. } = encoder();
     let template = ChatTemplate::new(source, &tokenizer).unwrap();
-    let encoder = Encoder { tokenizer, template };
+    let encoder = Encoder { tokenizer, template, images: None };
     let turns = conversation(vec![
         Message::new("user", "a"),
         Message::new("assistant", "b"),

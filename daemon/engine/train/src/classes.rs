@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use justtrain_data::{Conversation, labels_of};
+use justtrain_data::{Conversation, Labels};
 use justtrain_model::{Decoder, are_unnamed, tuned_labels};
 use justtrain_worker_api::{Failure, FailureReason, Problem, ProblemCode};
 
@@ -15,26 +15,27 @@ pub(crate) fn labels(
     decoder: &Decoder,
     tuned: Option<&Path>,
     rows: &[Conversation],
-) -> Result<Vec<String>, Failure> {
+) -> Result<Labels, Failure> {
     if recipe.stage != Stage::Cls {
-        return Ok(Vec::new());
+        return Ok(Labels::default());
     }
-    let of_rows = labels_of(rows);
+    let of_rows = Labels::of(rows);
+    let names = of_rows.names();
     let tuned = tuned.map(tuned_labels).transpose().map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let known = tuned.flatten().or_else(|| decoder.classifier().map(|classifier| classifier.labels().to_vec()));
     match known {
-        Some(known) if of_rows.iter().all(|label| known.contains(label)) => Ok(known),
+        Some(known) if names.iter().all(|label| known.contains(label)) => Ok(Labels::new(known)),
         // Another tool has left them without names.
-        Some(known) if are_unnamed(&known) && known.len() == of_rows.len() => Ok(of_rows),
-        _ if of_rows.len() > 1 => Ok(of_rows),
-        _ => Err(one_class(&of_rows).because(FailureReason::DataInvalid)),
+        Some(known) if are_unnamed(&known) && known.len() == names.len() => Ok(of_rows),
+        _ if names.len() > 1 => Ok(of_rows),
+        _ => Err(one_class(names).because(FailureReason::DataInvalid)),
     }
 }
 
 /// Gives the model the head that the stage wants, or takes it away. `RecipeInvalid` where an encoder is to make words.
-pub(crate) fn attach_head(recipe: &Recipe, labels: &[String], decoder: &mut Decoder) -> Result<(), Failure> {
+pub(crate) fn attach_head(recipe: &Recipe, labels: &Labels, decoder: &mut Decoder) -> Result<(), Failure> {
     match recipe.stage {
-        Stage::Cls => decoder.classify(labels.to_vec(), recipe.seed),
+        Stage::Cls => decoder.classify(labels.names().to_vec(), recipe.seed),
         Stage::Rm => decoder.classify(vec!["LABEL_0".to_owned()], recipe.seed),
         Stage::Pt | Stage::Sft | Stage::Dpo | Stage::Kto if decoder.makes_words() => decoder.forget_classifier(),
         Stage::Pt | Stage::Sft | Stage::Dpo | Stage::Kto => {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::activation;
 use justtrain_data::tokenizer::TextStream;
-use justtrain_data::{Batch, Conversation, Encoder, Judgement, Message, Sample, read_conversations};
+use justtrain_data::{Batch, Conversation, Encoder, Judgement, Labels, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
 use justtrain_model::{Classifier, Decoder, Input, Mode, apply_tuned, device, tuned_labels};
@@ -18,7 +18,7 @@ use justtrain_worker_api::{
 use crate::EventSink;
 use crate::classes::{attach_head, labels};
 use crate::objectives::{self, Background, Objective, RewardSums, Scored, rewards_of};
-use crate::prepare::{check_lengths, encode_rows, fits, open_encoder, read_rows};
+use crate::prepare::{check_lengths, encode_rows, fits, input_of, open_encoder, read_rows};
 use crate::recipe::{Recipe, Stage};
 use crate::run::no_device;
 
@@ -59,9 +59,9 @@ pub fn evaluate(
     }
     let labels = match (recipe.stage, model.adapter.as_deref()) {
         // Those that it has learnt, whatever the data is that it learnt them from.
-        (Stage::Cls, Some(tuned)) => tuned_labels(tuned).map_err(invalid)?.unwrap_or_default(),
+        (Stage::Cls, Some(tuned)) => Labels::new(tuned_labels(tuned).map_err(invalid)?.unwrap_or_default()),
         (Stage::Cls, None) => labels(&recipe, &decoder, None, &read_rows(&recipe)?.0)?,
-        _ => Vec::new(),
+        _ => Labels::default(),
     };
     attach_head(&recipe, &labels, &mut decoder)?;
     let judged = encode_rows(&encoder, &recipe, &labels, &rows, events)?;
@@ -239,10 +239,10 @@ pub(crate) fn scores_of<'a>(
     if samples.peek().is_some_and(|sample| sample.class.is_some()) {
         return class_scores_of(decoder, samples, mode);
     }
-    in_batches(samples, |samples, batch| {
+    in_batches(samples, |samples, mut batch| {
+        let input = input_of(&mut batch, decoder);
         let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
-        let hidden =
-            decoder.hidden_states(&Input::packed(batch.ids, &batch.starts).with_types(batch.types), None, mode);
+        let hidden = decoder.hidden_states(&input, None, mode);
         let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
         let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
         let mut numbers = numbers.as_chunks::<2>().0.iter();
@@ -264,8 +264,8 @@ fn class_scores_of<'a>(
     samples: impl IntoIterator<Item = &'a Sample>,
     mode: Mode,
 ) -> Vec<SampleScore> {
-    in_batches(samples, |_, batch| {
-        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+    in_batches(samples, |_, mut batch| {
+        let input = input_of(&mut batch, decoder);
         let rows = log_probabilities(decoder, &input, mode);
         let score = |(row, &class): (&Vec<f64>, &u32)| SampleScore {
             log_probability: row[class as usize],
@@ -373,8 +373,8 @@ fn question(row: &Conversation) -> String {
 /// The label that a classifier finds most probable for each sample.
 fn classes_of(decoder: &Decoder, samples: &[Sample], mode: Mode) -> Vec<String> {
     let labels = decoder.classifier().map(Classifier::labels).unwrap_or_default();
-    in_batches(samples, |_, batch| {
-        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+    in_batches(samples, |_, mut batch| {
+        let input = input_of(&mut batch, decoder);
         let rows = log_probabilities(decoder, &input, mode);
         rows.iter().map(|row| labels[most_probable(row)].clone()).collect()
     })

@@ -1,14 +1,14 @@
 //! From a recipe to samples: tokenizer, data files, held-out rows.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, mem};
 
 use justtrain_data::{
-    ChatTemplate, Conversation, EncodeOptions, Encoder, Judgement, Loaded, Sample, Tokenizer, encode_class,
-    read_conversations, split,
+    Batch, ChatTemplate, Conversation, EncodeOptions, Encoder, ImageProcessor, Images, Judgement, Labels, Loaded,
+    Sample, Tokenizer, read_conversations, split,
 };
-use justtrain_model::DecoderConfig;
 use justtrain_model::families::decoder_config;
+use justtrain_model::{Decoder, DecoderConfig, Input};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 
@@ -21,16 +21,36 @@ pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Problems that a failure lists.
 const LISTED: usize = 100;
 
-/// A model's tokenizer, and `template` or else the model's own, with a warning where it has none.
+/// What a model reads by: its tokenizer, and `template` or else the model's own, with a warning where it has none; or what it
+/// makes of images.
 pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result<(Encoder, Option<Problem>), Problem> {
+    let config = decoder_config(checkpoint).ok();
+    if let (Some(patches), Some(folder)) = (config.as_ref().and_then(|config| config.patches), checkpoint.folder()) {
+        let (processor, tokenizer) = (ImageProcessor::open(folder)?, Tokenizer::none());
+        let images = Images { processor, size: patches.image_size, tokens: patches.tokens() };
+        let template = ChatTemplate::new("", &tokenizer)?;
+        return Ok((Encoder { tokenizer, template, images: Some(images) }, None));
+    }
     let tokenizer = Tokenizer::open(checkpoint)?;
     let (template, warning) = match template {
         Some(source) => (ChatTemplate::new(&source, &tokenizer)?, None),
         None => ChatTemplate::open(checkpoint, &tokenizer)?,
     };
     // Nobody chats with an encoder.
-    let warning = warning.filter(|_| !decoder_config(checkpoint).is_ok_and(|config| !config.makes_words));
-    Ok((Encoder { tokenizer, template }, warning))
+    let warning = warning.filter(|_| config.is_none_or(|config| config.makes_words));
+    Ok((Encoder { tokenizer, template, images: None }, warning))
+}
+
+/// A batch as the network takes it.
+pub(crate) fn input_of(batch: &mut Batch, decoder: &Decoder) -> Input {
+    let input = Input::packed(mem::take(&mut batch.ids), &batch.starts).with_types(mem::take(&mut batch.types));
+    match decoder.config().patches {
+        None => input,
+        Some(patches) => {
+            let images: Vec<Vec<f32>> = batch.images.iter().map(|image| image.values()).collect();
+            input.with_images(&images, patches, &decoder.device())
+        }
+    }
 }
 
 /// The template that an adapter was trained with, where its folder keeps one.
@@ -79,14 +99,14 @@ fn other_kind(stage: Stage, loaded: &Loaded) -> Option<Problem> {
         Judgement::None => ("answers of which nothing is said", "sft"),
         Judgement::Over(_) => ("pairs of a chosen and a rejected answer", "dpo or rm"),
         Judgement::Good(_) => ("answers that are good or bad", "kto"),
-        Judgement::Label => ("texts with a label", "cls"),
+        Judgement::Label => ("texts or images with a label", "cls"),
     };
     let expected = match stage {
         Stage::Pt => "text in every row",
         Stage::Sft => "an answer in every row",
         Stage::Dpo | Stage::Rm => "chosen and rejected in every row",
         Stage::Kto => "kto_tag or label, true or false, in every row",
-        Stage::Cls => "text and label in every row",
+        Stage::Cls => "text or image, and label, in every row",
     };
     let problem = Problem::error(
         ProblemCode::InvalidValue,
@@ -121,7 +141,7 @@ pub(crate) fn check_lengths(config: &DecoderConfig, samples: &[Sample]) -> Resul
 pub(crate) fn encode_rows(
     encoder: &Encoder,
     recipe: &Recipe,
-    labels: &[String],
+    labels: &Labels,
     rows: &[Conversation],
     events: &mut dyn EventSink,
 ) -> Result<Vec<Sample>, Failure> {
@@ -133,7 +153,7 @@ pub(crate) fn encode_rows(
     let (mut samples, mut cut) = (Vec::with_capacity(rows.len()), Vec::new());
     for (done, row) in rows.iter().enumerate() {
         let of_row = match recipe.stage {
-            Stage::Cls => encode_class(&encoder.tokenizer, row, labels, recipe.cutoff_len).map(|sample| vec![sample]),
+            Stage::Cls => encoder.encode_labelled(row, labels, recipe.cutoff_len).map(|sample| vec![sample]),
             _ => encoder.encode_row(row, &options),
         };
         match of_row {

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Conversation, Encoder, Judgement, MixedSampler, MixedState, Sample, Sampler, labels_of};
+use justtrain_data::{Conversation, Encoder, Judgement, Labels, MixedSampler, MixedState, Sample, Sampler};
 use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
@@ -236,7 +236,7 @@ pub(crate) fn train_recipe(
         // A whole model is complete with its tokenizer; an adapter goes with the base model's.
         save_final(run_dir, &trainer.decoder, &trained, |folder| match trained {
             TrainedModel::Adapter { .. } => Ok(()),
-            TrainedModel::Weights { .. } => encoder.tokenizer.save(folder, &encoder.template),
+            TrainedModel::Weights { .. } => encoder.save(folder),
         })
         .map_err(disk_full)
     };
@@ -363,7 +363,7 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
         // What is left out is said when its stage begins.
         let rows = rows_of_tasks(recipe)?;
         // In which order, does not matter for what is looked at here.
-        let labels = labels_of(rows.iter().flat_map(|(train, _)| train));
+        let labels = Labels::of(rows.iter().flat_map(|(train, _)| train));
         let Samples { train, validation, .. } = samples(recipe, &encoder, &labels, rows, &mut Vec::new())?;
         for samples in [&train.all, &validation.all] {
             check_lengths(&config, samples)?;
@@ -474,7 +474,7 @@ fn rows_of_tasks(recipe: &Recipe) -> Result<Vec<Rows>, Failure> {
 fn samples(
     recipe: &Recipe,
     encoder: &Encoder,
-    labels: &[String],
+    labels: &Labels,
     rows: Vec<Rows>,
     events: &mut dyn EventSink,
 ) -> Result<Samples, Failure> {
@@ -567,6 +567,7 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
         if let Some(class) = &sample.class {
             hash.update(class.label.to_le_bytes());
             class.types.iter().for_each(|kind| hash.update(kind.to_le_bytes()));
+            class.image.iter().for_each(|image| hash.update(image.bytes()));
         }
     }
     hex(&hash.finalize())

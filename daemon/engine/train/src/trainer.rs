@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use justtrain_data::{Batch, MixedSampler, Sample};
 use justtrain_kernels::Targets;
+use justtrain_model::Decoder;
 use justtrain_model::parameters::Parameters;
-use justtrain_model::{Decoder, Input};
 use justtrain_worker_api::{Event, Problem, ProblemCode, TaskScore};
 
 use crate::checkpoint::RunState;
@@ -15,6 +15,7 @@ use crate::memory;
 use crate::objectives::{Background, Objective};
 use crate::optim::schedule::{PlateauState, Schedule, Shape};
 use crate::optim::{Groups, Optimizer};
+use crate::prepare::input_of;
 use crate::regularizers::{Regularizers, twice};
 use crate::step::{Measured, MicroBatch, OfTask, Step};
 use crate::tasks::Weighting;
@@ -235,10 +236,10 @@ impl Trainer<'_> {
         let in_pairs = self.settings.regularizers.in_pairs;
         let micro_batch = |(index, (task, samples)): (usize, (usize, Vec<usize>))| {
             let batch = Batch::new(samples.iter().map(|&sample| &self.samples[sample]));
-            let batch = if in_pairs { twice(batch) } else { batch };
+            let mut batch = if in_pairs { twice(batch) } else { batch };
             MicroBatch {
                 task,
-                input: Input::packed(batch.ids, &batch.starts).with_types(batch.types),
+                input: input_of(&mut batch, &self.decoder),
                 targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
                 answers: answers.by_ref().take(samples.len()).collect(),
                 dropout_seed: Some(self.dropout_seed(index)),

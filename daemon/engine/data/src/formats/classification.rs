@@ -1,4 +1,7 @@
-//! Classification: a text, or a pair of them, and its `label`; with the names of transformers' examples or of GLUE.
+//! Texts, pairs of texts, or images with a label, for a classifier. The label is the answer; before it stand one or two texts
+//! of the user, or the image's path as the row has it.
+
+use std::path::PathBuf;
 
 use justtrain_worker_api::{FormatName, Problem};
 use serde_json::Value;
@@ -8,8 +11,12 @@ use crate::Message;
 
 pub(super) struct Classification;
 
-/// Keys of the text, and of the second text of a pair.
-const TEXTS: [(&str, &str); 3] = [("text", "text_pair"), ("sentence", "sentence2"), ("sentence1", "sentence2")];
+/// Names of a text and of the second one of a pair; `sentence` and `sentence1` are GLUE's.
+const TEXTS: [(&str, &str); 3] = [("text", "text_pair"), ("sentence1", "sentence2"), ("sentence", "sentence2")];
+
+/// Keys of rows in which a `label` says whether an answer is good.
+const OF_CONVERSATIONS: [&str; 7] =
+    ["prompt", "completion", "instruction", "output", "messages", "conversations", "chosen"];
 
 impl Format for Classification {
     fn name(&self) -> FormatName {
@@ -17,19 +24,32 @@ impl Format for Classification {
     }
 
     fn signature(&self) -> &'static [&'static [&'static str]] {
-        &[&["text", "label"], &["sentence", "label"], &["sentence1", "label"]]
+        &[&["text", "label"], &["sentence", "label"], &["sentence1", "label"], &["image", "label"]]
     }
 
-    /// The texts, and the label as the last turn.
+    fn fits(&self, row: &Row) -> bool {
+        self.signature().iter().any(|keys| keys.iter().all(|&key| row.contains_key(key)))
+            && !OF_CONVERSATIONS.iter().any(|&key| row.contains_key(key))
+    }
+
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem> {
-        let found = TEXTS.iter().find(|(text, _)| row.contains_key(*text));
-        let (text, pair) = found.ok_or_else(|| missing(row, "text"))?;
-        let mut turns = vec![Message::new("user", required_text(row, text)?)];
-        if row.get(*pair).is_some_and(|value| !value.is_null()) {
-            turns.push(Message::new("user", required_text(row, pair)?));
+        let mut turns = Vec::new();
+        if row.contains_key("image") {
+            turns.push(Message::new("user", filled(row, "image")?));
+        } else {
+            let (text, pair) =
+                TEXTS.into_iter().find(|(text, _)| row.contains_key(*text)).ok_or_else(|| missing(row, "text"))?;
+            turns.push(Message::new("user", filled(row, text)?));
+            if row.get(pair).is_some_and(|pair| !pair.is_null()) {
+                turns.push(Message::new("user", filled(row, pair)?));
+            }
         }
         turns.push(Message::new("assistant", label(row)?));
         Ok(turns)
+    }
+
+    fn image(&self, row: &Row) -> Result<Option<PathBuf>, Problem> {
+        if row.contains_key("image") { Ok(Some(filled(row, "image")?.into())) } else { Ok(None) }
     }
 
     fn judgement(&self, _: &Row) -> Result<Judgement, Problem> {
@@ -37,45 +57,27 @@ impl Format for Classification {
     }
 }
 
-/// A text as it is; numbers, true and false as JSON writes them.
-fn label(row: &Row) -> Result<String, Problem> {
-    match row.get("label") {
-        None | Some(Value::Null) => Err(no_answer("label").found("no label").expected("the class of the text")),
-        Some(Value::String(text)) if text.trim().is_empty() => Err(no_answer("label").found("an empty text")),
-        Some(Value::String(text)) => Ok(text.trim().to_owned()),
-        Some(Value::Bool(value)) => Ok(value.to_string()),
-        Some(Value::Number(number)) if !number.is_f64() => Ok(number.to_string()),
-        Some(other) => Err(wrong_type("label", other, "a text or a whole number")),
+/// A text that is not empty.
+fn filled<'a>(row: &'a Row, key: &str) -> Result<&'a str, Problem> {
+    let text = required_text(row, key)?;
+    if text.trim().is_empty() {
+        return Err(missing(row, key)
+            .found("an empty text")
+            .expected("a text that is not empty")
+            .fix("fill it in, or delete the row", "请补上内容，或删除该行"));
     }
+    Ok(text)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(text: &str) -> Row {
-        serde_json::from_str(text).unwrap()
-    }
-
-    fn turns(text: &str) -> Vec<String> {
-        Classification.turns(&row(text)).unwrap().iter().map(Message::text).collect()
-    }
-
-    #[test]
-    fn a_label_may_be_a_text_a_number_or_a_truth() {
-        assert_eq!(turns(r#"{"text": "fine", "label": " good "}"#), ["fine", "good"]);
-        assert_eq!(turns(r#"{"sentence": "fine", "label": 1}"#), ["fine", "1"]);
-        assert_eq!(turns(r#"{"text": "fine", "text_pair": null, "label": true}"#), ["fine", "true"]);
-        assert_eq!(turns(r#"{"sentence1": "a", "sentence2": "b", "label": "same"}"#), ["a", "b", "same"]);
-    }
-
-    #[test]
-    fn a_row_without_a_label_or_text_says_so() {
-        let problem = |text: &str| Classification.turns(&row(text)).unwrap_err();
-        assert_eq!(problem(r#"{"text": "fine", "label": ""}"#).key.as_deref(), Some("label"));
-        assert_eq!(problem(r#"{"text": "fine", "label": null}"#).found.as_deref(), Some("no label"));
-        assert_eq!(problem(r#"{"text": "fine", "label": 0.5}"#).expected.as_deref(), Some("a text or a whole number"));
-        assert_eq!(problem(r#"{"text": 3, "label": "good"}"#).key.as_deref(), Some("text"));
-        assert_eq!(problem(r#"{"label": "good"}"#).key.as_deref(), Some("text"));
+fn label(row: &Row) -> Result<String, Problem> {
+    const EXPECTED: &str = "a text, a whole number, or true or false";
+    match row.get("label") {
+        None | Some(Value::Null) => Err(missing(row, "label")),
+        Some(Value::String(text)) if text.trim().is_empty() => Err(no_answer("label").found("an empty text")),
+        Some(Value::String(text)) => Ok(text.trim().to_owned()),
+        Some(Value::Bool(label)) => Ok(label.to_string()),
+        Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(number.to_string()),
+        Some(Value::Number(number)) => Err(wrong_type("label", &row["label"], EXPECTED).found(number)),
+        Some(other) => Err(wrong_type("label", other, EXPECTED)),
     }
 }

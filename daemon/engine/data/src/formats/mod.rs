@@ -14,7 +14,7 @@ mod sharegpt;
 mod text;
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use justtrain_worker_api::{DataFile, FormatName, Problem, ProblemCode};
@@ -32,6 +32,8 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// Texts to answer from.
     pub documents: Vec<Value>,
+    /// What a classifier looks at in place of a text; `turns` has the path as the row gives it.
+    pub image: Option<PathBuf>,
     pub judgement: Judgement,
     pub file: Arc<Path>,
     /// 1-based row in `file`.
@@ -59,6 +61,19 @@ impl Conversation {
     pub fn prompt(&self) -> Chat<'_> {
         let chat = Chat::from(self);
         chat.first(chat.messages.len() - 1)
+    }
+
+    /// The last turn's text, which is the label of a row for a classifier.
+    pub fn label(&self) -> String {
+        self.turns.last().map(Message::text).unwrap_or_default()
+    }
+
+    /// The text that the label is of, and the second one of a pair; None where it is of an image.
+    pub fn texts(&self) -> Option<(String, Option<String>)> {
+        match self.image {
+            Some(_) => None,
+            None => Some((self.turns[0].text(), (self.turns.len() > 2).then(|| self.turns[1].text()))),
+        }
     }
 
     /// The same with another last turn, of which nothing is said.
@@ -104,6 +119,11 @@ trait Format: Sync {
     /// The row's turns. The caller adds file and row to a problem, and checks the turns' order.
     fn turns(&self, row: &Row) -> Result<Vec<Message>, Problem>;
 
+    /// The path of the row's image, relative to the data file.
+    fn image(&self, _row: &Row) -> Result<Option<PathBuf>, Problem> {
+        Ok(None)
+    }
+
     /// What the row says of the last of these turns.
     fn judgement(&self, _row: &Row) -> Result<Judgement, Problem> {
         Ok(Judgement::None)
@@ -117,13 +137,13 @@ const ALL: &[&dyn Format] = &[
     &alpaca::Alpaca,
     &prompt_completion::PromptCompletion,
     &preference::Preference,
-    &kto::Kto,
     &classification::Classification,
+    &kto::Kto,
     &text::Text,
 ];
 
 /// Those of [`ALL`] whose rows judge their answers or their texts.
-const JUDGED: &[&dyn Format] = &[&preference::Preference, &kto::Kto, &classification::Classification];
+const JUDGED: &[&dyn Format] = &[&preference::Preference, &classification::Classification, &kto::Kto];
 
 /// Reads every row. `Err` where the file as a whole cannot be used; problems of single rows are in [`Loaded`].
 pub fn read_conversations(data: &DataFile) -> Result<Loaded, Problem> {
@@ -156,6 +176,7 @@ fn read_row(format: &dyn Format, object: &Row, file: &Arc<Path>, row: u64) -> Re
             Judgement::Plain | Judgement::Label => format.turns(object)?,
             Judgement::None | Judgement::Over(_) | Judgement::Good(_) => check_turns(format.turns(object)?)?,
         },
+        image: format.image(object)?.map(|image| file.parent().unwrap_or(Path::new("")).join(image)),
         tools: list_or_json(object, "tools")?,
         documents: list_or_json(object, "documents")?,
         judgement,
@@ -201,7 +222,7 @@ fn unknown_format(file: &str, rows: &[Value]) -> Problem {
         .expected(
             "alpaca (\"instruction\", \"output\"), sharegpt (\"conversations\"), messages (\"messages\"), \
              prompt_completion (\"prompt\", \"completion\"), preference (\"prompt\", \"chosen\", \"rejected\"), \
-             kto (\"prompt\", \"completion\", \"label\"), classification (\"text\", \"label\") or text (\"text\")",
+             kto (\"prompt\", \"completion\", \"label\"), classification (\"text\" or \"image\", \"label\") or text (\"text\")",
         )
         .fix("rename the keys of your rows to one of these formats", "请把数据的键改为以上格式之一")
 }
@@ -360,6 +381,56 @@ mod tests {
         assert_eq!(turns(messages), pairs(&[("user", "你好"), ("assistant", "您好")]));
         let completion = r#"[{"prompt":"hi","completion":"hello"}]"#;
         assert_eq!(turns(completion), pairs(&[("user", "hi"), ("assistant", "hello")]));
+    }
+
+    #[test]
+    fn labels_of_texts_pairs_and_images_are_read() {
+        let rows = [
+            (r#"{"text":"fine","label":"good"}"#, "good", 2),
+            (r#"{"text":"fine","label":true}"#, "true", 2),
+            (r#"{"text":"a","text_pair":"b","label":3}"#, "3", 3),
+            (r#"{"text":"a","text_pair":null,"label":" x "}"#, "x", 2),
+            (r#"{"sentence1":"a","sentence2":"b","label":-1,"idx":0}"#, "-1", 3),
+            (r#"{"sentence":"a","label":0}"#, "0", 2),
+        ];
+        for (row, label, turns) in rows {
+            let loaded = read(row).unwrap();
+            assert_eq!((loaded.format, loaded.problems.len()), (FormatName::Classification, 0), "{row}");
+            let row = &loaded.conversations[0];
+            assert_eq!((row.label().as_str(), row.turns.len(), &row.image), (label, turns, &None));
+            assert_eq!(row.judgement, Judgement::Label);
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), r#"[{"image":"cats/1.png","label":"cat"}]"#).unwrap();
+        let loaded = read_conversations(&DataFile { path: file.path().to_owned(), format: None }).unwrap();
+        let row = &loaded.conversations[0];
+        assert_eq!((row.turns[0].text(), row.label()), ("cats/1.png".to_owned(), "cat".to_owned()));
+        assert_eq!(row.image.as_deref(), Some(file.path().parent().unwrap().join("cats/1.png").as_path()));
+    }
+
+    #[test]
+    fn a_label_that_is_none_is_a_problem_of_its_row() {
+        let loaded = read(
+            r#"[{"text":"a","label":"x"}, {"text":"a"}, {"text":"a","label":null}, {"text":"a","label":0.5},
+                {"text":"a","label":["x"]}, {"text":" ","label":"x"}, {"label":"x"}, {"text":"a","label":""},
+                {"text":"a","text_pair":5,"label":"x"}, {"image":7,"label":"x"}]"#,
+        )
+        .unwrap();
+        assert_eq!((loaded.format, loaded.conversations.len()), (FormatName::Classification, 1));
+        let found: Vec<_> =
+            loaded.problems.iter().map(|p| (p.code, p.row.unwrap(), p.key.as_deref().unwrap_or(""))).collect();
+        let expected = [
+            (ProblemCode::MissingKey, 2, "label"),
+            (ProblemCode::MissingKey, 3, "label"),
+            (ProblemCode::WrongType, 4, "label"),
+            (ProblemCode::WrongType, 5, "label"),
+            (ProblemCode::MissingKey, 6, "text"),
+            (ProblemCode::MissingKey, 7, "text"),
+            (ProblemCode::NoAnswer, 8, "label"),
+            (ProblemCode::WrongType, 9, "text_pair"),
+            (ProblemCode::WrongType, 10, "image"),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::path::Path;
 use justtrain_weights::Checkpoint;
 use justtrain_weights::gguf::Gguf;
 use justtrain_worker_api::{Problem, ProblemCode};
+use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::{PostProcessor, TruncationParams, truncate_encodings};
 
 pub use stream::TextStream;
@@ -51,6 +52,11 @@ impl Tokenizer {
             (None, Some(folder)) => Self::open_folder(folder),
             (None, None) => Err(broken("the model brings no tokenizer").file(checkpoint.path().display())),
         }
+    }
+
+    /// Of a model that reads no text.
+    pub fn none() -> Self {
+        Self::new(tokenizers::Tokenizer::new(WordLevel::default()), SpecialTokens::default(), Vec::new())
     }
 
     /// The vocabulary in a GGUF file, whatever the model in it.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use justtrain_data::{Batch, Sample};
 use justtrain_kernels::Targets;
 use justtrain_model::parameters::{Parameter, Parameters, Trained};
-use justtrain_model::{Decoder, Input, Mode};
+use justtrain_model::{Decoder, Mode};
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::Problem;
 use rayon::prelude::*;
 
 use crate::backward::Backward;
 use crate::objectives::Sft;
+use crate::prepare::input_of;
 use crate::regularizers::Regularizers;
 use crate::step::MicroBatch;
 
@@ -103,10 +104,10 @@ fn fisher(
     let mut fisher: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let (objective, regularizers) = (Sft::default(), Regularizers::default());
     for &sample in samples {
-        let batch = Batch::new([sample]);
+        let mut batch = Batch::new([sample]);
         let batch = MicroBatch {
             task: 0,
-            input: Input::packed(batch.ids, &batch.starts).with_types(batch.types),
+            input: input_of(&mut batch, decoder),
             targets: Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None }),
             answers: Vec::new(),
             dropout_seed: None,

@@ -133,7 +133,8 @@ impl TrainedShape {
                 let table = shape == [config.vocab_size, config.hidden_size];
                 self.table |= table;
                 self.output |= output || (table && config.tied_embeddings);
-                if !output {
+                let pooler = config.names.classifier.pooler.is_some_and(|module| name.starts_with(module));
+                if !output && !pooler {
                     // A table below the first block is reached through all of them.
                     self.reach(config, 0);
                 }

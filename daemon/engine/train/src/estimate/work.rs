@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, Sample, labels_of};
+use justtrain_data::{Encoder, Labels, Sample};
 use justtrain_worker_api::Failure;
 
 use crate::EventSink;
@@ -14,6 +14,8 @@ use crate::run::{self, TaskSamples};
 
 /// Rows that are tokenised; of more, an even selection stands for all.
 const ROWS_READ: usize = 20_000;
+/// One image takes as long as a thousand rows, and is of the same size as every other.
+const IMAGES_READ: usize = 64;
 /// Batches that are looked at one by one; a longer run goes on in the same way.
 const BATCHES_SEEN: u64 = 200_000;
 
@@ -38,8 +40,9 @@ impl Rows {
     ) -> Result<Self, Failure> {
         let (train, validation) = read_rows(recipe)?;
         let all = train.len() + validation.len();
-        let every = all.div_ceil(ROWS_READ).max(1);
-        let labels = labels_of(train.iter().chain(&validation));
+        let most = if encoder.images.is_some() { IMAGES_READ } else { ROWS_READ };
+        let every = all.div_ceil(most).max(1);
+        let labels = Labels::of(train.iter().chain(&validation));
         let mut samples = |rows: Vec<_>| {
             let selected: Vec<_> = rows.into_iter().step_by(every).collect();
             Ok::<_, Failure>((selected.len(), encode_rows(encoder, recipe, &labels, &selected, events)?))
@@ -65,7 +68,9 @@ impl Rows {
     pub(super) fn sample_bytes(&self) -> u64 {
         let tokens: usize = self.train.iter().chain(&self.validation).map(|sample| sample.ids.len()).sum();
         let samples = self.train.len() + self.validation.len();
-        let bytes = tokens * (size_of::<u32>() + size_of::<bool>()) + samples * size_of::<Sample>();
+        let classes = self.train.iter().chain(&self.validation).filter_map(|sample| sample.class.as_ref());
+        let images: usize = classes.filter_map(|class| Some(class.image.as_ref()?.bytes().len())).sum();
+        let bytes = tokens * (size_of::<u32>() + size_of::<bool>()) + samples * size_of::<Sample>() + images;
         (bytes as f64 * self.scale()) as u64
     }
 }

@@ -6,10 +6,11 @@ use burn::tensor::{Tensor, TensorData};
 use justtrain_data::Sample;
 use justtrain_kernels::{OutputLayer, Targets, linear_cross_entropy, score_targets};
 use justtrain_model::parameters::constant;
-use justtrain_model::{Decoder, Head, Input, Mode};
+use justtrain_model::{Decoder, Head, Mode};
 
 use super::{Answer, Judge, Loss, Objective, RewardSums, Scored};
 use crate::evaluate::in_batches;
+use crate::prepare::input_of;
 use crate::step::MicroBatch;
 
 #[derive(Debug)]
@@ -82,8 +83,8 @@ impl Objective for Preference {
 
 /// What the head of a reward model says of each sample. `decoder` tracks no gradients.
 pub(crate) fn rewards_of(decoder: &Decoder, samples: &[Sample]) -> Vec<f64> {
-    in_batches(samples, |_, batch| {
-        let input = Input::packed(batch.ids, &batch.starts).with_types(batch.types);
+    in_batches(samples, |_, mut batch| {
+        let input = input_of(&mut batch, decoder);
         numbers(decoder.classes(&input, Mode::TUNED).flatten(0, 1))
     })
 }

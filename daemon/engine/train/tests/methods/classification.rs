@@ -71,6 +71,12 @@ fn recipe(desk: &Desk, extra: &str) -> RecipeSource {
     RecipeSource { text, ..desk.recipe("") }
 }
 
+/// A few images, at a rate at which a model of images learns them by heart.
+fn without_validation(recipe: RecipeSource) -> RecipeSource {
+    let text = recipe.text.replace("val_size: 6\n", "").replace("learning_rate: 0.01\n", "learning_rate: 0.003\n");
+    RecipeSource { text, ..recipe }
+}
+
 /// On all rows.
 fn judge(desk: &Desk, recipe: &RecipeSource, tuned: &str) -> EvaluationReport {
     let adapter = Some(desk.path(tuned));
@@ -128,6 +134,57 @@ fn a_decoder_can_be_a_classifier() {
     let labels: Vec<String> =
         serde_json::from_str(&fs::read_to_string(desk.path("whole/adapter/labels.json")).unwrap()).unwrap();
     assert_eq!(labels, NAMES);
+}
+
+/// Images in all their forms, each several times.
+#[test]
+fn images_are_told_apart() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let desk = Desk::new();
+    let model = desk.path("model");
+    fs::remove_dir_all(&model).unwrap();
+    fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixtures.join("model/fixtures/classifiers/vit").join(file), model.join(file)).unwrap();
+    }
+    let settings = json!({"size": {"height": 12, "width": 12}, "image_mean": [0.5, 0.4, 0.3], "resample": 3});
+    fs::write(model.join("preprocessor_config.json"), settings.to_string()).unwrap();
+    let kinds = [("grey.png", "none"), ("alpha.png", "some"), ("wide.png", "none"), ("photo.jpg", "many")];
+    for (file, _) in kinds {
+        fs::copy(fixtures.join("data/fixtures/images").join(file), desk.path(file)).unwrap();
+    }
+    let row = |i: usize| json!({"image": (kinds[i % 4].0), "label": (kinds[i % 4].1)}).to_string();
+    fs::write(desk.path("data.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    for (extra, folder, weights) in [
+        ("lora_rank: 8\nlora_alpha: 32\nlora_dropout: 0.1\n", "adapter", "adapter_model.safetensors"),
+        ("finetuning_type: full\noptim: adamw_8bit\n", "model", "model.safetensors"),
+    ] {
+        let recipe = without_validation(recipe(&desk, extra));
+        let losses = desk.check_resume(&recipe, &[5], &format!("{folder}/{weights}"));
+        assert!(losses[47] < 0.3 * losses[0], "{extra}: {losses:?}");
+        let report = judge(&desk, &recipe, &format!("whole/{folder}"));
+        assert_eq!((report.rows, report.tuned.unwrap().exact_match), (24, 1.0), "{extra}");
+        assert!(kinds.iter().any(|(file, _)| report.examples[0].prompt == *file));
+        for run in ["whole", "cut-5"] {
+            fs::remove_dir_all(desk.path(run)).unwrap();
+        }
+    }
+    // A model of images reads no text, and an image that cannot be read is one problem of its row.
+    fs::write(
+        desk.path("data.jsonl"),
+        r#"{"text": "the", "label": "a"}"#.to_owned() + "\n" + r#"{"text": "of", "label": "b"}"#,
+    )
+    .unwrap();
+    let (reason, problem) = refused(&desk, &without_validation(recipe(&desk, "")));
+    assert_eq!(
+        (reason, problem.row, problem.expected.as_deref()),
+        (FailureReason::DataInvalid, Some(1), Some("image"))
+    );
+    let broken =
+        r#"{"image": "grey.png", "label": "a"}"#.to_owned() + "\n" + r#"{"image": "data.jsonl", "label": "b"}"#;
+    fs::write(desk.path("data.jsonl"), broken).unwrap();
+    let (reason, problem) = refused(&desk, &without_validation(recipe(&desk, "")));
+    assert_eq!((reason, problem.row, problem.key.as_deref()), (FailureReason::DataInvalid, Some(2), Some("image")));
 }
 
 /// Whoever goes on with a classifier has its labels in its order.
@@ -188,7 +245,7 @@ fn an_encoder_makes_no_words() {
     let (reason, problem) = refused(&desk, &recipe(&desk, ""));
     assert_eq!(
         (reason, problem.expected.as_deref()),
-        (FailureReason::DataInvalid, Some("text and label in every row"))
+        (FailureReason::DataInvalid, Some("text or image, and label, in every row"))
     );
     for extra in ["train_on_prompt: true\n", "mask_history: true\n", "rdrop_alpha: 1\nresid_pdrop: 0.1\n"] {
         let (reason, problem) = refused(&desk, &recipe(&desk, extra));

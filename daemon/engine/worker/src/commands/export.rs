@@ -58,7 +58,7 @@ pub(super) fn run(
         }),
     };
     let finished = written.and_then(|bytes| {
-        encoder.tokenizer.save(&partial, &encoder.template)?;
+        encoder.save(&partial)?;
         let _ = fs::remove_dir_all(output);
         fs::rename(&partial, output).map_err(|error| {
             Problem::error(

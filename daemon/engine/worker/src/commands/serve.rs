@@ -1,5 +1,6 @@
 //! Keeps a model loaded and answers until standard input closes.
 
+use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -115,7 +116,8 @@ impl Server {
     }
 }
 
-/// The label that a classifier gives the last turn, and how many tokens it has read. Two turns of the user's are a pair.
+/// The label that a classifier gives the last turn, and how many tokens it has read. Two turns of the user's are a pair; for a
+/// model of images the turn is an image's path.
 fn classify<'a>(
     encoder: &Encoder,
     decoder: &Decoder,
@@ -128,10 +130,20 @@ fn classify<'a>(
         }
         turns => (turns.last().map_or("", |turn| turn.content.as_str()), None),
     };
-    let longest = decoder.config().longest_sequence().unwrap_or(usize::MAX);
-    let (ids, types) = encoder.tokenizer.encode_marked(text, pair, longest)?;
-    let tokens = ids.len();
-    let logits = decoder.classes(&Input::packed(ids, &[0, tokens]).with_types(types), Mode::TUNED);
+    let input = match (&encoder.images, decoder.config().patches) {
+        (Some(images), Some(patches)) => {
+            let pixels = images.read(Path::new(text))?.values();
+            let ids = vec![0; images.tokens];
+            Input::packed(ids, &[0, images.tokens]).with_images(&[pixels], patches, &decoder.device())
+        }
+        _ => {
+            let longest = decoder.config().longest_sequence().unwrap_or(usize::MAX);
+            let (ids, types) = encoder.tokenizer.encode_marked(text, pair, longest)?;
+            let tokens = ids.len();
+            Input::packed(ids, &[0, tokens]).with_types(types)
+        }
+    };
+    let (tokens, logits) = (input.ids.len(), decoder.classes(&input, Mode::TUNED));
     let numbers = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
     let best = (0..numbers.len()).max_by(|&a, &b| numbers[a].total_cmp(&numbers[b])).unwrap_or(0);
     Ok((&classifier.labels()[best], tokens as u64))
