@@ -37,12 +37,13 @@ impl OLora {
 
     /// Adds the gradient of both terms: `λ₁·sign(Aₜ·Aᵢᵀ)·Aᵢ`, and `λ₂` times the direction of the matrix.
     pub(crate) fn pull(&self, parameter: &Parameter<'_>, gradient: &mut [f32]) {
-        let is_a = parameter.name.ends_with(".lora_A");
-        if !is_a && !(self.l2 > 0.0 && parameter.name.ends_with(".lora_B")) {
+        let earlier = self.earlier.get(&parameter.name).filter(|_| self.lambda > 0.0);
+        let kept_small = self.l2 > 0.0 && [".lora_A", ".lora_B"].iter().any(|end| parameter.name.ends_with(end));
+        if earlier.is_none() && !kept_small {
             return;
         }
         let numbers = parameter.values();
-        if let Some(earlier) = self.earlier.get(&parameter.name).filter(|_| self.lambda > 0.0) {
+        if let Some(earlier) = earlier {
             let inputs = parameter.shape()[1];
             gradient.par_chunks_mut(inputs).zip(numbers.par_chunks(inputs)).for_each(|(gradient, row)| {
                 for earlier in earlier.chunks(inputs) {
@@ -54,7 +55,7 @@ impl OLora {
             });
         }
         let norm = numbers.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        if self.l2 > 0.0 && norm > 0.0 {
+        if kept_small && norm > 0.0 {
             let by = (f64::from(self.l2) / norm) as f32;
             gradient.iter_mut().zip(&numbers).for_each(|(gradient, value)| *gradient += by * value);
         }
