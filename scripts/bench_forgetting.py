@@ -22,12 +22,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPICS = ["class", "import", "formatstrings", "numeric-types"]
+FULL = {"finetuning_type": "full", "learning_rate": 5e-5}
 METHODS = {
-    "one after the other": [],
-    "replay, a fifth of the batches": ["replay_ratio: 0.2"],
-    "EWC, λ 1000": ["ewc_lambda: 1000"],
-    "EWC, λ 100000": ["ewc_lambda: 100000"],
-    "replay and EWC, λ 1000": ["replay_ratio: 0.2", "ewc_lambda: 1000"],
+    "one after the other": {},
+    "replay, a fifth of the batches": {"replay_ratio": 0.2},
+    "EWC, λ 1000": {"ewc_lambda": 1000},
+    "EWC, λ 100000": {"ewc_lambda": 100000},
+    "replay and EWC, λ 1000": {"replay_ratio": 0.2, "ewc_lambda": 1000},
+    "LwF, λ 1": {"lwf_lambda": 1},
+    "LwF, λ 4": {"lwf_lambda": 4},
+    "O-LoRA, λ 0": {"olora_lambda": 0},
+    "O-LoRA, λ 0.01": {"olora_lambda": 0.01},
+    "O-LoRA, λ 0.5": {"olora_lambda": 0.5},
+    "replay and O-LoRA, λ 0.5": {"replay_ratio": 0.2, "olora_lambda": 0.5},
+    "all weights, one after the other": FULL,
+    "all weights, L2-SP, α 0.1": FULL | {"l2sp_alpha": 0.1},
+    "all weights, L2-SP, α 1": FULL | {"l2sp_alpha": 1},
+    "all weights, LwF, λ 1": FULL | {"lwf_lambda": 1},
 }
 SEED = 5
 
@@ -37,12 +48,14 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=40, help="of each stage")
     parser.add_argument("--worker", type=Path, default=ROOT / "target/release/justtrain-worker")
+    parser.add_argument("--only", action="append", choices=METHODS, help="a method by its name; may be given several times")
     parser.add_argument("--json", action="store_true", help="print one JSON object a method")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_tasks(options, Path(folder))
-        for name, lines in METHODS.items():
-            show(name, train(options, Path(folder), lines), options.json)
+        for name, keys in METHODS.items():
+            if not options.only or name in options.only:
+                show(name, train(options, Path(folder), keys), options.json)
 
 
 def write_tasks(options: argparse.Namespace, folder: Path) -> None:
@@ -66,12 +79,12 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def train(options: argparse.Namespace, folder: Path, lines: list[str]) -> dict:
-    recipe = [
-        "model_name_or_path: model", "lora_rank: 16", "learning_rate: 0.0005", "val_size: 40", f"max_steps: {options.steps}",
-        "per_device_train_batch_size: 8", "gradient_accumulation_steps: 1", "cutoff_len: 256", f"seed: {SEED}", "forgetting_report: true", "fisher_samples: 64",
-        *lines, "stages:",
-    ]  # fmt: skip
+def train(options: argparse.Namespace, folder: Path, keys: dict) -> dict:
+    common = {
+        "model_name_or_path": "model", "lora_rank": 16, "learning_rate": 0.0005, "val_size": 40, "max_steps": options.steps,
+        "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "cutoff_len": 256, "seed": SEED, "forgetting_report": True, "fisher_samples": 64,
+    }  # fmt: skip
+    recipe = [f"{key}: {json.dumps(value)}" for key, value in (common | keys).items()] + ["stages:"]
     for task, file in [("numbers", "numbers.json"), ("topics", "topics.jsonl"), ("letters", "letters.jsonl")]:
         recipe += [f"- name: {task}", f"  dataset: {file}"]
     with tempfile.TemporaryDirectory() as run_dir:

@@ -14,6 +14,7 @@ pub mod bf16;
 pub mod blockwise;
 pub mod cross_entropy;
 pub mod device;
+pub mod divergence;
 pub mod dropout;
 pub mod embedding;
 pub mod gated;
@@ -39,6 +40,7 @@ mod weight;
 
 pub use attention::{Heads, Scores, Segments, attention};
 pub use cross_entropy::{Loss, OutputLayer, Targets, linear_cross_entropy, linear_loss, score_targets};
+pub use divergence::{Softened, divergence};
 pub use dropout::{Dropout, dropout};
 pub use embedding::embedding;
 pub use gated::{Activation, gated};

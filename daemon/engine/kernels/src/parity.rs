@@ -8,8 +8,8 @@ use justtrain_weights::gguf::TensorType;
 
 use crate::{
     Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, Products, RotaryTable, Scores, Segments,
-    Targets, Weight, attention, dropout, embedding, gated, linear, linear_cross_entropy, linear_loss, residual,
-    rms_norm, rotary, score_targets, write_rows,
+    Softened, Targets, Weight, attention, divergence, dropout, embedding, gated, linear, linear_cross_entropy,
+    linear_loss, residual, rms_norm, rotary, score_targets, write_rows,
 };
 
 /// How far one op's results are apart.
@@ -56,7 +56,7 @@ const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 16 };
 
 fn cases() -> Vec<Case> {
     let case = |op, shapes: &[[usize; 2]], op_on: Op| {
-        let differentiable = !matches!(op, "score_targets" | "write_rows");
+        let differentiable = !matches!(op, "divergence" | "score_targets" | "write_rows");
         Case { op, shapes: shapes.to_vec(), differentiable, op_on }
     };
     let (x, weight, a, b) = ([TOKENS, INPUTS], [OUTPUTS, INPUTS], [8, INPUTS], [OUTPUTS, 8]);
@@ -143,6 +143,11 @@ fn cases() -> Vec<Case> {
             "score_targets",
             &[x, vocabulary],
             Box::new(move |t| score_targets(t[0].clone(), &output(&t[1]), scored.clone())),
+        ),
+        case(
+            "divergence",
+            &[[TOKENS, VOCABULARY]; 2],
+            Box::new(|t| divergence(t[0].clone(), t[1].clone(), Softened { temperature: 2.0, reverse: false }).1),
         ),
         case("write_rows", &[x, [4, INPUTS]], Box::new(|t| write_rows(t[0].clone(), t[1].clone(), vec![5, 6, 60, 0]))),
     ]

@@ -13,6 +13,9 @@ pub(crate) fn is_of_head(name: &str) -> bool {
     matches!(name, "score.weight" | "classifier.weight" | "classifier.bias")
 }
 
+/// How names go on, after that of their layer, of pairs that earlier stages have left. They are never trained.
+pub(crate) const EARLIER: &str = ".lora_earlier";
+
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained<'a> {
@@ -31,7 +34,7 @@ impl Trained<'_> {
         match self {
             _ if is_of_head(name) => true,
             Self::Adapters => of_adapter(),
-            Self::Weights => !of_adapter(),
+            Self::Weights => !of_adapter() && !name.contains(EARLIER),
             Self::Named(names) => names.contains(name),
         }
     }

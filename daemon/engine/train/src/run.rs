@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use justtrain_data::{Conversation, Encoder, Judgement, Labels, MixedSampler, MixedState, Sample, Sampler};
-use justtrain_model::adapters::{LoraConfig, attach_lora, base_model, load_peft};
+use justtrain_model::adapters::{LoraConfig, attach_beside, attach_lora, base_model, load_peft};
 use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, apply_tuned, device, families};
 use justtrain_weights::Checkpoint;
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::handed::{self, Handed};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::classes::{attach_head, labels};
-use crate::continual::{Ewc, FISHER, remember, write_scores};
+use crate::continual::{Ewc, FISHER, Lwf, remember, write_scores};
 use crate::early_stopping::Best;
 use crate::evaluate::{Validation, loss_on, validate};
 use crate::objectives::{self, Background};
@@ -154,6 +154,7 @@ pub(crate) fn train_recipe(
         Some(teacher) => teacher.objective(recipe, decoder.config().vocab_size, [&train, &validation], &device)?,
     };
     // Before anything is restored: what is compared with is the model that the first step began with.
+    let objective = Lwf::beside(objective, recipe, &decoder);
     if objective.preference().is_some_and(|preference| preference.judge.needs_reference()) {
         events.phase(Phase::Evaluating);
     }
@@ -402,7 +403,10 @@ fn adapt(
         );
         events.warn(&problem.key("adapter_name_or_path").found(base).expected(model));
     }
-    load_peft(decoder, &folder).map_err(invalid)
+    let config = load_peft(decoder, &folder).map_err(invalid)?;
+    let Some(beside) = recipe.pair_beside() else { return Ok(config) };
+    attach_beside(decoder, &beside, recipe.seed).map_err(invalid)?;
+    Ok(beside)
 }
 
 /// The order and grouping of the samples.

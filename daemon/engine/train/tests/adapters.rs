@@ -11,7 +11,7 @@ use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, roo
 use exports::check_export;
 use justtrain_kernels::singular::Effort;
 use justtrain_kernels::{Format, Products, linear_cross_entropy};
-use justtrain_model::adapters::{LoraConfig, LoraStart, attach_lora, load_peft, save_peft};
+use justtrain_model::adapters::{LoraConfig, LoraStart, attach_beside, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
 use justtrain_model::parameters::Trained;
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, apply_tuned};
@@ -270,6 +270,11 @@ fn exports_have_our_logits_in_peft_and_transformers() {
     let rows = tiny_rows(&fixture);
     let (mut decoder, config) = started(PISSA, WeightFormats::default());
     let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
+    train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
+    check_export(&fixture, &decoder, &config, rows.iter().map(|(ids, _)| ids));
+    // A second pair beside the first, of which not every layer has the same rank.
+    let (mut decoder, config) = Case::open("rslora", "tiny-llama").tuned();
+    attach_beside(&mut decoder, &config, 5).unwrap();
     train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
     check_export(&fixture, &decoder, &config, rows.iter().map(|(ids, _)| ids));
 }

@@ -10,7 +10,7 @@ use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
-use super::{Dora, LoraConfig, Start, peft_config, start};
+use super::{Dora, LoraConfig, Start, olora, peft_config, start};
 use crate::classifier::{Classifier, are_unnamed, unnamed};
 use crate::layers::{InFull, Lora, Projection};
 use crate::parameters::{Parameter, Parameters, Trained, is_of_head};
@@ -40,6 +40,7 @@ pub fn save_peft(decoder: &Decoder, config: &LoraConfig, base_model: &str, folde
     let start = tuned.projections().find_map(|projection| projection.lora.as_ref()?.start.as_ref().map(Start::kind));
     start::save_taken(decoder, folder)?;
     let config = &start::join(&mut tuned, config);
+    let config = &olora::join(&mut tuned, config);
     let tensors: BTreeMap<String, Parameter<'_>> =
         tuned.trained_mut(Trained::Adapters).into_iter().map(|tensor| (key(&tensor.name), tensor)).collect();
     let entry = |(name, tensor): (&String, &Parameter<'_>)| Entry {
@@ -130,8 +131,9 @@ pub fn base_formats(folder: &Path) -> Result<WeightFormats, Problem> {
 }
 
 /// Puts a PEFT LoRA adapter on the decoder. Which layers have one is told by the tensors: each must fit a layer, and none
-/// may be missing.
+/// may be missing. Where the decoder has pairs of earlier stages, the file has these with the newest joined to them.
 pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Problem> {
+    let earlier = olora::earlier_ranks(decoder);
     let mut config = peft_config::read(folder, decoder.config())?;
     let file = open(folder)?;
     let device = decoder.device();
@@ -173,7 +175,10 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
         used.insert(name);
     }
     match file.names().find(|name| !used.contains(*name)) {
-        None if !used.is_empty() => Ok(config),
+        None if !used.is_empty() => {
+            olora::take_apart(decoder, &earlier);
+            Ok(config)
+        }
         stranger => Err(mismatch(
             &file,
             "lora_A/lora_B",

@@ -15,7 +15,7 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use super::{LoraConfig, Patterns, loftq, pissa};
+use super::{LoraConfig, loftq, olora, pissa};
 use crate::layers::{Lora, Projection};
 use crate::weights::{hold, original};
 use crate::{Decoder, WeightFormat};
@@ -96,28 +96,13 @@ pub(super) fn without(weight: Tensor<2>, a: &Tensor<2>, b: &Tensor<2>, scale: f3
 
 /// Makes plain pairs of those that did not start at zero, which fit the original weights, and returns their configuration.
 pub(super) fn join(decoder: &mut Decoder, config: &LoraConfig) -> LoraConfig {
-    let alpha = |scale: f32, rank: usize| f64::from(scale) * rank as f64;
-    let (rank, scale) = (2 * config.rank, config.scale(config.alpha, config.rank));
-    let (mut ranks, mut alphas) = (Vec::new(), Vec::new());
     for projection in decoder.projections_mut() {
-        let Some(Lora { a, b, start, scale: own, .. }) = &mut projection.lora else { continue };
+        let Some(Lora { a, b, start, .. }) = &mut projection.lora else { continue };
         let Some(start) = start.take() else { return config.clone() };
         *a = Tensor::cat(vec![a.clone(), start.a], 0);
         *b = Tensor::cat(vec![b.clone(), -start.b], 1);
-        let joined = a.dims()[0];
-        if (joined, *own) != (rank, scale) {
-            ranks.push((projection.name.clone(), joined));
-            alphas.push((projection.name.clone(), alpha(*own, joined)));
-        }
     }
-    LoraConfig {
-        rank,
-        alpha: alpha(scale, rank),
-        rslora: false,
-        rank_pattern: Patterns::new(ranks).unwrap_or_default(),
-        alpha_pattern: Patterns::new(alphas).unwrap_or_default(),
-        ..config.clone()
-    }
+    olora::of_joined(decoder, config)
 }
 
 /// Writes what was taken out of the weights, where the joined pairs do not tell.

@@ -89,9 +89,10 @@ fn merge(projection: &Projection, weight: &mut [f32]) {
     let Some(lora) = &projection.lora else { return };
     let [outputs, inputs] = projection.shape();
     let made = |a: &Tensor<2>, b: &Tensor<2>| b.clone().matmul(a.clone());
+    let [a, b] = lora.all();
     let change = match &lora.start {
-        None => made(&lora.a, &lora.b),
-        Some(start) => made(&lora.a, &lora.b) - made(&start.a, &start.b),
+        None => made(&a, &b),
+        Some(start) => made(&a, &b) - made(&start.a, &start.b),
     };
     let update = change * lora.scale;
     let update: Vec<f32> = update.into_data().try_into_vec().expect("adapters are f32");

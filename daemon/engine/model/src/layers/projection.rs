@@ -5,8 +5,8 @@ use justtrain_kernels::{Dropout, Factors, Weight, linear};
 
 use super::InFull;
 use crate::Mode;
-use crate::adapters::{Dora, Start};
-use crate::parameters::Parameter;
+use crate::adapters::{Dora, Earlier, Start};
+use crate::parameters::{EARLIER, Parameter};
 
 /// A weight by its Hugging Face name, and the adapter on it.
 #[derive(Debug, Clone)]
@@ -40,18 +40,29 @@ pub struct Lora {
     pub dora: Option<Dora>,
     /// What the pair was before the first step, where it did not start at zero: with it the layer is the base model's.
     pub start: Option<Start>,
+    /// Frozen pairs beside this one.
+    pub earlier: Option<Earlier>,
 }
 
 impl Lora {
     /// A pair alone.
     pub fn new(a: Tensor<2>, b: Tensor<2>, scale: f32, dropout: f32, index: u64) -> Self {
-        Self { a, b, scale, dropout, index, dora: None, start: None }
+        Self { a, b, scale, dropout, index, dora: None, start: None, earlier: None }
+    }
+
+    /// A and B of this pair and of all beside it.
+    pub(crate) fn all(&self) -> [Tensor<2>; 2] {
+        match &self.earlier {
+            None => [self.a.clone(), self.b.clone()],
+            Some(earlier) => earlier.joined(&self.a, &self.b),
+        }
     }
 
     fn factors(&self, dropout_seed: Option<u64>) -> Factors {
+        let [a, b] = self.all();
         Factors {
-            a: self.a.clone(),
-            b: self.b.clone(),
+            a,
+            b,
             scale: self.scale,
             dropout: dropout_seed.filter(|_| self.dropout > 0.0).map(|seed| Dropout {
                 probability: self.dropout,
@@ -62,12 +73,16 @@ impl Lora {
     }
 
     fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
-        let Self { a, b, dora, .. } = self;
+        let Self { a, b, dora, earlier, .. } = self;
         let mut parameters =
             vec![Parameter::matrix(format!("{layer}.lora_A"), a), Parameter::matrix(format!("{layer}.lora_B"), b)];
         if let Some(dora) = dora {
             dora.forget_norms();
             parameters.push(Parameter::vector(format!("{layer}.lora_magnitude_vector"), &mut dora.magnitude));
+        }
+        if let Some(Earlier { a, b }) = earlier {
+            parameters.push(Parameter::matrix(format!("{layer}{EARLIER}_A"), a));
+            parameters.push(Parameter::matrix(format!("{layer}{EARLIER}_B"), b));
         }
         parameters
     }

@@ -43,7 +43,11 @@ impl TrainedModel {
         let started = decoder.projections().any(|layer| layer.lora.as_ref().is_some_and(|lora| lora.start.is_some()));
         // Beside each pair what it started with, and what was taken out of the weight.
         let pairs = if started { 3 } else { 1 };
-        pairs * decoder.trained_sizes(self.parameters()).iter().map(|(_, len)| *len as u64 * 4).sum::<u64>()
+        let earlier = decoder.projections().filter_map(|layer| layer.lora.as_ref()?.earlier.as_ref());
+        let earlier: usize =
+            earlier.flat_map(|pairs| [pairs.a.dims(), pairs.b.dims()]).map(|[rows, cols]| rows * cols).sum();
+        4 * earlier as u64
+            + pairs * decoder.trained_sizes(self.parameters()).iter().map(|(_, len)| *len as u64 * 4).sum::<u64>()
     }
 
     pub fn save(&self, decoder: &Decoder, folder: &Path) -> Result<u64, Problem> {

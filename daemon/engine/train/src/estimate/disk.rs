@@ -27,7 +27,7 @@ fn result(shape: &Shape) -> u64 {
     let trained = &shape.trained;
     let (numbers, tensors) = match shape.full {
         true => (shape.parameters, shape.tensors),
-        false => (trained.numbers() + trained.start, trained.tensors()),
+        false => (trained.numbers() + trained.start + trained.earlier, trained.tensors()),
     };
     numbers * FLOAT + tensors * HEADER
 }

@@ -32,7 +32,7 @@ pub(super) fn peak(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 /// What is there from the first step to the last.
 fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
-        weights: frozen_weights(recipe, shape, rows.model_bytes) + shape.trained.start * FLOAT,
+        weights: frozen_weights(recipe, shape, rows.model_bytes) + (shape.trained.start + earlier(shape)) * FLOAT,
         trained_weights: trained_weights(recipe, shape) + weights_beside(recipe, shape),
         optimizer: optim::bytes(
             recipe,
@@ -46,11 +46,18 @@ fn throughout(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
     }
 }
 
-/// The weights that the run began with, and those that mixout makes for a batch.
+/// Numbers of earlier stages' pairs, and of all pairs joined, which a pass keeps.
+fn earlier(shape: &Shape) -> u64 {
+    let earlier = shape.trained.earlier;
+    if earlier > 0 { 2 * earlier + shape.trained.numbers() } else { 0 }
+}
+
+/// The weights that the run began with, and those that mixout makes for a batch; what EWC and LwF hold on to.
 fn weights_beside(recipe: &Recipe, shape: &Shape) -> u64 {
     let copies = u64::from(recipe.remembers_start()) + u64::from(recipe.mixout_p.is_some());
     let anchors = if recipe.ewc_lambda.is_some() { 2 } else { 0 };
-    (copies + anchors) * shape.trained.numbers() * FLOAT
+    let before = recipe.lwf().map_or(0, |_| trained_weights(recipe, shape));
+    (copies + anchors) * shape.trained.numbers() * FLOAT + before
 }
 
 /// Norms are always in `f32`, and adapters. Of magnitudes two more numbers each are kept: what rows of the frozen weight

@@ -191,7 +191,8 @@ impl Job {
         let work = Work::plan(recipe, &self.rows);
         let memory = || {
             let peak = memory::peak(recipe, &shape, &work, &self.rows);
-            self.teacher.as_ref().map_or(peak, |teacher| teacher.beside(peak, recipe, &shape, &work))
+            let peak = self.teacher.as_ref().map_or(peak, |teacher| teacher.beside(peak, recipe, &shape, &work));
+            recipe.lwf().map_or(peak, |_| teacher::before(peak, &shape, &work))
         };
         let mut disk = disk::needed(recipe, &shape, work.steps);
         let handed = if self.passed.hands_on { disk::optimizer(recipe, &shape) } else { 0 };

@@ -65,8 +65,10 @@ impl Shape {
             let name = config.module(layer, shape.name);
             if lora.targets(&name) && !full { lora.rank_of(&name) } else { 0 }
         };
+        // Those of earlier stages are multiplied by as well.
+        let pairs = 1 + recipe.pair_beside().map_or(0, |_| recipe.stages_before);
         let linear = |shape: &LinearShape| {
-            let rank = (0..config.layers.len()).map(|layer| rank(layer, shape)).max().unwrap_or(0);
+            let rank = pairs * (0..config.layers.len()).map(|layer| rank(layer, shape)).max().unwrap_or(0);
             Linear { outputs: shape.outputs, inputs: shape.inputs, rank }
         };
         let mut linears: Vec<Linear> = config.linears().iter().map(linear).collect();

@@ -394,3 +394,37 @@ fn a_teacher_is_counted_as_frozen_weights() {
     assert!(beside.output_layer > alone.output_layer && beside.activations > alone.activations);
     assert_eq!((beside.trained_weights, beside.optimizer), (alone.trained_weights, alone.optimizer));
 }
+
+fn last_of_three_stages(extra: &str) -> Recipe {
+    let recipe = recipe(&format!("precision: fp32\nmax_steps: 2\n{extra}stages:\n- name: a\n- name: b\n- name: c\n"));
+    recipe.stages()[2].recipe.clone()
+}
+
+#[test]
+fn what_was_before_a_stage_is_a_copy_of_what_is_trained_and_reads_along() {
+    for extra in ["", "finetuning_type: full\n"] {
+        let of = |more: &str| job(&[64; 8]).predict(&last_of_three_stages(&format!("{extra}{more}")));
+        let (alone, held) = (of(""), of("lwf_lambda: 1\n"));
+        assert_eq!(held.work.baseline_tokens, held.work.tokens);
+        let (alone, memory) = (alone.memory.unwrap(), held.memory.unwrap());
+        assert_eq!(memory.trained_weights, 2 * alone.trained_weights, "{extra}");
+        assert_eq!((memory.weights, memory.optimizer), (alone.weights, alone.optimizer));
+        assert!(memory.output_layer > alone.output_layer && memory.activations > alone.activations);
+        // The first stage has none before it.
+        let first =
+            recipe(&format!("{extra}lwf_lambda: 1\nstages:\n- name: a\n- name: b\n")).stages()[0].recipe.clone();
+        assert_eq!(first.lwf(), None);
+    }
+}
+
+/// Two stages' pairs lie beside the third's, in memory and on the disk, and only the third's is trained.
+#[test]
+fn pairs_of_earlier_stages_are_counted() {
+    let of = |more: &str| job(&[64; 8]).predict(&last_of_three_stages(more));
+    let (alone, beside) = (of(""), of("olora_lambda: 0.5\n"));
+    let pair = alone.shape.trained.numbers();
+    assert_eq!(beside.shape.trained.numbers(), pair);
+    let (alone_memory, memory) = (alone.memory.unwrap(), beside.memory.unwrap());
+    assert_eq!(memory.weights - alone_memory.weights, 4 * (2 + 3) * pair);
+    assert_eq!(beside.disk.result - alone.disk.result, 4 * 2 * pair);
+}

@@ -44,6 +44,8 @@ pub(super) struct TrainedShape {
     pub(super) magnitudes: u64,
     /// Numbers in frozen pairs: what trained ones started with (PiSSA, LoftQ), and what was taken out of the weights.
     pub(super) start: u64,
+    /// Numbers in the pairs of earlier stages beside those that are trained (O-LoRA).
+    pub(super) earlier: u64,
     /// Whether a table of the vocabulary is trained, and whether the output layer is.
     pub(super) table: bool,
     pub(super) output: bool,
@@ -68,6 +70,7 @@ impl TrainedShape {
         } else {
             let lora = recipe.lora_config();
             trained.pairs(config, &lora, recipe.lora_start());
+            trained.earlier = trained.numbers() * recipe.pair_beside().map_or(0, |_| recipe.stages_before as u64);
             trained.own_weights(config, |name| in_full(config, &lora, name));
         }
         trained

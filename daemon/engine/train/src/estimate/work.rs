@@ -113,7 +113,7 @@ pub(super) struct Work {
     pub(super) validation: BatchSize,
     /// Tokens that are scored for the reference before the first step.
     pub(super) reference_tokens: u64,
-    /// Tokens that are scored between the steps, for what KTO compares with.
+    /// Tokens that are scored beside the steps, for what KTO and LwF compare with.
     pub(super) baseline_tokens: u64,
 }
 
@@ -166,6 +166,10 @@ impl Work {
                 work.validation = work.validation.max(validation_batch(train));
             }
             work.baseline_tokens = work.tokens * compared;
+        }
+        if recipe.lwf().is_some() {
+            // The model of before the stage reads every batch.
+            work.baseline_tokens += work.tokens;
         }
         work
     }

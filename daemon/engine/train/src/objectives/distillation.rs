@@ -8,10 +8,9 @@
 //! Logits of both exist for a chunk of targets at a time. The gradient by the logits is known in closed form, so that of the hidden
 //! states is made chunk by chunk beside the loss, as in the fused cross-entropy.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use justtrain_kernels::cross_entropy::CHUNK_BYTES;
-use justtrain_kernels::{self as kernels, Numbers, OutputLayer, Weight, linear, linear_loss};
+use justtrain_kernels::{self as kernels, Numbers, OutputLayer, Softened, Weight, linear, linear_loss};
 use justtrain_model::parameters::constant;
 use justtrain_model::{Decoder, Head, Mode};
 use schemars::JsonSchema;
@@ -95,7 +94,8 @@ impl Divergence {
             let (layer, weight) = leaf(output);
             let logits = self.logits(x.clone(), &layer);
             let said = self.logits(taught.clone().select(0, places), teacher);
-            let (loss, slopes) = self.slopes(logits.clone().inner(), said);
+            let how = Softened { temperature: self.temperature as f32, reverse: self.direction == Direction::Reverse };
+            let (loss, slopes) = kernels::divergence(logits.clone().inner(), said, how);
             sum += loss;
             let mut gradients = (logits * constant(slopes)).sum().backward();
             let gradient = x.grad_remove(&mut gradients).expect("logits depend on hidden states").into_data();
@@ -124,28 +124,6 @@ impl Divergence {
             Some(cap) => (logits / cap).tanh() * cap,
         };
         if logits.dims()[1] == self.vocabulary { logits } else { logits.narrow(1, 0, self.vocabulary) }
-    }
-
-    /// The sum over rows of logits, and its derivatives by the model's: `T·(q − p)`, and reverse
-    /// `T·q·(log q − log p − KL(q‖p))`.
-    fn slopes(&self, logits: Tensor<2>, teacher: Tensor<2>) -> (f64, Tensor<2>) {
-        let temperature = self.temperature;
-        let [log_q, log_p] = [logits, teacher].map(|logits| log_softmax(logits / temperature, 1));
-        let (divergences, slopes) = match self.direction {
-            Direction::Forward => {
-                let p = log_p.clone().exp();
-                let q = log_q.clone().exp();
-                ((p.clone() * (log_p - log_q)).sum_dim(1), q - p)
-            }
-            Direction::Reverse => {
-                let (q, apart) = (log_q.clone().exp(), log_q - log_p);
-                let divergences = (q.clone() * apart.clone()).sum_dim(1);
-                (divergences.clone(), q * (apart - divergences))
-            }
-        };
-        let divergences = divergences.into_data().try_into_vec::<f32>().expect("divergences are f32");
-        let sum: f64 = divergences.into_iter().map(f64::from).sum();
-        (temperature * temperature * sum, slopes * temperature)
     }
 }
 

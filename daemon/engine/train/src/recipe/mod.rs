@@ -531,6 +531,26 @@ pub struct Recipe {
     #[schemars(range(min = 1))]
     pub(crate) fisher_samples: usize,
 
+    /// With `stages`, from the second on: weight of holding the model to what it said of the stage's own rows when the stage began (LwF); 1 in the paper. Beside an adapter that takes one more forward pass; with `full` and `freeze` also a copy of the trained weights.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub(crate) lwf_lambda: Option<f64>,
+
+    /// `lwf_lambda`: both distributions are softened by this, and their divergence is multiplied by its square.
+    #[serde(default = "default::lwf_temperature")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub(crate) lwf_temperature: f64,
+
+    /// With `stages`: each trains a LoRA pair of its own, and those of the stages before stay as they are (O-LoRA); this is how strongly what the new pair reads is kept orthogonal to what they read; 0.5 in the paper. The adapter's rank grows with each stage.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub(crate) olora_lambda: Option<f64>,
+
+    /// `olora_lambda`: how strongly the new pair is kept small.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub(crate) olora_l2: f64,
+
     /// Several data sets as tasks, in place of `dataset`: a list of `{name, dataset, weight, metric}`. Each batch is of one task, and the loss of each is shown.
     #[serde(default, deserialize_with = "no_items")]
     #[schemars(schema_with = "tasks::schema")]
@@ -573,6 +593,10 @@ pub struct Recipe {
     #[schemars(schema_with = "stages::schema")]
     stages: Vec<StagePlan>,
 
+    /// How many stages there are before this one.
+    #[serde(skip)]
+    pub(crate) stages_before: usize,
+
     /// That of the adapter to go on with.
     #[serde(skip)]
     adapter: Option<LoraConfig>,
@@ -604,7 +628,8 @@ impl Recipe {
         let (mut plans, mut problems) = (Vec::new(), Vec::new());
         for stage in &written {
             match Self::parse_node(&stage.root, source, true) {
-                Ok(recipe) => {
+                Ok(mut recipe) => {
+                    recipe.stages_before = plans.len();
                     let name = stage.name.clone().unwrap_or_else(|| recipe.stage_name().to_owned());
                     plans.push(StagePlan { name, recipe });
                 }
@@ -805,6 +830,9 @@ mod default {
     }
     pub(super) fn fisher_samples() -> usize {
         128
+    }
+    pub(super) fn lwf_temperature() -> f64 {
+        2.0
     }
     pub(super) fn task_temperature() -> f64 {
         2.0

@@ -61,6 +61,16 @@ impl Recipe {
         Ok(Self { adapter_name_or_path: Some(folder.display().to_string()), adapter, ..self.clone() })
     }
 
+    /// Of the pair that a stage trains beside those of the stages before, which stay as they are.
+    pub(crate) fn pair_beside(&self) -> Option<LoraConfig> {
+        (self.olora_lambda.is_some() && self.stages_before > 0).then(|| self.written_lora_config())
+    }
+
+    /// λ of LwF, in a stage that has one before it.
+    pub(crate) fn lwf(&self) -> Option<f64> {
+        self.lwf_lambda.filter(|_| self.stages_before > 0)
+    }
+
     /// That of the adapter to go on with, or what the recipe says.
     pub fn lora_config(&self) -> LoraConfig {
         self.adapter.clone().unwrap_or_else(|| self.written_lora_config())

@@ -223,6 +223,18 @@ pub(super) fn check(stages: &[StagePlan], marks: &[Mark]) -> Vec<Problem> {
         if let Some(before) = (index > 1 && recipe.keep_optimizer_state).then(|| &stages[index - 2].recipe) {
             problems.extend(another_optimizer(recipe, before).map(|problem| at("keep_optimizer_state", problem)));
         }
+        let kept_before = recipe.stages_before > 0 && stages[recipe.stages_before - 1].recipe.olora_lambda.is_some();
+        if kept_before && recipe.olora_lambda.is_none() {
+            let problem = Problem::error(
+                ProblemCode::InvalidValue,
+                "the pairs that O-LoRA has kept apart would be trained on as one",
+                "O-LoRA 分开保存的矩阵对会被当作一对继续训练",
+            );
+            problems.push(at(
+                "olora_lambda",
+                problem.fix("write olora_lambda above, outside the stages", "请把 olora_lambda 写在 stages 之外"),
+            ));
+        }
         if recipe.lora_start().is_some() {
             let problem = Problem::error(
                 ProblemCode::InvalidValue,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use justtrain_model::Decoder;
 use justtrain_model::parameters::{Parameter, Parameters, Trained};
 
-use crate::continual::Ewc;
+use crate::continual::{Ewc, OLora};
 use crate::recipe::Recipe;
 
 pub use l2_sp::L2Sp;
@@ -47,6 +47,8 @@ pub struct Regularizers {
     pub mixout: Option<Mixout>,
     /// A pull to what an earlier stage has left.
     pub ewc: Option<Ewc>,
+    /// A push away from what pairs of earlier stages read.
+    pub olora: Option<OLora>,
 }
 
 impl Regularizers {
@@ -64,6 +66,7 @@ impl Regularizers {
             l2_sp: recipe.l2sp_alpha.map(|alpha| L2Sp { alpha: alpha as f32, start: start.clone() }),
             mixout: recipe.mixout_p.map(|probability| Mixout { probability: probability as f32, start: start.clone() }),
             ewc: None,
+            olora: OLora::new(recipe, decoder),
         }
     }
 
@@ -71,9 +74,10 @@ impl Regularizers {
     pub(crate) fn pull(&self, parameter: &Parameter<'_>, gradient: &mut [f32]) {
         self.l2_sp.iter().for_each(|l2_sp| l2_sp.pull(parameter, gradient));
         self.ewc.iter().for_each(|ewc| ewc.pull(parameter, gradient));
+        self.olora.iter().for_each(|olora| olora.pull(parameter, gradient));
     }
 
     pub(crate) fn pulls(&self) -> bool {
-        self.l2_sp.is_some() || self.ewc.is_some()
+        self.l2_sp.is_some() || self.ewc.is_some() || self.olora.is_some()
     }
 }
