@@ -25,9 +25,10 @@ fn main() {
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).unwrap_or_default();
     let floor = Floor::measure();
     println!(
-        "{} threads, {}: {:.0} GFLOP/s in f32, {:.1} GB/s\n",
+        "{} threads, {}, bfloat16 by {}: {:.0} GFLOP/s in f32, {:.1} GB/s\n",
         rayon::current_num_threads(),
         justtrain_kernels::simd::level().name(),
+        justtrain_kernels::bf16::Instructions::current().name(),
         floor.flops / 1e9,
         floor.bytes / 1e9,
     );

@@ -473,7 +473,7 @@ pub struct Recipe {
     #[serde(default)]
     pub gradient_checkpointing: bool,
 
-    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory; on a processor with AVX512-BF16 that is multiplied in `bf16` too, twice as fast. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance.
+    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory; on a processor with AMX or AVX512-BF16 that is multiplied in `bf16` too, twice as fast. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance.
     #[serde(default)]
     pub(crate) precision: Precision,
 
