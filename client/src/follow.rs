@@ -103,10 +103,12 @@ fn succeeded(ui: Ui, job: &Job, result: &TrainResult) {
         "  better than before?   justtrain validate {id}",
         "  比之前好吗？  justtrain validate {id}"
     ));
+    // Where every weight was trained there is a whole model and no adapter.
+    let format = if adapter_path.ends_with("/model") { "merged" } else { "peft" };
     ui.line(say!(
         ui.lang,
-        "  take it elsewhere:    justtrain export {id} --format peft",
-        "  导出：        justtrain export {id} --format peft"
+        "  take it elsewhere:    justtrain export {id} --format {format}",
+        "  导出：        justtrain export {id} --format {format}"
     ));
     ui.line(say!(
         ui.lang,

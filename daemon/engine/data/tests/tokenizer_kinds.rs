@@ -8,6 +8,7 @@ use justtrain_data::{ChatTemplate, Tokenizer};
 use justtrain_weights::gguf::Gguf;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -86,6 +87,13 @@ fn texts_and_pairs_are_marked_and_cut_as_transformers_does() {
     for kind in ["bert-cased", "bert-uncased"] {
         let folder = fixtures().join(kind);
         let tokenizer = Tokenizer::open_folder(&folder).unwrap();
+        // transformers finds its marks beside a tuned model, too.
+        let saved = tempfile::tempdir().unwrap();
+        tokenizer.save(saved.path(), &ChatTemplate::new("", &tokenizer).unwrap()).unwrap();
+        let settings: Value = json(&saved.path().join("tokenizer_config.json"));
+        for (key, token) in [("cls_token", "[CLS]"), ("sep_token", "[SEP]"), ("pad_token", "[PAD]")] {
+            assert_eq!(settings[key], token);
+        }
         let goldens: Vec<Marked> = json(&folder.join("marked.json"));
         assert!(goldens.len() > 20);
         for Marked { text, pair, longest, ids, types } in goldens {

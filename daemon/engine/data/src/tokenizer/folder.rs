@@ -7,8 +7,8 @@ use std::path::Path;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 use serde_json::Value;
-use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
+use tokenizers::{AddedToken, ModelWrapper};
 
 use super::byte_level::{self, parse_merges};
 use super::sentencepiece::DummyPrefix;
@@ -25,12 +25,20 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
     let map = read_json(&folder.join("special_tokens_map.json"))?;
     // Older files hold an object with the token's flags, newer ones the text alone.
     let text = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
-    let special = |key: &str| text(&config[key]).or_else(|| text(&map[key]));
+    let default = |key: &str| wordpiece::default_token(key).filter(|token| inner.token_to_id(token).is_some());
+    let is_wordpiece = matches!(inner.get_model(), ModelWrapper::WordPiece(_));
+    let special = |key: &str| {
+        let written = text(&config[key]).or_else(|| text(&map[key]));
+        written.or_else(|| default(key).filter(|_| is_wordpiece).map(str::to_owned))
+    };
     let special = SpecialTokens {
         bos: special("bos_token"),
         eos: special("eos_token"),
         pad: special("pad_token"),
         unknown: special("unk_token"),
+        cls: special("cls_token"),
+        sep: special("sep_token"),
+        mask: special("mask_token"),
     };
     // One id, or a list of them.
     let end = &read_json(&folder.join("generation_config.json"))?["eos_token_id"];

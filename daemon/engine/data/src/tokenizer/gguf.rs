@@ -31,6 +31,7 @@ pub(super) fn open(metadata: &Metadata) -> Result<Tokenizer, Problem> {
         eos: special("eos"),
         pad: special("padding"),
         unknown: special("unknown"),
+        ..SpecialTokens::default()
     };
     surround(&mut inner, metadata, &special, adds_bos)?;
     Ok(Tokenizer::new(inner, special, ["eos", "eot", "eom"].into_iter().filter_map(id).collect()))

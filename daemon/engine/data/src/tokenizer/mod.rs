@@ -37,6 +37,10 @@ struct SpecialTokens {
     eos: Option<String>,
     pad: Option<String>,
     unknown: Option<String>,
+    /// Before a text, after it, and in the place of a word: of models that read to both sides.
+    cls: Option<String>,
+    sep: Option<String>,
+    mask: Option<String>,
 }
 
 /// Ids of a text, each with the bytes of the text that it stands for.

@@ -23,6 +23,9 @@ impl Tokenizer {
             ("eos_token", &self.special.eos),
             ("pad_token", &self.special.pad),
             ("unk_token", &self.special.unknown),
+            ("cls_token", &self.special.cls),
+            ("sep_token", &self.special.sep),
+            ("mask_token", &self.special.mask),
         ]
         .into_iter()
         .filter_map(|(key, token)| Some((key.to_owned(), Value::from(token.clone()?))))

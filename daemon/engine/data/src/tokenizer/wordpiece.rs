@@ -25,13 +25,18 @@ const SPECIAL: [(&str, &str); 5] = [
     ("mask_token", "[MASK]"),
 ];
 
+/// transformers' `BertTokenizer` has these where its settings name none.
+pub(super) fn default_token(key: &str) -> Option<&'static str> {
+    SPECIAL.iter().find(|(known, _)| *known == key).map(|(_, token)| *token)
+}
+
 pub(super) fn read(path: &Path, config: &Value) -> Result<tokenizers::Tokenizer, Problem> {
     let at = |problem: Problem| problem.file(path.display());
     let text = fs::read_to_string(path).map_err(|error| at(broken(error)))?;
     let token = |key: &str| {
-        let default = SPECIAL.iter().find(|(known, _)| *known == key).map_or("", |(_, token)| token);
         let written = &config[key];
-        written.as_str().or(written["content"].as_str()).unwrap_or(default).to_owned()
+        let written = written.as_str().or(written["content"].as_str());
+        written.or(default_token(key)).unwrap_or_default().to_owned()
     };
     let vocab: Vocab = (0..).zip(text.lines()).map(|(id, token)| (token.to_owned(), id)).collect();
     let model = WordPiece::builder().vocab(vocab).unk_token(token("unk_token")).build().map_err(broken)?;
