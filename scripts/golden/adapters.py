@@ -51,6 +51,15 @@ CASES = {
     "bias_norms": ("families/gpt2", {"bias": "all", "target_modules": ["c_fc"]}),
     "bias_all": ("families/llama_biased", {"bias": "all", "use_dora": True, "target_modules": ["q_proj", "up_proj"]}),
     "bias_lora_only": ("families/llama_biased", {"bias": "lora_only", "target_modules": ["o_proj", "gate_proj"]}),
+    # The table and the output layer: two matrices; one that is both; a table whose rows are made larger, and logits that are
+    # bounded; and names of another family.
+    "tables": ("families/qwen2", {"target_modules": ["embed_tokens", "lm_head", "q_proj"]}),
+    "tables_tied": (
+        "tiny-llama",
+        {"target_modules": ["embed_tokens", "lm_head"], "rank_pattern": {"lm_head": 2}, "use_rslora": True},
+    ),
+    "tables_gemma2": ("families/gemma2", {"target_modules": ["embed_tokens", "lm_head", "v_proj"]}),
+    "tables_gpt2": ("families/gpt2", {"target_modules": ["wte", "c_attn"]}),
     "dora_gpt2": ("families/gpt2", {"use_dora": True, "use_rslora": True, "target_modules": CONV1D}),
 }
 
@@ -146,8 +155,8 @@ def randomise(model) -> None:
     with torch.no_grad():
         for name, parameter in adapter_parameters(model).items():
             noise = torch.randn_like(parameter)
-            if ".lora_A" in name or ".lora_B" in name:
-                parameter.copy_(noise * (0.1 if ".lora_B" in name else 0.2))
+            if any(part in name for part in (".lora_A", ".lora_B", ".lora_embedding_")):
+                parameter.copy_(noise * (0.1 if ".lora_B" in name or "_embedding_B" in name else 0.2))
             else:
                 parameter.add_(0.1 * noise * parameter.abs().mean())
 

@@ -53,6 +53,8 @@ def no_warnings():
             # Deprecations between the libraries themselves say nothing about our files.
             for category in (FutureWarning, DeprecationWarning, PendingDeprecationWarning):
                 warnings.simplefilter("ignore", category)
+            # What PEFT says of every pair on a table that is both ends; the merged folder is checked beside it.
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
             yield
     finally:
         for logger in loggers:

@@ -88,7 +88,7 @@ fn cases() -> Vec<Case> {
         weights: None,
     });
     let (scored, of_head) = (targets.clone(), targets.clone());
-    let head = OutputLayer { weight: head, soft_cap: Some(1.5) };
+    let head = OutputLayer { weight: head, soft_cap: Some(1.5), adapter: None };
     vec![
         case("rms_norm", &[x, [1, INPUTS]], Box::new(|t| rms_norm(t[0].clone(), t[1].clone().flatten(0, 1), 1e-5))),
         case("rotary", &[q], Box::new(move |t| rotary(t[0].clone(), table.clone()))),

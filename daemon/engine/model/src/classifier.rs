@@ -59,7 +59,8 @@ impl Classifier {
         let (count, width) = (labels.len(), config.hidden_size);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::MAX);
-        let weight = Tensor::from_data(TensorData::new(normal(&mut rng, count * width), [count, width]), device);
+        let weight =
+            Tensor::from_data(TensorData::new(normal(&mut rng, count * width, DEVIATION), [count, width]), device);
         let bias = names.bias.then(|| Tensor::zeros([count], device));
         let pooler = names.pooler.map(|name| match pooler {
             Some(layer) => Pooler { layer, new: false },
@@ -168,7 +169,7 @@ pub(crate) fn pooler(loader: &Loader<'_>, config: &DecoderConfig) -> Result<Opti
 }
 
 fn new_pooler(name: &str, width: usize, device: &Device, rng: &mut ChaCha8Rng) -> Projection {
-    let weight = Tensor::<2>::from_data(TensorData::new(normal(rng, width * width), [width; 2]), device);
+    let weight = Tensor::<2>::from_data(TensorData::new(normal(rng, width * width, DEVIATION), [width; 2]), device);
     Projection {
         name: name.to_owned(),
         weight: weight.into(),
@@ -179,9 +180,12 @@ fn new_pooler(name: &str, width: usize, device: &Device, rng: &mut ChaCha8Rng) -
     }
 }
 
+/// Of the numbers in a new head (transformers' `initializer_range`).
+const DEVIATION: f32 = 0.02;
+
 /// Irwin–Hall: the sum of twelve uniform numbers is near enough to a normal one.
-fn normal(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-    let mut number = || (0..12).map(|_| rng.random_range(-0.5..0.5f32)).sum::<f32>() * 0.02;
+pub(crate) fn normal(rng: &mut ChaCha8Rng, count: usize, deviation: f32) -> Vec<f32> {
+    let mut number = || (0..12).map(|_| rng.random_range(-0.5..0.5f32)).sum::<f32>() * deviation;
     (0..count).map(|_| number()).collect()
 }
 

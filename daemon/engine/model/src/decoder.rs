@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use justtrain_kernels::{Numbers, OutputLayer, Segments, Weight, linear};
+use justtrain_kernels::{Factors, Numbers, OutputLayer, Segments, Weight};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
 use crate::block::{Block, BlockDropout, Pass};
 use crate::classifier::{self, Classifier};
 use crate::config::{Patches, Positions};
-use crate::embeddings::Embeddings;
+use crate::embeddings::{self, Embeddings};
 use crate::generate::KvCache;
 use crate::image;
-use crate::layers::{InFull, Norm, Projection};
+use crate::layers::{InFull, Lora, Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
@@ -79,6 +79,8 @@ pub struct Decoder {
     norm: Option<Norm>,
     /// None where the embedding table is the output layer, and in encoders.
     output: Option<Table>,
+    /// The adapter of the output layer, whichever table that is.
+    head_lora: Option<Lora>,
     /// What makes it a classifier or a reward model.
     classifier: Option<Classifier>,
     /// The part of a classifier that a model without one may have.
@@ -106,6 +108,8 @@ enum HeadKind {
     Language {
         output: OutputLayer,
         name: String,
+        /// What the tensors of its adapter are named after.
+        module: &'static str,
     },
     Classifier(Classifier),
     /// An encoder that is no classifier yet.
@@ -145,8 +149,12 @@ impl Parameters for Head {
         let mut parameters: Vec<Parameter<'_>> = self.norm.iter_mut().flat_map(Norm::parameters_mut).collect();
         // A reward model has no use for logits.
         match &mut self.judge {
-            HeadKind::Language { output, name } => {
+            HeadKind::Language { output, name, module } => {
                 parameters.push(Parameter::weight(name.clone(), &mut output.weight));
+                if let Some(Factors { a, b, .. }) = &mut output.adapter {
+                    parameters.push(Parameter::matrix(format!("{module}.lora_A"), a));
+                    parameters.push(Parameter::matrix(format!("{module}.lora_B"), b));
+                }
             }
             HeadKind::Classifier(classifier) => parameters.extend(classifier.parameters_mut()),
             HeadKind::None => {}
@@ -157,11 +165,13 @@ impl Parameters for Head {
 
 impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { config: _, formats: _, embeddings, blocks, norm, output, classifier, pooler } = self;
+        let Self { config, formats: _, embeddings, blocks, norm, output, head_lora, classifier, pooler } = self;
         let mut parameters = embeddings.parameters_mut();
         parameters.extend(blocks.iter_mut().flat_map(Block::parameters_mut));
         parameters.extend(norm.iter_mut().flat_map(Norm::parameters_mut));
         parameters.extend(output.iter_mut().map(|Table { name, weight }| Parameter::weight(name.clone(), weight)));
+        let head = config.names.output.unwrap_or_default();
+        parameters.extend(head_lora.iter_mut().flat_map(|lora| lora.parameters_mut(head)));
         parameters.extend(pooler.iter_mut().flat_map(Projection::parameters_mut));
         parameters.extend(classifier.iter_mut().flat_map(Classifier::parameters_mut));
         parameters
@@ -187,6 +197,7 @@ impl Decoder {
             blocks,
             norm: names.norm.map(|name| loader.norm(name.to_owned(), config.hidden_size, &config)).transpose()?,
             output: output().transpose()?,
+            head_lora: None,
             pooler: if classifier.is_some() { None } else { classifier::pooler(&loader, &config)? },
             classifier,
             formats,
@@ -273,14 +284,32 @@ impl Decoder {
         &self.embeddings
     }
 
-    /// Shares the memory of the decoder's own tensors.
-    pub fn head(&self) -> Head {
+    pub(crate) fn token_table(&self) -> Option<&embeddings::Table> {
+        self.embeddings.tokens()
+    }
+
+    pub(crate) fn token_table_mut(&mut self) -> Option<&mut embeddings::Table> {
+        self.embeddings.tokens_mut()
+    }
+
+    /// The adapter of the output layer.
+    pub fn head_lora(&self) -> Option<&Lora> {
+        self.head_lora.as_ref()
+    }
+
+    pub(crate) fn set_head_lora(&mut self, lora: Lora) {
+        self.head_lora = Some(lora);
+    }
+
+    /// Shares the memory of the decoder's own tensors. With the mode's dropout, where there is some.
+    pub fn head(&self, mode: Mode) -> Head {
         let judge = match (&self.classifier, self.makes_words()) {
             (Some(classifier), _) => HeadKind::Classifier(classifier.clone()),
             (None, false) => HeadKind::None,
             (None, true) => {
                 let name = self.output.as_ref().map_or(self.embeddings_name(), |output| &output.name);
-                HeadKind::Language { output: self.output_layer(), name: name.to_owned() }
+                let module = self.config.names.output.unwrap_or_default();
+                HeadKind::Language { output: self.output_layer(mode), name: name.to_owned(), module }
             }
         };
         Head { norm: self.norm.clone(), judge }
@@ -292,9 +321,10 @@ impl Decoder {
     }
 
     /// Makes it a classifier of these labels, or with one a reward model, whose head is random. What a classifier before
-    /// had of a pooler stays.
+    /// had of a pooler stays; an adapter of the output layer, which it no longer has, does not.
     pub fn attach_classifier(&mut self, labels: Vec<String>, seed: u64) {
         let pooler = self.pooler.take().or(self.classifier.take().and_then(Classifier::into_pooler));
+        self.head_lora = None;
         self.classifier = Some(Classifier::new(&self.config, pooler, labels, &self.device(), seed));
     }
 
@@ -333,12 +363,13 @@ impl Decoder {
     }
 
     /// What turns hidden states into logits. Shares the memory of the decoder's own tensors.
-    pub fn output_layer(&self) -> OutputLayer {
+    pub fn output_layer(&self, mode: Mode) -> OutputLayer {
         let table = || self.embeddings.tokens().map(|table| &table.weight);
         let weight = self.output.as_ref().map(|output| &output.weight).or_else(table);
         OutputLayer {
             weight: weight.expect("whoever makes words has an output layer").clone(),
             soft_cap: self.config.logit_soft_cap,
+            adapter: self.head_lora.as_ref().filter(|_| mode.adapter).map(|lora| lora.factors(mode.dropout_seed)),
         }
     }
 
@@ -352,8 +383,8 @@ impl Decoder {
     }
 
     /// `[tokens, hidden]`: what goes into the first block.
-    pub fn embed(&self, input: &Input) -> Tensor<2> {
-        let sum = self.embeddings.sum(input, &self.device());
+    pub fn embed(&self, input: &Input, mode: Mode) -> Tensor<2> {
+        let sum = self.embeddings.sum(input, &self.device(), mode.adapter);
         self.embeddings.norm().map_or(sum.clone(), |norm| norm.forward(sum))
     }
 
@@ -371,12 +402,12 @@ impl Decoder {
     /// # Panics
     /// Where it is no classifier.
     pub fn classes(&self, input: &Input, mode: Mode) -> Tensor<2> {
-        self.head().classes(self.last_block(input, None, mode), input, mode)
+        self.head(mode).classes(self.last_block(input, None, mode), input, mode)
     }
 
     fn last_block(&self, input: &Input, mut cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
         let pass = self.pass(input, mode);
-        let mut x = self.embed(input);
+        let mut x = self.embed(input, mode);
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = cache.as_deref_mut().map(|cache| cache.layer(layer));
             x = block.forward_cached(x, &pass, cache);
@@ -385,12 +416,7 @@ impl Decoder {
     }
 
     /// `[rows, vocabulary]` for a few rows of hidden states; training goes through `linear_cross_entropy` instead.
-    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let OutputLayer { weight, soft_cap } = self.output_layer();
-        let logits = linear(hidden, &weight, None);
-        match soft_cap {
-            None => logits,
-            Some(cap) => (logits / cap).tanh() * cap,
-        }
+    pub fn logits(&self, hidden: Tensor<2>, mode: Mode) -> Tensor<2> {
+        self.output_layer(mode).logits(hidden)
     }
 }

@@ -5,6 +5,7 @@ use justtrain_kernels::{Weight, embedding};
 use justtrain_worker_api::Problem;
 
 use crate::Input;
+use crate::adapters::TableLora;
 use crate::config::{DecoderConfig, Positions, TOKEN_TYPES};
 use crate::image::ImageEmbeddings;
 use crate::layers::Norm;
@@ -28,6 +29,8 @@ pub(crate) struct Table {
     rows: Rows,
     /// What a row is multiplied by.
     scale: f32,
+    /// On the table of the tokens alone.
+    pub(crate) lora: Option<TableLora>,
 }
 
 /// What of a token says which row of a table it takes.
@@ -51,6 +54,7 @@ pub struct Taken<'a> {
     /// One for each token.
     pub rows: Vec<u32>,
     pub scale: f32,
+    pub lora: Option<&'a TableLora>,
 }
 
 impl Table {
@@ -69,7 +73,7 @@ impl Embeddings {
         let (names, width) = (config.names, config.hidden_size);
         let table = |module: &'static str, rows, weight: &dyn Fn(&str) -> Result<Weight, Problem>| {
             let name = format!("{module}.weight");
-            Ok::<_, Problem>(Table { weight: weight(&name)?, name, module, rows, scale: 1.0 })
+            Ok::<_, Problem>(Table { weight: weight(&name)?, name, module, rows, scale: 1.0, lora: None })
         };
         if let Some(patches) = config.patches {
             let image = Some(ImageEmbeddings::load(loader, config, patches)?);
@@ -93,13 +97,22 @@ impl Embeddings {
         self.tables.first()
     }
 
-    /// `[tokens, hidden]`, before the norm.
-    pub fn sum(&self, input: &Input, device: &Device) -> Tensor<2> {
+    pub(crate) fn tokens_mut(&mut self) -> Option<&mut Table> {
+        self.tables.first_mut()
+    }
+
+    /// `[tokens, hidden]`, before the norm; with or without the adapter.
+    pub fn sum(&self, input: &Input, device: &Device, adapter: bool) -> Tensor<2> {
         if let Some(image) = &self.image {
             return image.forward(input.patches.clone().expect("an image model is given images"));
         }
         let rows = |table: &Table| {
-            let rows = embedding(&table.weight, &table.rows(input), device);
+            let places = table.rows(input);
+            let rows = embedding(&table.weight, &places, device);
+            let rows = match table.lora.as_ref().filter(|_| adapter) {
+                None => rows,
+                Some(lora) => rows + lora.forward(&places, device),
+            };
             if table.scale == 1.0 { rows } else { rows * table.scale }
         };
         let sum = self.tables.iter().map(rows).reduce(|sum, rows| sum + rows);
@@ -114,6 +127,7 @@ impl Embeddings {
             shape: table.weight.dims(),
             rows: table.rows(input),
             scale: table.scale,
+            lora: table.lora.as_ref(),
         });
         taken.collect()
     }
@@ -132,7 +146,10 @@ impl Embeddings {
 impl Parameters for Embeddings {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
         let Self { tables, image, norm } = self;
-        let tables = tables.iter_mut().map(|table| Parameter::weight(table.name.clone(), &mut table.weight));
+        let tables = tables.iter_mut().flat_map(|Table { name, weight, lora, .. }| {
+            let lora = lora.iter_mut().flat_map(TableLora::parameters_mut);
+            std::iter::once(Parameter::weight(name.clone(), weight)).chain(lora)
+        });
         let image = image.iter_mut().flat_map(ImageEmbeddings::parameters_mut);
         tables.chain(image).chain(norm.iter_mut().flat_map(Norm::parameters_mut)).collect()
     }

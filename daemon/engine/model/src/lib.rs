@@ -1,8 +1,8 @@
 //! The decoder, its families, adapters, generation and export.
 //!
 //! There is one network, [`Decoder`], described by a [`DecoderConfig`]. A family ([`families`]) says how a Hugging Face
-//! `config.json` becomes that description; it never mentions adapters. [`layers::Projection`] is the one place where an
-//! adapter meets a weight.
+//! `config.json` becomes that description; it never mentions adapters. [`layers::Projection`] is where an adapter meets a
+//! weight inside the blocks; embedding table and output layer have theirs in `adapters/tables.rs`.
 
 pub mod adapters;
 mod block;

@@ -16,6 +16,9 @@ pub(crate) fn is_of_head(name: &str) -> bool {
 /// How names go on, after that of their layer, of pairs that earlier stages have left. They are never trained.
 pub(crate) const EARLIER: &str = ".lora_earlier";
 
+/// What the names of adapters' own tensors end with.
+const PAIRS: [&str; 5] = [".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector"];
+
 /// Which parameters a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trained<'a> {
@@ -29,7 +32,7 @@ pub enum Trained<'a> {
 
 impl Trained<'_> {
     pub fn includes(self, name: &str) -> bool {
-        let of_pair = || [".lora_A", ".lora_B", ".lora_magnitude_vector"].iter().any(|end| name.ends_with(end));
+        let of_pair = || PAIRS.iter().any(|end| name.ends_with(end));
         let of_adapter = || of_pair() || InFull::marks(name);
         match self {
             _ if is_of_head(name) => true,

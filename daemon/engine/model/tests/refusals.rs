@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora};
-use justtrain_model::families::{LINEAR_LAYERS, from_config};
+use justtrain_model::families::{LINEAR_LAYERS, TABLES, from_config};
 use justtrain_model::{Decoder, WeightFormats};
 use justtrain_weights::Checkpoint;
 use serde_json::{Value, json};
@@ -85,7 +85,10 @@ fn experts_take_no_adapter() {
         let targets = LoraTargets::Named(vec![name.to_owned()]);
         let problem = refused(&LoraConfig { targets, ..LoraConfig::default() });
         assert_eq!(problem.key.as_deref(), Some("lora_target"));
-        assert_eq!(problem.expected.as_deref(), Some("all, or some of q_proj, k_proj, v_proj, o_proj"));
+        assert_eq!(
+            problem.expected.as_deref(),
+            Some("all, or some of q_proj, k_proj, v_proj, o_proj, embed_tokens, lm_head")
+        );
         let problem = refused(&LoraConfig { modules_to_save: vec![name.to_owned()], ..LoraConfig::default() });
         assert_eq!((problem.key.as_deref(), problem.found.as_deref()), (Some("modules_to_save"), Some(name)));
         assert!(problem.message.en.contains("experts"), "{problem}");
@@ -98,12 +101,17 @@ fn experts_take_no_adapter() {
 fn a_recipe_may_name_every_linear_layer_of_every_family() {
     let fixtures = config_file("").ancestors().nth(2).unwrap().to_owned();
     let folders = ["families", "classifiers"].map(|kind| fs::read_dir(fixtures.join(kind)).unwrap());
-    let mut seen = Vec::new();
+    let (mut seen, mut tables) = (Vec::new(), Vec::new());
     for family in folders.into_iter().flatten() {
         let path = family.unwrap().path().join("config.json");
         let config = from_config(&serde_json::from_slice(&fs::read(&path).unwrap()).unwrap(), &path).unwrap();
         seen.extend(config.linears().iter().map(|linear| linear.target()));
+        if config.patches.is_none() {
+            tables.extend(config.names.tables().filter_map(|name| name.rsplit('.').next()));
+        }
     }
+    assert!(tables.iter().all(|name| TABLES.contains(name)), "{tables:?}");
+    assert!(TABLES.iter().all(|name| tables.contains(name)), "a name that no family has");
     assert!(seen.iter().all(|name| LINEAR_LAYERS.contains(name)), "{seen:?}");
     assert!(LINEAR_LAYERS.iter().all(|name| seen.contains(name)), "a name that no family has");
 }

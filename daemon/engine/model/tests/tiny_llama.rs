@@ -78,13 +78,13 @@ fn logits_equal_transformers_packed_or_not() {
     for (mode, name) in [(Mode::BASE, "logits"), (Mode::TUNED, "adapter_logits")] {
         let expected = [0, 1].map(|index| goldens.floats(&format!("{name}.{index}")));
         let (packed, _) = goldens.batch();
-        let logits = values(decoder.logits(decoder.hidden_states(&packed, None, mode)));
+        let logits = values(decoder.logits(decoder.hidden_states(&packed, None, mode), mode));
         assert_near(&logits, &expected.concat(), 1e-4, name);
         for (index, expected) in expected.iter().enumerate() {
             let ids = goldens.ids(index);
             let starts = [0, ids.len()];
             let hidden = decoder.hidden_states(&Input::packed(ids, &starts), None, mode);
-            assert_near(&values(decoder.logits(hidden)), expected, 1e-4, &format!("{name}.{index}"));
+            assert_near(&values(decoder.logits(hidden, mode)), expected, 1e-4, &format!("{name}.{index}"));
         }
     }
 }
@@ -100,7 +100,7 @@ fn loss_and_every_adapter_gradient_equal_peft() {
     let (input, targets) = goldens.batch();
     let loss = |mode| {
         let hidden = decoder.hidden_states(&input, None, mode);
-        linear_cross_entropy(hidden, &decoder.output_layer(), targets.clone()) / targets.len() as f32
+        linear_cross_entropy(hidden, &decoder.output_layer(Mode::TUNED), targets.clone()) / targets.len() as f32
     };
     assert_near(&values(loss(Mode::BASE)), &goldens.floats("loss"), 1e-5, "loss");
     let tuned = loss(Mode::TUNED);
@@ -131,7 +131,7 @@ fn generation_with_a_cache_equals_generation_without() {
         while ids.len() < prompt.len() + 12 {
             let starts = [0, ids.len()];
             let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, Mode::BASE);
-            let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)));
+            let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1), Mode::BASE));
             let next = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
             if Some(next) == stop {
                 break;
@@ -178,7 +178,7 @@ fn a_merged_export_gives_the_adapters_logits() {
     assert_eq!(exported.config()["dtype"], "float32", "as the weights are");
     let merged = Decoder::load(&exported, &Device::flex(), WeightFormats::default()).unwrap();
     let (input, _) = goldens.batch();
-    let logits = values(merged.logits(merged.hidden_states(&input, None, Mode::BASE)));
+    let logits = values(merged.logits(merged.hidden_states(&input, None, Mode::BASE), Mode::BASE));
     let expected = [goldens.floats("adapter_logits.0"), goldens.floats("adapter_logits.1")].concat();
     assert_near(&logits, &expected, 2e-4, "merged logits");
 }
@@ -342,7 +342,7 @@ fn sixteen_bits_give_transformers_results() {
     load_peft(&mut decoder, &fixture("adapter")).unwrap();
     let (input, targets) = goldens.batch();
     let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
-    let loss = linear_cross_entropy(hidden, &decoder.output_layer(), targets.clone()) / targets.len() as f32;
+    let loss = linear_cross_entropy(hidden, &decoder.output_layer(Mode::TUNED), targets.clone()) / targets.len() as f32;
     assert_near(&values(loss), &goldens.floats("adapter_loss"), 1e-5, "adapter loss");
 }
 
@@ -365,7 +365,7 @@ fn a_quantised_decoder_is_the_decoder_of_its_decoded_weights() {
         let (input, targets) = goldens.batch();
         let run = |decoder: &Decoder| {
             let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
-            let loss = linear_cross_entropy(hidden, &decoder.output_layer(), targets.clone());
+            let loss = linear_cross_entropy(hidden, &decoder.output_layer(Mode::TUNED), targets.clone());
             let grads = loss.clone().backward();
             let loras = decoder.projections().map(|projection| projection.lora.as_ref().unwrap());
             let grads = loras.flat_map(|lora| [&lora.a, &lora.b]).map(|tensor| values(tensor.grad(&grads).unwrap()));
@@ -392,7 +392,7 @@ fn a_quantised_decoder_generates_with_its_cache_what_it_does_without() {
         for _ in 0..8 {
             let starts = [0, ids.len()];
             let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, Mode::BASE);
-            let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)));
+            let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1), Mode::BASE));
             ids.push((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32);
         }
         assert_eq!(answer.ids, ids[prompt.len()..], "{format:?}");
@@ -427,7 +427,7 @@ fn blocks_of_a_gguf_are_kept_as_they_are() {
     }
     let run = |decoder: &Decoder| {
         let hidden = decoder.hidden_states(&Input::packed(vec![3, 1, 4, 1, 5], &[0, 5]), None, Mode::BASE);
-        values(decoder.logits(hidden))
+        values(decoder.logits(hidden, Mode::BASE))
     };
     assert_near(&run(&kept), &run(&decoded), 1e-4, "logits");
     let folder = Checkpoint::open(&fixture("")).unwrap();

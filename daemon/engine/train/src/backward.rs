@@ -7,6 +7,7 @@
 //! without it all graphs wait. The numbers are the same to the last bit.
 
 use burn::tensor::Tensor;
+use justtrain_model::adapters::TableLora;
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass, Taken};
 
@@ -85,7 +86,7 @@ impl Backward<'_> {
 
     /// What the tables say of the input, with the noise on it, before a norm.
     fn embedded(&self, decoder: &Decoder, input: &Input) -> Tensor<2> {
-        let x = decoder.embeddings().sum(input, &decoder.device());
+        let x = decoder.embeddings().sum(input, &decoder.device(), self.mode.adapter);
         match (self.regularizers.noise, self.mode.dropout_seed) {
             (Some(alpha), Some(seed)) => noisy(x, input, alpha, decoder.config().embedding_scale, seed),
             _ => x,
@@ -108,7 +109,7 @@ impl Backward<'_> {
         batch: &MicroBatch,
         track_input: bool,
     ) -> ((f64, RewardSums), Gradients, Option<Tensor<2>>) {
-        let mut head = decoder.head().tracked(self.trained, &decoder.device());
+        let mut head = decoder.head(self.mode).tracked(self.trained, &decoder.device());
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
         let Loss { sum, graph, rewards } = self.objective.loss(&head, x.clone(), batch);
@@ -142,15 +143,29 @@ impl Backward<'_> {
                 (below, norm.take_gradients(self.trained, &mut gradients))
             }
         };
-        let upstream: Vec<f32> = upstream.into_data().try_into_vec().expect("gradients are f32");
-        let trained = embeddings.taken(input).into_iter().filter(|taken| self.trained.includes(taken.name));
-        let of_table = |Taken { name, shape: [count, width], rows, scale }: Taken<'_>| {
-            let of_output = table.take_if(|_| name == decoder.embeddings_name());
-            let mut gradient = of_output.unwrap_or_else(|| vec![0.0; count * width]);
-            add_rows(&mut gradient, &rows, &upstream, scale);
-            (name.to_owned(), gradient)
+        let numbers: Vec<f32> = upstream.clone().into_data().try_into_vec().expect("gradients are f32");
+        let of_table = |Taken { name, shape: [count, width], rows, scale, lora }: Taken<'_>| {
+            let of_pair = lora.map(|lora| self.pair_gradients(lora, &rows, upstream.clone() * scale));
+            let of_weight = self.trained.includes(name).then(|| {
+                let of_output = table.take_if(|_| name == decoder.embeddings_name());
+                let mut gradient = of_output.unwrap_or_else(|| vec![0.0; count * width]);
+                add_rows(&mut gradient, &rows, &numbers, scale);
+                (name.to_owned(), gradient)
+            });
+            of_weight.into_iter().chain(of_pair.into_iter().flatten())
         };
-        trained.map(of_table).chain(of_norm).collect()
+        embeddings.taken(input).into_iter().flat_map(of_table).chain(of_norm).collect()
+    }
+
+    /// Those of a table's adapter, as far as it is trained; `upstream` is the gradient of what it adds to each row.
+    fn pair_gradients(&self, lora: &TableLora, rows: &[u32], upstream: Tensor<2>) -> Gradients {
+        if lora.trained_sizes(self.trained).is_empty() {
+            return Gradients::new();
+        }
+        let device = upstream.device();
+        let mut lora = lora.tracked(self.trained, &device);
+        let mut gradients = (lora.forward(rows, &device) * constant(upstream)).sum().backward();
+        lora.take_gradients(self.trained, &mut gradients)
     }
 }
 

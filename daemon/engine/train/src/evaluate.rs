@@ -243,7 +243,7 @@ pub(crate) fn scores_of<'a>(
         let input = input_of(&mut batch, decoder);
         let targets = Arc::new(Targets { rows: batch.target_rows, tokens: batch.target_ids, weights: None });
         let hidden = decoder.hidden_states(&input, None, mode);
-        let numbers = score_targets(hidden, &decoder.output_layer(), targets).into_data();
+        let numbers = score_targets(hidden, &decoder.output_layer(mode), targets).into_data();
         let numbers = numbers.try_into_vec::<f32>().expect("scores are f32");
         let mut numbers = numbers.as_chunks::<2>().0.iter();
         let score = |sample: &&Sample| {

@@ -11,9 +11,9 @@ use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, roo
 use exports::check_export;
 use justtrain_kernels::singular::Effort;
 use justtrain_kernels::{Format, Products, linear_cross_entropy};
-use justtrain_model::adapters::{LoraConfig, LoraStart, attach_beside, attach_lora, load_peft, save_peft};
+use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, attach_beside, attach_lora, load_peft, save_peft};
 use justtrain_model::export::export_merged;
-use justtrain_model::parameters::Trained;
+use justtrain_model::parameters::{Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode, WeightFormat, WeightFormats, apply_tuned};
 use justtrain_train::optim::schedule::Schedule;
 use justtrain_weights::Checkpoint;
@@ -51,7 +51,16 @@ cases! {
     bias_norms: "families/gpt2",
     bias_all: "families/llama_biased",
     bias_lora_only: "families/llama_biased",
+    // Embedding table and output layer: apart, and one table for both, of which PEFT adapts each end by itself.
+    tables: "families/qwen2",
+    tables_tied: "tiny-llama",
+    // Rows that are made larger, and logits that are bounded.
+    tables_gemma2: "families/gemma2",
+    tables_gpt2: "families/gpt2",
 }
+
+/// Of the pairs on embedding tables.
+const RANK: usize = 4;
 
 struct Case {
     base: PathBuf,
@@ -90,7 +99,7 @@ impl Case {
         }
         let (input, targets) = batch(&self.rows);
         let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
-        let loss = values(linear_cross_entropy(hidden, &decoder.output_layer(), targets.clone()))[0];
+        let loss = values(linear_cross_entropy(hidden, &decoder.output_layer(Mode::TUNED), targets.clone()))[0];
         let expected = self.goldens.read_f32("adapter_loss").unwrap();
         assert_near(&[loss / targets.len() as f32], &expected, 1e-5, "loss");
 
@@ -100,7 +109,12 @@ impl Case {
             // PEFT wraps modules that are saved, and no biases.
             let name =
                 name.replace(".modules_to_save.bias", if self.wraps(name) { ".modules_to_save.bias" } else { ".bias" });
-            let expected = self.goldens.read_f32(&format!("grad.{name}")).unwrap();
+            let mut expected = self.goldens.read_f32(&format!("grad.{name}")).unwrap();
+            if name.ends_with(".lora_embedding_A") {
+                // A token's numbers lie together here.
+                let rows = expected.len() / RANK;
+                expected = (0..expected.len()).map(|at| expected[at % RANK * rows + at / RANK]).collect();
+            }
             let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
             assert_near(gradient, &expected, (1e-3 * largest).max(1e-6), &name);
         }
@@ -121,7 +135,9 @@ impl Case {
         save_peft(&decoder, &config, base, folder.path()).unwrap();
         let open = |folder: &Path| SafetensorsFile::open(&folder.join("adapter_model.safetensors")).unwrap();
         let (ours, peft) = (open(folder.path()), open(&self.adapter));
-        let names = |file: &SafetensorsFile| file.names().map(str::to_owned).collect::<BTreeSet<_>>();
+        // PEFT saves a table itself beside its pair.
+        let is_own = |name: &&str| !name.ends_with(".base_layer.weight");
+        let names = |file: &SafetensorsFile| file.names().filter(is_own).map(str::to_owned).collect::<BTreeSet<_>>();
         assert_eq!(names(&ours), names(&peft));
         for name in ours.names() {
             assert_eq!(ours.shape(name), peft.shape(name), "{name}");
@@ -258,6 +274,89 @@ fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
     }
 }
 
+/// What is held in 16 and 4 bits gives what its own numbers do, and PEFT's adapter goes onto tables that were rounded.
+#[test]
+fn pairs_on_packed_tables_and_on_their_decoded_numbers_are_the_same() {
+    for (name, base) in [("tables", "families/qwen2"), ("tables_tied", "tiny-llama")] {
+        let case = Case::open(name, base);
+        let formats = WeightFormats { tables: WeightFormat::Packed(Format::Bf16), ..nf4() };
+        let mut packed = Decoder::load(&case.checkpoint(), &Device::flex(), formats).unwrap();
+        let mut decoded = load(&case.base);
+        for (packed, mut decoded) in packed.parameters_mut().into_iter().zip(decoded.parameters_mut()) {
+            assert_eq!(packed.name, decoded.name);
+            decoded.update(0, |numbers| numbers.copy_from_slice(&packed.values()));
+        }
+        for decoder in [&mut packed, &mut decoded] {
+            load_peft(decoder, &case.adapter).unwrap();
+        }
+        for (ids, _) in &case.rows {
+            assert_near(&logits(&packed, ids), &logits(&decoded, ids), 1e-4, name);
+        }
+        let [ours, theirs] =
+            [&mut packed, &mut decoded].map(|decoder| gradients(decoder, Trained::Adapters, &case.rows).1);
+        for ((tensor, ours), (_, theirs)) in ours.iter().zip(&theirs) {
+            assert_near(ours, theirs, 1e-4, tensor);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_go_together_with_a_pair_on_a_table_is_refused() {
+    let case = Case::open("tables", "families/qwen2");
+    let mut other = load(&case.base);
+    let mut parameters = other.parameters_mut();
+    let table = parameters.iter_mut().find(|parameter| parameter.name == "lm_head.weight").unwrap();
+    table.update(0, |numbers| numbers[7] = 1.5 * numbers[7] + 0.5);
+    let problem = load_peft(&mut other, &case.adapter).unwrap_err();
+    assert_eq!(problem.key.as_deref(), Some("base_model.model.lm_head.base_layer.weight"), "{problem}");
+
+    let tied = root("daemon/engine/model/fixtures/tiny-llama");
+    let refused = |config: LoraConfig| attach_lora(&mut load(&tied), &config, 1).unwrap_err().key.unwrap();
+    let on = |names: &[&str]| LoraConfig {
+        targets: LoraTargets::Named(names.iter().map(|&name| name.to_owned()).collect()),
+        ..LoraConfig::default()
+    };
+    assert_eq!(refused(LoraConfig { dora: true, ..on(&["embed_tokens", "q_proj"]) }), "use_dora");
+    let saved = vec!["lm_head".to_owned()];
+    assert_eq!(refused(LoraConfig { modules_to_save: saved, ..on(&["embed_tokens"]) }), "modules_to_save");
+    assert_eq!(refused(on(&["wte"])), "lora_target");
+
+    // One pair for both ends, as PEFT has it with this key.
+    let case = Case::open("tables_tied", "tiny-llama");
+    let folder = tempfile::tempdir().unwrap();
+    let file = "adapter_model.safetensors";
+    std::fs::copy(case.adapter.join(file), folder.path().join(file)).unwrap();
+    let config = std::fs::read_to_string(case.adapter.join("adapter_config.json")).unwrap();
+    let config = config.replace("\"ensure_weight_tying\": false", "\"ensure_weight_tying\": true");
+    std::fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+    let problem = load_peft(&mut load(&tied), folder.path()).unwrap_err();
+    assert_eq!(problem.key.as_deref(), Some("ensure_weight_tying"));
+}
+
+/// A fresh pair changes nothing, whichever end it is on.
+#[test]
+fn fresh_pairs_on_tables_leave_the_model_as_it_is() {
+    for base in ["families/qwen2", "tiny-llama"] {
+        let folder = root("daemon/engine/model/fixtures").join(base);
+        let rows = tiny_rows(&folder);
+        let mut decoder = load(&folder);
+        let before = logits(&decoder, &rows[0].0);
+        let targets = LoraTargets::Named(["embed_tokens", "lm_head"].map(str::to_owned).to_vec());
+        let config = LoraConfig { targets, dropout: 0.5, ..LoraConfig::default() };
+        attach_lora(&mut decoder, &config, 1).unwrap();
+        assert_eq!(logits(&decoder, &rows[0].0), before);
+        train(
+            &mut decoder,
+            Trained::Adapters,
+            &mut adamw(),
+            &rows,
+            &Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 },
+        );
+        assert_ne!(logits(&decoder, &rows[0].0), before);
+        assert_eq!(logits_in(&decoder, &rows[0].0, Mode::BASE), before);
+    }
+}
+
 /// `JUSTTRAIN_PYTHON` is an interpreter with the packages of `scripts/golden/requirements.txt`: PEFT and transformers
 /// load our exports without a warning and give the logits that we do.
 #[test]
@@ -289,7 +388,7 @@ fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
 
 fn logits_in(decoder: &Decoder, ids: &[u32], mode: Mode) -> Vec<f32> {
     let input = Input::packed(ids.to_vec(), &[0, ids.len()]);
-    values(decoder.logits(decoder.hidden_states(&input, None, mode)))
+    values(decoder.logits(decoder.hidden_states(&input, None, mode), mode))
 }
 
 fn assert_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {

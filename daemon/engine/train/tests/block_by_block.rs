@@ -88,7 +88,7 @@ fn in_one_graph(decoder: &Decoder, trained: Trained<'_>, mode: Mode) -> (f64, Gr
     let MicroBatch { input, targets, .. } = batch(2);
     let mut tracked = decoder.tracked(trained, &decoder.device());
     let hidden = tracked.hidden_states(&input, None, mode);
-    let loss = linear_cross_entropy(hidden, &tracked.output_layer(), targets.clone());
+    let loss = linear_cross_entropy(hidden, &tracked.output_layer(Mode::TUNED), targets.clone());
     let value = loss.clone().inner().into_scalar::<f32>();
     let mut gradients = (loss / targets.len() as f32).backward();
     (f64::from(value), tracked.take_gradients(trained, &mut gradients).into_iter().collect())

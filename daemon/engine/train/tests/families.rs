@@ -129,7 +129,7 @@ impl Fixture {
             let loss = |rows: &[Row]| {
                 let (input, targets) = batch(rows);
                 let hidden = decoder.hidden_states(&input, None, mode);
-                values(linear_cross_entropy(hidden, &decoder.output_layer(), targets))[0]
+                values(linear_cross_entropy(hidden, &decoder.output_layer(Mode::TUNED), targets))[0]
             };
             let together = loss(&self.rows);
             let apart: f32 = (0..2).map(|index| loss(&self.rows[index..=index])).sum();
@@ -302,7 +302,7 @@ fn load(folder: &Path, formats: WeightFormats) -> Decoder {
 }
 
 fn logits(decoder: &Decoder, input: &Input, mode: Mode) -> Vec<f32> {
-    let logits: Tensor<2> = decoder.logits(decoder.hidden_states(input, None, mode));
+    let logits: Tensor<2> = decoder.logits(decoder.hidden_states(input, None, mode), mode);
     values(logits)
 }
 

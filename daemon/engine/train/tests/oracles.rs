@@ -115,8 +115,9 @@ fn logits_and_greedy_answers_of_smollm2_equal_transformers() {
         let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
         let starts = [0, ids.len()];
         let decoder = &model.decoder;
-        let logits =
-            |mode| values(decoder.logits(decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, mode)));
+        let logits = |mode| {
+            values(decoder.logits(decoder.hidden_states(&Input::packed(ids.clone(), &starts), None, mode), mode))
+        };
         let base = logits(Mode::BASE);
         let vocabulary = decoder.config().vocab_size;
         let top_ids = model.tensors.bytes(&format!("{name}.top_ids")).unwrap();
@@ -257,7 +258,7 @@ fn ids_logits_and_greedy_answers_of_gemma_3_equal_transformers() {
         let ids: Vec<u32> = list(&prompt["ids"]);
         assert_eq!(tokenizer.encode(text).unwrap().ids, ids[1..], "{text}");
         let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &[0, ids.len()]), None, Mode::BASE);
-        let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)));
+        let logits = values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1), Mode::BASE));
         let top: Vec<usize> = list(&prompt["top_ids"]);
         for (&id, want) in top.iter().zip(list::<f32>(&prompt["top_logits"])) {
             assert!((logits[id] - want).abs() <= 5e-3, "{text}: token {id} has {}, expected {want}", logits[id]);

@@ -4,6 +4,7 @@
 //! The loss is a sum, so the gradient of the hidden states can be made beside it in the same pass (as in Liger Kernel,
 //! arXiv 2410.10989) and only scaled in the backward.
 
+mod adapted;
 mod rows;
 
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use crate::matrix::Matrix;
 use crate::packed::Packed;
 use crate::simd;
 use crate::soft_cap::soft_capped;
-use crate::{Numbers, Products, Weight};
+use crate::{Factors, Numbers, Products, Weight, dropout, linear};
+use adapted::{AdaptedCrossEntropyOp, LowRank};
 
 /// Which rows of the hidden states predict which token.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -55,18 +57,36 @@ impl Targets {
     }
 }
 
-/// What turns hidden states into logits: `hidden·weightᵀ`, and with a cap `cap · tanh(that / cap)`.
+/// What turns hidden states into logits: `hidden·weightᵀ`, what a low-rank adapter adds, and with a cap
+/// `cap · tanh(that / cap)`.
 #[derive(Debug, Clone)]
 pub struct OutputLayer {
     /// `[vocabulary, features]`.
     pub weight: Weight,
     /// Bounds every logit smoothly (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f32>,
+    /// Of `features` inputs and `vocabulary` outputs.
+    pub adapter: Option<Factors>,
 }
 
 impl From<Weight> for OutputLayer {
     fn from(weight: Weight) -> Self {
-        Self { weight, soft_cap: None }
+        Self { weight, soft_cap: None, adapter: None }
+    }
+}
+
+impl OutputLayer {
+    /// `[rows, vocabulary]` of a few rows of hidden states, `[rows, features]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        soft_capped(linear(hidden, &self.weight, self.adapter.clone()), self.soft_cap)
+    }
+
+    /// What the adapter makes of hidden states, `s·dropout(hidden)·Aᵀ`: `[tokens, rank]`; and its B, which turns that into
+    /// what is added to the logits.
+    fn low_rank(&self, hidden: &Tensor<2>) -> Option<(Tensor<2>, Tensor<2>)> {
+        let Factors { a, b, scale, dropout: share } = self.adapter.clone()?;
+        let input = share.map_or_else(|| hidden.clone(), |share| dropout(hidden.clone(), share));
+        Some((linear(input, &a.into(), None) * scale, b))
     }
 }
 
@@ -104,40 +124,62 @@ pub fn linear_cross_entropy(hidden: Tensor<2>, output: &OutputLayer, targets: Ar
 
 /// The same with more to the loss of each target.
 pub fn linear_loss(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>, loss: Loss) -> Tensor<1> {
-    let OutputLayer { weight, soft_cap } = output;
+    let OutputLayer { weight, soft_cap, .. } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
     assert!(targets.len().is_multiple_of(loss.group()), "targets come in pairs");
     assert!(loss.consistency.is_none() || targets.weights.is_none(), "pairs have no weights");
     if !on_cpu(&hidden) {
         return reference(hidden, output, targets, loss);
     }
+    let low = output.low_rank(&hidden).map(|(x, b)| (x.into_dispatch(), b.into_dispatch()));
     let (hidden, rule) = (hidden.into_dispatch(), LossRule { soft_cap: *soft_cap, loss, products: weight.products });
-    Tensor::from_dispatch(match &weight.numbers {
-        Numbers::Dense(weight) => {
+    Tensor::from_dispatch(match (&weight.numbers, low) {
+        (Numbers::Dense(weight), None) => {
             <Dispatch as CrossEntropyOp>::linear_cross_entropy(hidden, weight.clone().into_dispatch(), rule, targets)
         }
-        Numbers::Packed(weight) => {
+        (Numbers::Packed(weight), None) => {
             <Dispatch as CrossEntropyOp>::packed_linear_cross_entropy(hidden, weight.clone(), rule, targets)
         }
+        (Numbers::Dense(weight), Some((x, b))) => {
+            let weight = weight.clone().into_dispatch();
+            <Dispatch as AdaptedCrossEntropyOp>::adapted_cross_entropy(hidden, weight, x, b, rule, targets)
+        }
+        (Numbers::Packed(weight), Some((x, b))) => <Dispatch as AdaptedCrossEntropyOp>::adapted_packed_cross_entropy(
+            hidden,
+            weight.clone(),
+            x,
+            b,
+            rule,
+            targets,
+        ),
     })
 }
 
 /// Of each target its −log-probability (nats) and whether it is the most probable token (1 or 0): `[targets, 2]`. Its
 /// weight has no bearing on them. Not differentiable.
 pub fn score_targets(hidden: Tensor<2>, output: &OutputLayer, targets: Arc<Targets>) -> Tensor<2> {
-    let OutputLayer { weight, soft_cap } = output;
+    let OutputLayer { weight, soft_cap, .. } = output;
     targets.check(hidden.dims(), weight.dims()[0]);
     if !on_cpu(&hidden) {
         return score_reference(hidden, output, targets);
     }
     let rule = LossRule { soft_cap: *soft_cap, loss: Loss::default(), products: weight.products };
+    let low = output.low_rank(&hidden).map(|(x, b)| (x.into_dispatch(), b.into_dispatch()));
     let hidden = hidden.into_dispatch();
-    Tensor::from_dispatch(match &weight.numbers {
-        Numbers::Dense(weight) => {
+    Tensor::from_dispatch(match (&weight.numbers, low) {
+        (Numbers::Dense(weight), None) => {
             <Dispatch as CrossEntropyOp>::score_targets(hidden, weight.clone().into_dispatch(), rule, targets)
         }
-        Numbers::Packed(weight) => {
+        (Numbers::Packed(weight), None) => {
             <Dispatch as CrossEntropyOp>::packed_score_targets(hidden, weight.clone(), rule, targets)
+        }
+        (Numbers::Dense(weight), Some((x, b))) => {
+            let weight = weight.clone().into_dispatch();
+            <Dispatch as AdaptedCrossEntropyOp>::adapted_score_targets(hidden, weight, x, b, rule, targets)
+        }
+        (Numbers::Packed(weight), Some((x, b))) => {
+            let weight = weight.clone();
+            <Dispatch as AdaptedCrossEntropyOp>::adapted_packed_score_targets(hidden, weight, x, b, rule, targets)
         }
     })
 }
@@ -194,10 +236,16 @@ fn log_probabilities(
     };
     let size = chunk_size(output.weight.dims()[0], targets, group);
     let (weight, soft_cap) = (output.weight.to_tensor(&hidden.device()).transpose(), output.soft_cap);
+    let low = output.low_rank(&hidden).map(|(x, b)| (x, b.transpose()));
     targets.rows.chunks(size).zip(targets.tokens.chunks(size)).map(move |(rows, tokens)| {
         let rows = ints(rows.iter().map(|&row| row as i64).collect());
         let tokens = ints(tokens.iter().map(|&token| i64::from(token)).collect());
-        let logits = soft_capped(hidden.clone().select(0, rows).matmul(weight.clone()), soft_cap);
+        let logits = hidden.clone().select(0, rows.clone()).matmul(weight.clone());
+        let logits = match &low {
+            None => logits,
+            Some((x, b)) => logits + x.clone().select(0, rows).matmul(b.clone()),
+        };
+        let logits = soft_capped(logits, soft_cap);
         (burn::tensor::activation::log_softmax(logits, 1), tokens)
     })
 }
@@ -240,7 +288,8 @@ impl CrossEntropyOp for Flex {
         rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::dense(weight, rule.products), rule, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::dense(weight, rule.products), None, rule, &targets, Wanted::default())
+            .loss
     }
 
     fn packed_linear_cross_entropy(
@@ -249,15 +298,16 @@ impl CrossEntropyOp for Flex {
         rule: LossRule,
         targets: Arc<Targets>,
     ) -> FlexTensor {
-        forward(&contiguous(hidden), &Matrix::packed(weight, rule.products), rule, &targets, Wanted::default()).loss
+        forward(&contiguous(hidden), &Matrix::packed(weight, rule.products), None, rule, &targets, Wanted::default())
+            .loss
     }
 
     fn score_targets(hidden: FlexTensor, weight: FlexTensor, rule: LossRule, targets: Arc<Targets>) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::dense(weight, rule.products), rule.soft_cap, &targets)
+        scores(&contiguous(hidden), &Matrix::dense(weight, rule.products), None, rule.soft_cap, &targets)
     }
 
     fn packed_score_targets(hidden: FlexTensor, weight: Packed, rule: LossRule, targets: Arc<Targets>) -> FlexTensor {
-        scores(&contiguous(hidden), &Matrix::packed(weight, rule.products), rule.soft_cap, &targets)
+        scores(&contiguous(hidden), &Matrix::packed(weight, rule.products), None, rule.soft_cap, &targets)
     }
 }
 
@@ -268,16 +318,19 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         rule: LossRule,
         targets: Arc<Targets>,
     ) -> FloatTensor<Self> {
-        let wanted = Wanted { hidden: hidden.is_tracked(), weight: weight.is_tracked() };
+        let wanted = Wanted { hidden: hidden.is_tracked(), weight: weight.is_tracked(), low: false };
         let nodes = [hidden.node(), weight.node()];
         let hidden = contiguous(hidden.into_primitive());
         let weight = Matrix::dense(weight.into_primitive(), rule.products);
         match CrossEntropy.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let Forward { loss, hidden_grad, weight_grad } = forward(&hidden, &weight, rule, &targets, wanted);
+                let Forward { loss, hidden_grad, weight_grad, .. } =
+                    forward(&hidden, &weight, None, rule, &targets, wanted);
                 prep.finish([hidden_grad, weight_grad], loss)
             }
-            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, rule, &targets, Wanted::default()).loss),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(forward(&hidden, &weight, None, rule, &targets, Wanted::default()).loss)
+            }
         }
     }
 
@@ -292,10 +345,12 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
         match CrossEntropy.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let Forward { loss, hidden_grad, .. } =
-                    forward(&hidden, &weight, rule, &targets, Wanted { hidden: true, weight: false });
+                    forward(&hidden, &weight, None, rule, &targets, Wanted { hidden: true, ..Wanted::default() });
                 prep.finish([hidden_grad], loss)
             }
-            OpsKind::UnTracked(prep) => prep.finish(forward(&hidden, &weight, rule, &targets, Wanted::default()).loss),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(forward(&hidden, &weight, None, rule, &targets, Wanted::default()).loss)
+            }
         }
     }
 
@@ -321,7 +376,7 @@ impl<C: CheckpointStrategy> CrossEntropyOp for Autodiff<Flex, C> {
 #[derive(Debug)]
 struct CrossEntropy;
 
-/// `N` is 2 where the weight may be trained and 1 where it is packed; the forward has made the gradients already.
+/// `N` is 2 where the weight may be trained and 1 where it is packed, and two more with an adapter; the forward has made the gradients already.
 impl<const N: usize> Backward<Flex, N> for CrossEntropy {
     type State = [Option<FlexTensor>; N];
 
@@ -341,12 +396,15 @@ impl<const N: usize> Backward<Flex, N> for CrossEntropy {
 struct Wanted {
     hidden: bool,
     weight: bool,
+    /// Of both sides of an adapter's second product.
+    low: bool,
 }
 
 struct Forward {
     loss: FlexTensor,
     hidden_grad: Option<FlexTensor>,
     weight_grad: Option<FlexTensor>,
+    low_grads: Option<LowRank>,
 }
 
 /// The logits of some targets, in row-major order.
@@ -355,6 +413,8 @@ struct Chunk<'a> {
     first: usize,
     /// The hidden states of these targets, `[targets, features]`.
     hidden: View<'a>,
+    /// What an adapter makes of them, `[targets, rank]`.
+    low: Option<View<'a>>,
     logits: &'a mut [f32],
     tokens: &'a [u32],
     rows: &'a [usize],
@@ -373,6 +433,7 @@ fn chunk_size(vocabulary: usize, targets: &Targets, group: usize) -> usize {
 fn for_each_chunk(
     hidden: &FlexTensor,
     weight: &Matrix,
+    low: Option<&LowRank>,
     targets: &Targets,
     group: usize,
     mut each: impl FnMut(Chunk<'_>),
@@ -381,6 +442,7 @@ fn for_each_chunk(
     let size = chunk_size(vocabulary, targets, group);
     let mut logits = uninit(size * vocabulary);
     let mut gathered = uninit(size * features);
+    let mut gathered_low = uninit(size * low.map_or(0, LowRank::rank));
     for (index, (rows, tokens)) in targets.rows.chunks(size).zip(targets.tokens.chunks(size)).enumerate() {
         for (row, gathered) in rows.iter().zip(gathered.chunks_mut(features)) {
             gathered.copy_from_slice(&elements(hidden)[row * features..][..features]);
@@ -389,13 +451,20 @@ fn for_each_chunk(
         let hidden = View::new(gathered, [rows.len(), features]);
         let logits = &mut logits[..rows.len() * vocabulary];
         weight.times_transposed(&weight.products.side(hidden), logits);
-        each(Chunk { first: index * size, hidden, logits, tokens, rows, vocabulary });
+        let low = low.map(|low| low.add_to(logits, rows, &mut gathered_low));
+        each(Chunk { first: index * size, hidden, low, logits, tokens, rows, vocabulary });
     }
 }
 
-fn scores(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: &Targets) -> FlexTensor {
+fn scores(
+    hidden: &FlexTensor,
+    weight: &Matrix,
+    low: Option<&LowRank>,
+    soft_cap: Option<f32>,
+    targets: &Targets,
+) -> FlexTensor {
     let mut scores = uninit(targets.len() * 2);
-    for_each_chunk(hidden, weight, targets, 1, |chunk| {
+    for_each_chunk(hidden, weight, low, targets, 1, |chunk| {
         let scores = &mut scores[chunk.first * 2..][..chunk.tokens.len() * 2];
         let rows = chunk.logits.par_chunks_mut(chunk.vocabulary).zip(chunk.tokens);
         rows.zip(scores.par_chunks_mut(2)).for_each(|((logits, &token), score)| {
@@ -411,14 +480,22 @@ fn scores(hidden: &FlexTensor, weight: &Matrix, soft_cap: Option<f32>, targets: 
     tensor(scores, [targets.len(), 2])
 }
 
-fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targets, wanted: Wanted) -> Forward {
+fn forward(
+    hidden: &FlexTensor,
+    weight: &Matrix,
+    low: Option<&LowRank>,
+    rule: LossRule,
+    targets: &Targets,
+    wanted: Wanted,
+) -> Forward {
     let ([tokens, features], [vocabulary, _]) = (shape2(hidden), weight.dims());
     let mut loss = 0.0f64;
     let mut hidden_grad = wanted.hidden.then(|| vec![0.0; tokens * features]);
     let mut weight_grad = wanted.weight.then(|| vec![0.0; vocabulary * features]);
+    let mut low_grads = low.filter(|_| wanted.low).map(adapted::Gradients::new);
     let mut scratch = Vec::new();
-    let (group, make_gradients) = (rule.loss.group(), wanted.hidden || wanted.weight);
-    for_each_chunk(hidden, weight, targets, group, |chunk| {
+    let (group, make_gradients) = (rule.loss.group(), wanted.hidden || wanted.weight || wanted.low);
+    for_each_chunk(hidden, weight, low, targets, group, |chunk| {
         // Each row of logits becomes the gradient of its loss.
         let rows = chunk.logits.par_chunks_mut(group * vocabulary).zip(chunk.tokens.par_chunks(group)).enumerate();
         let loss_of = |(index, (logits, tokens)): (usize, (&mut [f32], &[u32]))| {
@@ -444,11 +521,15 @@ fn forward(hidden: &FlexTensor, weight: &Matrix, rule: LossRule, targets: &Targe
         if let Some(weight_grad) = &mut weight_grad {
             weight.products.side(gradient.t()).matmul(weight_grad, Write::Accumulate, 1.0, chunk.hidden);
         }
+        if let (Some(low_grads), Some(low)) = (&mut low_grads, chunk.low) {
+            low_grads.add(gradient, low, chunk.rows);
+        }
     });
     Forward {
         loss: tensor(vec![loss as f32], [1]),
         hidden_grad: hidden_grad.map(|grad| tensor(grad, [tokens, features])),
         weight_grad: weight_grad.map(|grad| tensor(grad, [vocabulary, features])),
+        low_grads: low_grads.map(adapted::Gradients::finish),
     }
 }
 
@@ -480,7 +561,7 @@ mod tests {
                 let (hidden, weight) = (random(shape, 1), random([vocabulary, shape[1]], 2));
                 let run = |op: Op| {
                     let (hidden, weight) = (track(&hidden), track(&weight));
-                    let output = OutputLayer { weight: weight.clone().into(), soft_cap };
+                    let output = OutputLayer { weight: weight.clone().into(), soft_cap, adapter: None };
                     let loss = op(hidden.clone(), &output, targets.clone());
                     let grads = (loss.clone() * 0.25).backward();
                     (loss.inner(), hidden.grad(&grads).unwrap(), weight.grad(&grads).unwrap())
@@ -499,7 +580,7 @@ mod tests {
         crate::simd::testing::at_every_level(|level| {
             let targets = targets(&[0, 3, 4, 8, 9, 10], &[36, 0, 5, 5, 1, 2]);
             for (name, packed) in every_form([37, 256], 2) {
-                let output = OutputLayer { weight: packed.into(), soft_cap: Some(30.0) };
+                let output = OutputLayer { weight: packed.into(), soft_cap: Some(30.0), adapter: None };
                 let run = |op: Op| {
                     let hidden = track(&random([11, 256], 1).mul_scalar(0.01));
                     let loss = op(hidden.clone(), &output, targets.clone());
@@ -535,7 +616,7 @@ mod tests {
         let packed = every_form([11, 64], 2).into_iter().map(|(_, packed)| Weight::from(packed));
         for weight in packed.chain([random([11, 64], 2).into()]) {
             for soft_cap in [None, Some(4.0)] {
-                check_scores(&random([6, 64], 1), &OutputLayer { weight: weight.clone(), soft_cap });
+                check_scores(&random([6, 64], 1), &OutputLayer { weight: weight.clone(), soft_cap, adapter: None });
             }
         }
     }
@@ -577,7 +658,7 @@ mod tests {
         ] {
             for op in [linear_loss, reference] {
                 let (hidden, weight) = (track(&hidden), track(&weight));
-                let output = OutputLayer { weight: weight.clone().into(), soft_cap };
+                let output = OutputLayer { weight: weight.clone().into(), soft_cap, adapter: None };
                 let sum = op(hidden.clone(), &output, targets.clone(), loss);
                 let grads = sum.clone().backward();
                 let expected = |name: &str, shape| read(&format!("{case}.{name}"), shape).inner();

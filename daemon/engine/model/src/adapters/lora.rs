@@ -1,7 +1,7 @@
 //! LoRA (Hu et al. 2021, arXiv 2106.09685), initialised as PEFT does; its update scaled by `α/r`, or by `α/√r`: rsLoRA
 //! (Kalajdzievski 2023, arXiv 2312.03732), where a higher rank does not make it smaller.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_worker_api::{Problem, ProblemCode};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::dora::attach_magnitudes;
 use super::in_full::{self, is_end};
-use super::{Patterns, TrainedBias};
+use super::{Patterns, TrainedBias, tables};
 use crate::Decoder;
 use crate::layers::Lora;
 
@@ -53,9 +53,10 @@ impl Default for LoraConfig {
     }
 }
 
-/// Which linear layers get an adapter.
+/// Which layers get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {
+    /// The linear layers inside the blocks.
     All,
     /// Module names, or their last parts, such as `q_proj`.
     Named(Vec<String>),
@@ -115,18 +116,25 @@ pub fn attach_lora(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Res
             continue;
         }
         let [outputs, inputs] = projection.shape();
-        let (rank, bound) = (config.rank_of(&projection.name), 1.0 / (inputs as f32).sqrt());
+        let rank = config.rank_of(&projection.name);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(index);
-        let a: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
-        let a = Tensor::from_data(TensorData::new(a, [rank, inputs]), &device);
+        let a = kaiming(&mut rng, rank, inputs, &device);
         let (b, scale) = (Tensor::zeros([outputs, rank], &device), config.scale_of(&projection.name));
         projection.lora = Some(Lora::new(a, b, scale, config.dropout as f32, index));
     }
     if config.dora {
         attach_magnitudes(decoder);
     }
+    tables::attach(decoder, config, seed)?;
     in_full::mark(decoder, config)
+}
+
+/// `[rank, inputs]`, uniform in ±1/√inputs.
+pub(super) fn kaiming(rng: &mut ChaCha8Rng, rank: usize, inputs: usize, device: &Device) -> Tensor<2> {
+    let bound = 1.0 / (inputs as f32).sqrt();
+    let numbers: Vec<f32> = (0..rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
+    Tensor::from_data(TensorData::new(numbers, [rank, inputs]), device)
 }
 
 /// Of a module's name: `q_proj`.
@@ -136,8 +144,9 @@ pub(super) fn last_part(module: &str) -> &str {
 
 fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
     let mut known: Vec<&str> = Vec::new();
-    for projection in decoder.projections() {
-        let last = last_part(&projection.name);
+    let tables = tables::modules(decoder);
+    for module in decoder.projections().map(|projection| projection.name.as_str()).chain(tables) {
+        let last = last_part(module);
         if !known.contains(&last) {
             known.push(last);
         }
@@ -146,8 +155,8 @@ fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
         None => Ok(()),
         Some(unknown) => Err(Problem::error(
             ProblemCode::InvalidValue,
-            "this model has no such linear layer",
-            "该模型没有这个线性层",
+            "this model has no such layer that can have a LoRA pair",
+            "该模型没有这个可以加 LoRA 的层",
         )
         .key("lora_target")
         .found(unknown)
@@ -158,8 +167,9 @@ fn check_targets(decoder: &Decoder, names: &[String]) -> Result<(), Problem> {
 
 /// A rank for no layer at all is a pattern with a mistake in it.
 fn check_patterns(decoder: &Decoder, config: &LoraConfig) -> Result<(), Problem> {
-    let layers: Vec<&str> =
-        decoder.projections().map(|projection| projection.name.as_str()).filter(|name| config.targets(name)).collect();
+    let layers = decoder.projections().map(|projection| projection.name.as_str()).filter(|name| config.targets(name));
+    let tables = tables::modules(decoder).into_iter().filter(|module| config.targets_table(module));
+    let layers: Vec<&str> = layers.chain(tables).collect();
     let unused = [
         ("rank_pattern", config.rank_pattern.unused(&layers)),
         ("alpha_pattern", config.alpha_pattern.unused(&layers)),

@@ -10,6 +10,7 @@ mod peft;
 mod peft_config;
 mod pissa;
 mod start;
+mod tables;
 
 pub use dora::Dora;
 pub use in_full::TrainedBias;
@@ -21,3 +22,4 @@ pub use peft::{base_formats, load_peft, save_peft};
 pub use peft_config::{base_model, read_peft_config};
 pub(crate) use start::take_apart;
 pub use start::{LoraStart, Start};
+pub use tables::TableLora;

@@ -59,6 +59,9 @@ pub(super) fn join(decoder: &mut Decoder, config: &LoraConfig) -> LoraConfig {
 pub(super) fn of_joined(decoder: &Decoder, config: &LoraConfig) -> LoraConfig {
     let alpha = |scale: f32, rank: usize| f64::from(scale) * rank as f64;
     let adapted = || decoder.projections().filter_map(|projection| Some((projection, projection.lora.as_ref()?)));
+    if adapted().next().is_none() {
+        return config.clone();
+    }
     let times = adapted().next().map_or(1, |(layer, lora)| lora.a.dims()[0] / config.rank_of(&layer.name));
     let (rank, scale) = (times * config.rank, config.scale(config.alpha, config.rank));
     let (mut ranks, mut alphas) = (Vec::new(), Vec::new());

@@ -10,11 +10,11 @@ use justtrain_weights::safetensors::{Dtype, Entry, SafetensorsFile, write};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::lora::last_part;
-use super::{Dora, LoraConfig, Start, olora, peft_config, start};
+use super::{Dora, LoraConfig, Start, olora, peft_config, start, tables};
 use crate::classifier::{Classifier, are_unnamed, unnamed};
 use crate::layers::{InFull, Lora, Projection};
 use crate::parameters::{Parameter, Parameters, Trained, is_of_head};
-use crate::{Decoder, WeightFormat, WeightFormats};
+use crate::{Decoder, Mode, WeightFormat, WeightFormats};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT wrote before.
@@ -28,6 +28,9 @@ const TABLES_FORMAT: &str = "base_tables_format";
 
 /// What PEFT's names begin with.
 const PREFIX: &str = "base_model.model.";
+
+/// What the name of a table ends with that PEFT saves as it is, beside its pair.
+const BASE_TABLE: &str = ".base_layer.weight";
 
 /// And how its pairs started, where they did not at zero.
 const START: &str = "lora_start";
@@ -111,7 +114,7 @@ fn saved_modules<'a>(parameters: impl Iterator<Item = &'a str>) -> Vec<String> {
 fn targets<'a>(decoder: &'a Decoder, config: &LoraConfig) -> Vec<&'a str> {
     let without = |layer: &Projection| layer.lora.is_none() && config.in_layers(&layer.name);
     let bare = |last: &str| decoder.projections().any(|layer| without(layer) && last_part(&layer.name) == last);
-    let mut targets: Vec<&str> = Vec::new();
+    let mut targets: Vec<&str> = tables::adapted(decoder).into_iter().map(last_part).collect();
     for projection in decoder.projections().filter(|projection| projection.lora.is_some()) {
         let last = last_part(&projection.name);
         let target = if bare(last) { &projection.name } else { last };
@@ -155,6 +158,7 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
         projection.lora = Some(lora);
     }
     let has = |tensor: &str| file.shape(&key(tensor)).is_some();
+    tables::attach_zeros(decoder, &config, has)?;
     decoder.train_in_full(|module, adapted| InFull {
         weight: has(&format!("{module}.weight")),
         bias: has(&format!("{module}.{}", if adapted { "base_layer.bias" } else { "bias" })),
@@ -164,6 +168,7 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
     // The same numbers as the embedding table's, once more.
     let mut used: BTreeSet<String> =
         tied_output(decoder).filter(|name| file.shape(name).is_some()).into_iter().collect();
+    used.extend(base_tables(decoder, &file)?);
     for mut tensor in decoder.trained_mut(Trained::Adapters) {
         let (name, shape) = (key(&tensor.name), tensor.stored_shape());
         // What judges may be new beside an adapter that was trained on words.
@@ -188,6 +193,30 @@ pub fn load_peft(decoder: &mut Decoder, folder: &Path) -> Result<LoraConfig, Pro
     }
 }
 
+/// The names of tables that PEFT has saved beside their pairs, which must be the decoder's own.
+fn base_tables(decoder: &Decoder, file: &SafetensorsFile) -> Result<Vec<String>, Problem> {
+    let mut names = Vec::new();
+    for module in tables::adapted(decoder) {
+        let name = key(&format!("{module}{BASE_TABLE}"));
+        if file.shape(&name).is_none() {
+            continue;
+        }
+        let of_tokens = decoder.token_table().filter(|table| table.module == module).map(|table| table.weight.clone());
+        let weight = of_tokens.unwrap_or_else(|| decoder.output_layer(Mode::BASE).weight);
+        let (found, shape) = (file.shape(&name).unwrap_or_default(), weight.dims());
+        if found != shape || !tables::is_same_table(&weight, &file.read_f32(&name)?, &decoder.device()) {
+            return Err(mismatch(
+                file,
+                &name,
+                &format!("{found:?}"),
+                &format!("{shape:?}, the base model's own table"),
+            ));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
 /// How the pairs started that this adapter was made of, where they did not at zero.
 pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
     Ok(open(folder)?.metadata().get(START).cloned())
@@ -195,7 +224,8 @@ pub(crate) fn kind_of_start(folder: &Path) -> Result<Option<String>, Problem> {
 
 /// Whether tensors of the base model are trained beside the pairs.
 pub(crate) fn trains_in_full(folder: &Path) -> Result<bool, Problem> {
-    Ok(open(folder)?.names().any(|name| !name.contains(".lora_") && !is_of_head(name.trim_start_matches(PREFIX))))
+    let of_base = |name: &str| !name.contains(".lora_") && !name.ends_with(BASE_TABLE);
+    Ok(open(folder)?.names().any(|name| of_base(name) && !is_of_head(name.trim_start_matches(PREFIX))))
 }
 
 fn open(folder: &Path) -> Result<SafetensorsFile, Problem> {

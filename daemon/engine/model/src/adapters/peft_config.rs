@@ -78,6 +78,13 @@ pub(super) fn read(folder: &Path, decoder: &DecoderConfig) -> Result<LoraConfig,
     {
         return Err(reader.wrong("ensure_weight_tying", "true, as this model has one table for both ends"));
     }
+    // PEFT then has one pair for both ends.
+    if decoder.tied_embeddings
+        && value["ensure_weight_tying"] == Value::Bool(true)
+        && decoder.names.tables().any(|name| config.targets_table(name))
+    {
+        return Err(reader.wrong("ensure_weight_tying", "false: a pair for each end of the table"));
+    }
     Ok(config)
 }
 

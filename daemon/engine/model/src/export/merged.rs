@@ -12,6 +12,7 @@ use justtrain_worker_api::{Problem, ProblemCode};
 
 use super::{SHARD_BYTES, in_float32, with_classifier};
 use crate::Decoder;
+use crate::adapters::TableLora;
 use crate::layers::{InFull, Projection};
 use crate::parameters::{Parameter, Parameters, Trained, is_of_head};
 
@@ -41,23 +42,37 @@ pub fn export_merged(
         .filter(|tensor| InFull::marks(&tensor.name) || is_of_head(&tensor.name))
         .map(|tensor| (names.in_file(&InFull::base_name(&tensor.name)).into_owned(), tensor))
         .partition(|(name, _)| is_of_head(name) || !checkpoint.names().any(|stored| is_named(name, stored)));
-    let unused = |name: &str| is_of_head(name) || names.unused.iter().any(|start| name.starts_with(start));
+    // A table whose ends were changed apart becomes two.
+    let parted = names.output_weight().filter(|_| is_parted(decoder));
+    let unused = |name: &str| {
+        is_of_head(name) || names.unused.iter().any(|start| name.starts_with(start)) || parted.as_deref() == Some(name)
+    };
     let entry = |name: &str, shape: &[usize]| Entry { name: name.to_owned(), shape: shape.to_vec(), dtype: Dtype::F32 };
     let entries: Vec<Entry> = checkpoint
         .names()
         .filter(|name| !unused(name))
         .filter_map(|name| Some(entry(name, checkpoint.shape(name)?)))
         .chain(own.iter().map(|(name, tensor)| entry(name, &tensor.stored_shape())))
+        .chain(parted.iter().map(|name| entry(name, &[decoder.config().vocab_size, decoder.config().hidden_size])))
         .collect();
     let own: HashMap<String, Parameter<'_>> = own.into_iter().collect();
     let in_full: HashMap<String, Parameter<'_>> = trained.into_iter().collect();
+    let table = names.in_file(&format!("{}.weight", names.embeddings)).into_owned();
     let mut done = 0;
     let size = write_folder(folder, &entries, SHARD_BYTES, |entry| {
         let in_full = in_full.iter().find(|(name, _)| is_named(name, &entry.name)).map(|(_, tensor)| tensor);
         let mut weight = match own.get(&entry.name).or(in_full) {
             Some(tensor) => tensor.stored_values(),
+            None if parted.as_ref() == Some(&entry.name) => {
+                let table = checkpoint.names().find(|stored| is_named(&table, stored)).unwrap_or(&table);
+                checkpoint.read_f32(table, &entry.shape)?
+            }
             None => checkpoint.read_f32(&entry.name, &entry.shape)?,
         };
+        if let Some(change) = change_of_table(decoder, &entry.name) {
+            let change: Vec<f32> = change.into_data().try_into_vec().expect("adapters are f32");
+            weight.iter_mut().zip(change).for_each(|(weight, change)| *weight += change);
+        }
         if let Some(projection) = adapted(decoder, &entry.name) {
             merge(projection, &mut weight);
         }
@@ -65,10 +80,31 @@ pub fn export_merged(
         progress(done, entries.len() as u64);
         Ok(weight)
     })?;
-    let config = with_classifier(&in_float32(checkpoint.config()), decoder);
+    let mut config = with_classifier(&in_float32(checkpoint.config()), decoder);
+    if parted.is_some() {
+        config["tie_word_embeddings"] = false.into();
+    }
     let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;
     Ok(size + text.len() as u64)
+}
+
+/// Whether the model's one table for both ends has an adapter at one of them, or two.
+fn is_parted(decoder: &Decoder) -> bool {
+    let of_tokens = decoder.token_table().is_some_and(|table| table.lora.is_some());
+    decoder.config().tied_embeddings && decoder.classifier().is_none() && (of_tokens || decoder.head_lora().is_some())
+}
+
+/// What the adapter of a table with this name changes in it, `[vocabulary, features]`.
+fn change_of_table(decoder: &Decoder, weight_name: &str) -> Option<Tensor<2>> {
+    let (module, names) = (weight_name.strip_suffix(".weight")?, decoder.config().names);
+    let table = decoder.token_table().filter(|table| is_named(&names.in_file(table.module), module));
+    let of_tokens = table.and_then(|table| table.lora.as_ref()).map(TableLora::change);
+    let of_output = || {
+        let lora = decoder.head_lora().filter(|_| names.output == Some(module))?;
+        Some(lora.b.clone().matmul(lora.a.clone()) * lora.scale)
+    };
+    of_tokens.or_else(of_output)
 }
 
 /// The layer with this weight, where it has an adapter.

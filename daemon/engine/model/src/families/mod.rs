@@ -76,6 +76,9 @@ pub const LINEAR_LAYERS: &[&str] = &[
     "dense",
 ];
 
+/// The tables of the vocabulary of all families, by the last part of their names: what an adapter is put on where it is asked for.
+pub const TABLES: &[&str] = &["embed_tokens", "lm_head", "wte", "word_embeddings"];
+
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
     let path = checkpoint.folder().map_or_else(|| checkpoint.path().to_owned(), |folder| folder.join("config.json"));

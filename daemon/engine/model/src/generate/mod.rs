@@ -96,6 +96,6 @@ fn next_logits(decoder: &Decoder, cache: &mut KvCache, active: &[usize], pending
     let input = Input { ids: pending.concat(), positions, types: Vec::new(), patches: None, segments };
     let hidden = decoder.hidden_states(&input, Some(cache), mode);
     let rows = Tensor::<1, Int>::from_data(TensorData::new(last_rows, [active.len()]), &hidden.device());
-    let logits = decoder.logits(hidden.select(0, rows));
+    let logits = decoder.logits(hidden.select(0, rows), mode);
     logits.into_data().try_into_vec().expect("logits are f32")
 }

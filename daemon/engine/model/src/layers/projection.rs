@@ -1,4 +1,4 @@
-//! A linear layer of the decoder: the one place where adapters meet weights.
+//! A linear layer of the decoder: where adapters meet weights, but for the tables of the vocabulary.
 
 use burn::tensor::Tensor;
 use justtrain_kernels::{Dropout, Factors, Weight, linear};
@@ -58,7 +58,7 @@ impl Lora {
         }
     }
 
-    fn factors(&self, dropout_seed: Option<u64>) -> Factors {
+    pub(crate) fn factors(&self, dropout_seed: Option<u64>) -> Factors {
         let [a, b] = self.all();
         Factors {
             a,
@@ -72,7 +72,7 @@ impl Lora {
         }
     }
 
-    fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
+    pub(crate) fn parameters_mut<'a>(&'a mut self, layer: &str) -> Vec<Parameter<'a>> {
         let Self { a, b, dora, earlier, .. } = self;
         let mut parameters =
             vec![Parameter::matrix(format!("{layer}.lora_A"), a), Parameter::matrix(format!("{layer}.lora_B"), b)];

@@ -43,7 +43,8 @@ impl Objective for Lwf {
     fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss {
         let Loss { sum, graph, rewards } = self.inner.loss(head, x.clone(), batch);
         let (hidden, output) = head.normed(x);
-        let before = (self.before.hidden_states(&batch.input, None, Mode::TUNED), self.before.output_layer());
+        let before =
+            (self.before.hidden_states(&batch.input, None, Mode::TUNED), self.before.output_layer(Mode::TUNED));
         let (divergence, of_divergence) =
             self.divergence.of(hidden, output, (&before.0, &before.1), &batch.targets.rows);
         Loss { sum: sum + self.lambda * divergence, graph: graph + of_divergence * self.lambda, rewards }

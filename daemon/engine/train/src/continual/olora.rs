@@ -151,7 +151,7 @@ mod tests {
             let ids: Vec<u32> = ids.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect();
             let logits = |decoder: &Decoder| -> Vec<f32> {
                 let input = Input::packed(ids.clone(), &[0, ids.len()]);
-                let logits = decoder.logits(decoder.hidden_states(&input, None, Mode::TUNED));
+                let logits = decoder.logits(decoder.hidden_states(&input, None, Mode::TUNED), Mode::TUNED);
                 logits.into_data().try_into_vec().unwrap()
             };
             let got = logits(&joined);

@@ -83,6 +83,12 @@ fn parameters_are_those_that_the_checkpoint_has() {
     assert_eq!(two.trained.numbers(), 30 * 8 * ((576 + 576) + (576 + 192)));
     let pattern = "lora_rank: 8\nlora_target: q_proj\nrank_pattern: {'layers\\.[01]\\..*': 2}\n";
     assert_eq!(Shape::new(&smollm2(), &recipe(pattern)).trained.numbers(), (28 * 8 + 2 * 2) * (576 + 576));
+    // Pairs of the table's two ends; a gradient for the lower one comes through all blocks.
+    let tables = Shape::new(&smollm2(), &recipe("lora_rank: 8\nlora_target: embed_tokens,lm_head\n")).trained;
+    assert_eq!((tables.numbers(), tables.tensors()), (2 * 8 * (49_152 + 576), 4));
+    assert_eq!((tables.graph_layers, tables.adapted_layers, tables.table), (30, 0, false));
+    let head = Shape::new(&smollm2(), &recipe("lora_rank: 8\nlora_target: lm_head\n")).trained;
+    assert_eq!((head.numbers(), head.graph_layers), (8 * (49_152 + 576), 0));
     let untied = DecoderConfig { tied_embeddings: false, ..smollm2() };
     assert_eq!(Shape::new(&untied, &recipe("")).parameters, 134_515_008 + 49_152 * 576);
 }

@@ -69,7 +69,7 @@ impl TrainedShape {
             trained.own_weights(config, |name| names.contains(name));
         } else {
             let lora = recipe.lora_config();
-            trained.pairs(config, &lora, recipe.lora_start());
+            trained.pairs(config, &lora, recipe);
             trained.earlier = trained.numbers() * recipe.pair_beside().map_or(0, |_| recipe.stages_before as u64);
             trained.own_weights(config, |name| in_full(config, &lora, name));
         }
@@ -85,7 +85,7 @@ impl TrainedShape {
         self.changed.count
     }
 
-    fn pairs(&mut self, config: &DecoderConfig, lora: &LoraConfig, start: Option<LoraStart>) {
+    fn pairs(&mut self, config: &DecoderConfig, lora: &LoraConfig, recipe: &Recipe) {
         let mut pairs = 0;
         for layer in 0..config.layers.len() {
             let before = pairs;
@@ -108,11 +108,26 @@ impl TrainedShape {
                 self.reach(config, layer);
             }
         }
-        self.start = match start {
+        let makes_words = config.makes_words && !matches!(recipe.stage, Stage::Rm | Stage::Cls);
+        let [tokens, output] = [Some(config.names.embeddings), config.names.output];
+        if let Some(name) = tokens.filter(|name| config.patches.is_none() && lora.targets_table(name)) {
+            self.pair(config, lora.rank_of(name));
+            self.reach(config, 0);
+        }
+        if let Some(name) = output.filter(|name| makes_words && lora.targets_table(name)) {
+            self.pair(config, lora.rank_of(name));
+        }
+        self.start = match recipe.lora_start() {
             Some(LoraStart::Loftq { iterations: 2.. }) => 2 * pairs,
             Some(_) => pairs,
             None => 0,
         };
+    }
+
+    /// Of a table of the vocabulary.
+    fn pair(&mut self, config: &DecoderConfig, rank: usize) {
+        self.changed.add(&[config.vocab_size, rank]);
+        self.changed.add(&[rank, config.hidden_size]);
     }
 
     fn own_weights(&mut self, config: &DecoderConfig, is_trained: impl Fn(&str) -> bool) {

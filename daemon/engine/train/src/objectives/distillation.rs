@@ -10,7 +10,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use justtrain_kernels::cross_entropy::CHUNK_BYTES;
-use justtrain_kernels::{self as kernels, Numbers, OutputLayer, Softened, Weight, linear, linear_loss};
+use justtrain_kernels::{self as kernels, Factors, Numbers, OutputLayer, Softened, linear_loss};
 use justtrain_model::parameters::constant;
 use justtrain_model::{Decoder, Head, Mode};
 use schemars::JsonSchema;
@@ -59,7 +59,8 @@ impl Objective for Distillation {
 
     fn loss(&self, head: &Head, x: Tensor<2>, batch: &MicroBatch) -> Loss {
         let (hidden, output) = head.normed(x);
-        let teacher = (self.teacher.hidden_states(&batch.input, None, Mode::BASE), self.teacher.output_layer());
+        let teacher =
+            (self.teacher.hidden_states(&batch.input, None, Mode::BASE), self.teacher.output_layer(Mode::BASE));
         let (divergence, graph) =
             self.divergence.of(hidden.clone(), output, (&teacher.0, &teacher.1), &batch.targets.rows);
         let (mut sum, mut graph) = (self.alpha * divergence, graph * self.alpha);
@@ -85,13 +86,15 @@ impl Divergence {
         let [tokens, width] = hidden.dims();
         let numbers = hidden.clone().inner();
         let device = numbers.device();
-        let (mut sum, mut of_hidden, mut of_weight) = (0.0, vec![0.0f32; tokens * width], None::<Tensor<2>>);
+        let (mut sum, mut of_hidden) = (0.0, vec![0.0f32; tokens * width]);
+        let trained = trained(output);
+        let mut of_trained: Vec<Option<Tensor<2>>> = vec![None; trained.len()];
         let chunk = (LOGITS_BYTES / 4 / output.weight.dims()[0]).max(1);
-        for rows in rows.chunks(chunk) {
+        for (index, rows) in (0u64..).zip(rows.chunks(chunk)) {
             let places: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
             let places = Tensor::<1, Int>::from_data(TensorData::new(places, [rows.len()]), &device);
             let x = constant(numbers.clone().select(0, places.clone())).require_grad();
-            let (layer, weight) = leaf(output);
+            let (layer, leaves) = own_graph(output, index);
             let logits = self.logits(x.clone(), &layer);
             let said = self.logits(taught.clone().select(0, places), teacher);
             let how = Softened { temperature: self.temperature as f32, reverse: self.direction == Direction::Reverse };
@@ -103,43 +106,57 @@ impl Divergence {
             for (&row, gradient) in rows.iter().zip(gradient.chunks_exact(width)) {
                 of_hidden[row * width..][..width].copy_from_slice(gradient);
             }
-            if let Some(weight) = weight {
-                let gradient = weight.grad_remove(&mut gradients).expect("logits depend on the output layer");
-                of_weight = Some(of_weight.map_or(gradient.clone(), |sum| sum + gradient));
+            for (sum, leaf) in of_trained.iter_mut().zip(leaves) {
+                let gradient = leaf.grad_remove(&mut gradients).expect("logits depend on the output layer");
+                *sum = Some(sum.take().map_or(gradient.clone(), |sum| sum + gradient));
             }
         }
         let of_hidden = Tensor::<2>::from_data(TensorData::new(of_hidden, [tokens, width]), &device);
         let mut graph = (hidden * constant(of_hidden)).sum();
-        if let (Some(gradient), Numbers::Dense(weight)) = (of_weight, &output.weight.numbers) {
-            graph = graph + (weight.clone() * constant(gradient)).sum();
+        for (tensor, gradient) in trained.into_iter().zip(of_trained) {
+            let Some(gradient) = gradient else { continue };
+            graph = graph + (tensor * constant(gradient)).sum();
         }
         (sum, graph)
     }
 
     /// Of the tokens that both have.
     fn logits(&self, hidden: Tensor<2>, output: &OutputLayer) -> Tensor<2> {
-        let logits = linear(hidden, &output.weight, None);
-        let logits = match output.soft_cap {
-            None => logits,
-            Some(cap) => (logits / cap).tanh() * cap,
-        };
+        let logits = output.logits(hidden);
         if logits.dims()[1] == self.vocabulary { logits } else { logits.narrow(1, 0, self.vocabulary) }
     }
 }
 
-/// The output layer for a graph of its own, and its weight where that is trained.
-fn leaf(output: &OutputLayer) -> (OutputLayer, Option<Tensor<2>>) {
-    let Numbers::Dense(weight) = &output.weight.numbers else { return (output.clone(), None) };
-    let own = constant(weight.clone().inner());
-    let (own, leaf) = match weight.is_require_grad() {
-        true => {
-            let own = own.require_grad();
-            (own.clone(), Some(own))
-        }
-        false => (own, None),
+/// The tensors of an output layer that are trained.
+fn trained(output: &OutputLayer) -> Vec<Tensor<2>> {
+    let weight = match &output.weight.numbers {
+        Numbers::Dense(weight) => Some(weight),
+        Numbers::Packed(_) => None,
     };
-    let weight = Weight { numbers: Numbers::Dense(own), ..output.weight.clone() };
-    (OutputLayer { weight, ..output.clone() }, leaf)
+    let pair = output.adapter.iter().flat_map(|Factors { a, b, .. }| [a, b]);
+    weight.into_iter().chain(pair).filter(|tensor| tensor.is_require_grad()).cloned().collect()
+}
+
+/// The output layer for a chunk's own graph, and in it those of its tensors that are trained. Each chunk has its own dropout.
+fn own_graph(output: &OutputLayer, chunk: u64) -> (OutputLayer, Vec<Tensor<2>>) {
+    let (mut layer, mut leaves) = (output.clone(), Vec::new());
+    let mut own = |tensor: &mut Tensor<2>| {
+        let trained = tensor.is_require_grad();
+        *tensor = constant(tensor.clone().inner());
+        if trained {
+            *tensor = tensor.clone().require_grad();
+            leaves.push(tensor.clone());
+        }
+    };
+    if let Numbers::Dense(weight) = &mut layer.weight.numbers {
+        own(weight);
+    }
+    if let Some(Factors { a, b, dropout, .. }) = &mut layer.adapter {
+        own(a);
+        own(b);
+        dropout.iter_mut().for_each(|dropout| dropout.seed = dropout.seed.wrapping_add(chunk));
+    }
+    (layer, leaves)
 }
 
 #[cfg(test)]
@@ -147,6 +164,7 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::Device;
+    use justtrain_kernels::Weight;
     use justtrain_weights::safetensors::SafetensorsFile;
 
     use super::*;
@@ -183,7 +201,7 @@ mod tests {
             let divergence = Divergence { direction, temperature, vocabulary: 37 };
             let hidden = constant(read("hidden", [9, 20])).require_grad();
             let weight = constant(read("weight", [40, 20])).require_grad();
-            let output = OutputLayer { weight: weight.clone().into(), soft_cap };
+            let output = OutputLayer { weight: weight.clone().into(), soft_cap, adapter: None };
             let teacher = OutputLayer::from(Weight::from(read("teacher.weight", [37, 12])));
             let (sum, graph) = divergence.of(hidden.clone(), &output, (&taught, &teacher), &rows);
             let mut gradients = graph.backward();
@@ -192,6 +210,39 @@ mod tests {
             close(&values(hidden.grad_remove(&mut gradients).unwrap()), &expected("hidden"), case);
             close(&values(weight.grad_remove(&mut gradients).unwrap()), &expected("weight"), case);
         }
+    }
+
+    /// The gradients of a pair are those of `W + s·B·A` times what is beside each factor there: `s·Bᵀ·G` and `s·G·Aᵀ`.
+    #[test]
+    fn a_pair_on_the_output_layer_learns_as_a_part_of_its_weight() {
+        let device = Device::flex();
+        let numbers = |shape: [usize; 2], seed: usize| {
+            let numbers = (0..shape[0] * shape[1]).map(|i| ((i * 7919 + seed) % 101) as f32 / 101.0 - 0.5);
+            Tensor::<2>::from_data(TensorData::new(numbers.collect::<Vec<_>>(), shape), &device)
+        };
+        let (weight, hidden, teacher) = (numbers([37, 12], 1), numbers([9, 12], 2), numbers([37, 12], 3) * 4.0);
+        let (a, b, scale) = (numbers([3, 12], 4), numbers([37, 3], 5), 0.5);
+        let divergence = Divergence { direction: Direction::Forward, temperature: 2.0, vocabulary: 37 };
+        let teacher = OutputLayer::from(Weight::from(teacher));
+        let run = |output: &OutputLayer| {
+            let x = constant(hidden.clone()).require_grad();
+            let (sum, graph) = divergence.of(x.clone(), output, (&hidden, &teacher), &[0, 3, 4, 8]);
+            let mut gradients = graph.backward();
+            (sum as f32, values(x.grad_remove(&mut gradients).unwrap()), gradients)
+        };
+        let merged = constant(weight.clone() + b.clone().matmul(a.clone()) * scale).require_grad();
+        let (sum, of_hidden, mut gradients) = run(&OutputLayer::from(Weight::from(merged.clone())));
+        let of_weight = merged.grad_remove(&mut gradients).unwrap();
+        let [a_leaf, b_leaf] = [&a, &b].map(|factor| constant(factor.clone()).require_grad());
+        let adapter = Some(Factors { a: a_leaf.clone(), b: b_leaf.clone(), scale, dropout: None });
+        let output = OutputLayer { adapter, ..OutputLayer::from(Weight::from(constant(weight))) };
+        let (our_sum, our_hidden, mut gradients) = run(&output);
+        close(&[our_sum], &[sum], "loss");
+        close(&our_hidden, &of_hidden, "hidden");
+        let of_a = b.transpose().matmul(of_weight.clone()) * scale;
+        close(&values(a_leaf.grad_remove(&mut gradients).unwrap()), &values(of_a), "A");
+        let of_b = of_weight.matmul(a.transpose()) * scale;
+        close(&values(b_leaf.grad_remove(&mut gradients).unwrap()), &values(of_b), "B");
     }
 
     /// A frozen layer gives the hidden states what a trained one gives them, and several chunks make what one makes.

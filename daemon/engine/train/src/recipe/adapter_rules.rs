@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::resolve::patterns;
 use super::rules::{invalid, no_regex};
-use super::{FinetuningType, QuantizationType, Recipe};
+use super::{FinetuningType, QuantizationType, Recipe, Stage};
 
 /// Keys that mean nothing where every weight is trained.
 const KEYS: [&str; 16] = [
@@ -43,6 +43,7 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
         .chain(adapter_beside_full(recipe))
         .chain(start(recipe))
         .chain(pair_and_in_full(recipe))
+        .chain(tables(recipe))
         .collect()
 }
 
@@ -138,6 +139,56 @@ fn pair_and_in_full(recipe: &Recipe) -> Option<Problem> {
     )
 }
 
+/// What is not computed for the tables of the vocabulary.
+fn tables(recipe: &Recipe) -> Vec<Problem> {
+    // Blocks are no question of tables.
+    let config = LoraConfig { layers: None, ..recipe.lora_config() };
+    let table = families::TABLES.iter().find(|table| !recipe.trains_weights() && config.targets_table(table));
+    let Some(table) = table else { return Vec::new() };
+    let refuse = |key: &str, en: &str, zh: &str| {
+        invalid(key, en, zh).found(format!("{key} with lora_target: {table}")).fix(
+            format!("remove this line, or take {table} out of lora_target"),
+            format!("删除这一行，或从 lora_target 删除 {table}"),
+        )
+    };
+    let mut problems = Vec::new();
+    if recipe.layers_to_transform().is_some() {
+        let en = "tables of the vocabulary are in no block, and would get no pair";
+        problems.push(refuse("layers_to_transform", en, "词表不属于任何一块，因此不会有 LoRA"));
+    }
+    if matches!(recipe.stage, Stage::Rm | Stage::Cls) && recipe.adapter.is_none() && config.targets_table("lm_head") {
+        problems.push(
+            invalid(
+                "lora_target",
+                "a model that judges makes no words and has no lm_head",
+                "判断模型不生成文字，没有 lm_head",
+            )
+            .found("lm_head")
+            .fix("take lm_head out of the list", "从列表中删除 lm_head"),
+        );
+    }
+    for (key, written) in [("pissa_init", recipe.pissa_init), ("loftq_init", recipe.loftq_init)] {
+        if written {
+            let en = "this start is computed for linear layers inside the blocks, not for tables of the vocabulary";
+            problems.push(refuse(key, en, "这种初始化只用于各块内的线性层，不用于词表"));
+        }
+    }
+    if recipe.olora_lambda.is_some() {
+        let en = "pairs of several stages lie side by side on linear layers inside the blocks, not on tables";
+        problems.push(refuse("olora_lambda", en, "多个阶段的矩阵对只能并列放在各块内的线性层上，不能放在词表上"));
+    }
+    if config.dora {
+        let en = "DoRA is computed for linear layers inside the blocks, not for tables of the vocabulary";
+        problems.push(refuse("use_dora", en, "DoRA 只用于各块内的线性层，不用于词表"));
+    }
+    let of_input = families::TABLES.iter().any(|table| *table != "lm_head" && config.targets_table(table));
+    if recipe.has_loraplus() && of_input {
+        let en = "LoRA+ says nothing of embeddings, whose A starts at zero in place of B";
+        problems.push(refuse("loraplus_lr_ratio", en, "LoRA+ 不适用于词嵌入：其初始为零的是 A 而不是 B"));
+    }
+    problems
+}
+
 /// Keys that say something else than the adapter to go on with.
 fn other_than_adapter(recipe: &Recipe) -> Vec<Problem> {
     let (Some(adapter), written) = (&recipe.adapter, recipe.written_lora_config()) else { return Vec::new() };
@@ -181,22 +232,23 @@ fn show_patterns<T: Copy + ToString>(patterns: &Patterns<T>) -> String {
 
 fn lora_target(recipe: &Recipe) -> Vec<Problem> {
     let LoraTargets::Named(names) = recipe.lora_target() else { return Vec::new() };
-    let unknown = names.iter().filter(|name| !families::LINEAR_LAYERS.contains(&name.as_str()));
+    let unknown =
+        names.iter().filter(|name| ![families::LINEAR_LAYERS, families::TABLES].concat().contains(&name.as_str()));
     let mut problems: Vec<_> = unknown
         .map(|name| {
-            invalid("lora_target", "there is no such linear layer", "没有这样的线性层")
+            invalid("lora_target", "there is no such layer that can have a LoRA pair", "没有这样的可加 LoRA 的层")
                 .found(format!("\"{name}\""))
-                .expected(format!("all | {}", families::LINEAR_LAYERS.join(" | ")))
+                .expected(format!("all | {}", [families::LINEAR_LAYERS, families::TABLES].concat().join(" | ")))
                 .fix(
-                    "write all, or names from this list; tables and norms are trained by modules_to_save",
-                    "写 all，或写列表中的名字；词表和归一化层用 modules_to_save 训练",
+                    "write all, or names from this list; norms are trained by modules_to_save",
+                    "写 all，或写列表中的名字；归一化层用 modules_to_save 训练",
                 )
         })
         .collect();
     if names.is_empty() {
         problems.push(
             invalid("lora_target", "an empty list would train nothing", "空列表表示什么也不训练")
-                .fix("write all, or name linear layers", "写 all，或写出线性层的名字"),
+                .fix("write all, or name layers", "写 all，或写出层的名字"),
         );
     }
     problems

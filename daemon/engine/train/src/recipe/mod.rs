@@ -153,7 +153,7 @@ pub struct Recipe {
     #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub lora_dropout: f64,
 
-    /// Linear layers that get a LoRA pair: `all`, or names as a list or separated by commas, such as `q_proj,v_proj`.
+    /// Layers that get a LoRA pair: `all` for the linear layers inside the blocks, or names as a list or separated by commas, such as `q_proj,v_proj`; among them those of the embedding table and of the output layer, such as `embed_tokens,lm_head`.
     #[serde(default = "default::all")]
     #[schemars(extend("x-aliases" = ["lora_target_modules", "target_modules"]))]
     lora_target: OneOrMany,

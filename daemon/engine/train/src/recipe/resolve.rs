@@ -112,6 +112,10 @@ impl Recipe {
         })
     }
 
+    pub(super) fn has_loraplus(&self) -> bool {
+        self.loraplus_lr_ratio.is_some_and(|ratio| ratio != 1.0)
+    }
+
     /// Whether the model's own weights are trained, and no adapter.
     pub(crate) fn trains_weights(&self) -> bool {
         self.finetuning_type != FinetuningType::Lora

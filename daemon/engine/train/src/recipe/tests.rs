@@ -164,7 +164,8 @@ fn a_wrong_value_is_told_what_was_expected() {
             "lora_target: [q_proj, w1]",
             "\"w1\"",
             "all | q_proj | k_proj | v_proj | o_proj | gate_proj | up_proj | down_proj | qkv_proj | gate_up_proj | c_attn | \
-             c_proj | c_fc | out_proj | fc1 | fc2 | query | key | value | dense",
+             c_proj | c_fc | out_proj | fc1 | fc2 | query | key | value | dense \
+             | embed_tokens | lm_head | wte | word_embeddings",
             "names from this list",
         ),
         ("warmup_steps: 2.5", "2.5", "number < 1 | integer ≥ 1", "a whole number"),
@@ -300,11 +301,18 @@ fn starts_that_make_no_sense_are_refused() {
         ("loftq_iter: 4\nquantization_bit: 4", "loftq_iter"),
         (adapter.as_str(), "pissa_init"),
         ("lora_target: [q_proj, v_proj]\nmodules_to_save: v_proj", "modules_to_save"),
+        ("lora_target: [q_proj, wte]\npissa_init: true", "pissa_init"),
+        ("lora_target: lm_head\nloftq_init: true\nquantization_bit: 4", "loftq_init"),
+        ("lora_target: embed_tokens\nuse_dora: true", "use_dora"),
+        ("lora_target: embed_tokens\nloraplus_lr_ratio: 16", "loraplus_lr_ratio"),
+        ("lora_target: [lm_head, q_proj]\nlayers_to_transform: [0, 1]", "layers_to_transform"),
+        ("lora_target: lm_head\nstage: rm", "lora_target"),
     ] {
         let problem = only_problem_with(written);
         assert_eq!(problem.key.as_deref(), Some(key), "{written}");
         assert!(problem.line.is_some() && !problem.fix.is_empty(), "{problem}");
     }
+    read_with("lora_target: lm_head\nloraplus_lr_ratio: 16");
     let start = |more: &str| read_with(more).lora_start();
     assert_eq!(start(""), None);
     assert_eq!(start("pissa_init: true"), Some(LoraStart::Pissa(Effort::Iterations(16))));

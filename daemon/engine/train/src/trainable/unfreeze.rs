@@ -55,7 +55,9 @@ impl fmt::Display for Group {
 
 fn in_head(config: &DecoderConfig, name: &str) -> bool {
     let names = config.names;
-    let output = if config.tied_embeddings { Some(names.embeddings) } else { names.output };
+    // Of one table for both ends each end has a pair of its own.
+    let of_pair = name.contains(".lora_");
+    let output = if config.tied_embeddings && !of_pair { Some(names.embeddings) } else { names.output };
     let module = name.rsplit_once('.').map(|(module, _)| module);
     module.is_some_and(|module| [names.norm, output, names.classifier.pooler].contains(&Some(module)))
 }
@@ -100,7 +102,7 @@ fn adds_nothing(group: Group, config: &DecoderConfig) -> Problem {
     .found(group)
     .expected(format!("head | 1 to {} for the last blocks | all", config.layers.len()))
     .fix(
-        "remove it, or choose a group that what is trained reaches into; an adapter has no head",
-        "请删除它，或选择包含可训练参数的组；适配器没有 head",
+        "remove it, or choose a group that what is trained reaches into; an adapter has a head with lora_target: lm_head alone",
+        "请删除它，或选择包含可训练参数的组；只有 lora_target 含 lm_head 的适配器才有 head",
     )
 }

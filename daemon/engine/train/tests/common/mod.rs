@@ -48,7 +48,9 @@ pub(crate) fn micro_batch(rows: &[Row]) -> MicroBatch {
 /// A parameter's name in PyTorch: PEFT's where it belongs to an adapter.
 pub(crate) fn torch_name(name: &str) -> String {
     match name {
-        name if name.contains(".lora_") => format!("base_model.model.{name}.weight"),
+        name if name.contains(".lora_") && !name.contains(".lora_embedding_") => {
+            format!("base_model.model.{name}.weight")
+        }
         name if Trained::Adapters.includes(name) => format!("base_model.model.{name}"),
         name => name.to_owned(),
     }

@@ -24,7 +24,7 @@ pub(crate) fn check_export<'a>(
     export_merged(&Checkpoint::open(base).unwrap(), decoder, &path("merged"), |_, _| {}).unwrap();
     let prompt = |ids: &Vec<u32>| {
         let hidden = decoder.hidden_states(&Input::packed(ids.clone(), &[0, ids.len()]), None, Mode::TUNED);
-        json!({"ids": ids, "logits": values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1)))})
+        json!({"ids": ids, "logits": values(decoder.logits(hidden.narrow(0, ids.len() - 1, 1), Mode::TUNED))})
     };
     let prompts: Vec<Value> = prompts.into_iter().map(prompt).collect();
     std::fs::write(path("expected.json"), json!({"prompts": prompts}).to_string()).unwrap();

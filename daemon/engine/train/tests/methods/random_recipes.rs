@@ -10,7 +10,7 @@ use justtrain_worker_api::{FailureReason, Outcome, RecipeSource};
 use crate::desk::{Desk, StopAfter, judged_rows, losses};
 
 /// Of each group one choice is made; the empty one is what a recipe does by itself.
-const GROUPS: [&[&str]; 15] = [
+const GROUPS: [&[&str]; 16] = [
     &["", "finetuning_type: full", "finetuning_type: freeze\nfreeze_trainable_layers: 1", "layers_to_transform: [1]"],
     &["", "use_rslora: true", "use_dora: true", "pissa_init: true", "loftq_init: true", "bias: lora_only"],
     &["", "modules_to_save: [lm_head]", "loraplus_lr_ratio: 8", "rank_pattern: {q_proj: 2}", "lr_decay: 2"],
@@ -35,6 +35,7 @@ const GROUPS: [&[&str]; 15] = [
         "stages: [{max_steps: 3}, {max_steps: 2}]",
         "keep_optimizer_state: true\nstages: [{max_steps: 3}, {max_steps: 2}]",
     ],
+    &["", "lora_target: [embed_tokens, lm_head, q_proj]", "lora_target: lm_head", "lora_target: embed_tokens"],
 ];
 const RECIPES: u64 = 60;
 const STEPS: u64 = 5;
