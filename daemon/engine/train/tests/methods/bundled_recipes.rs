@@ -33,6 +33,10 @@ fn every_bundled_recipe_trains() {
         if ["stage: dpo", "stage: rm", "stage: kto"].into_iter().any(has) {
             judged_rows(&desk, has("stage: kto"));
         }
+        if has("stage: cls") {
+            let row = |i: usize| format!(r#"{{"text":"{i} is","label":"{}"}}"#, ["even", "odd"][i % 2]);
+            fs::write(desk.path("data.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).unwrap();
+        }
         let key = |line: &str| line.split_once(':').map_or("", |(key, _)| key).to_owned();
         let kept = written.lines().filter(|line| !CHANGED.iter().any(|changed| key(changed) == key(line)));
         let changed = CHANGED.iter().copied().filter(|line| {
