@@ -14,18 +14,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from families import ALPHA, RANK, SCHEDULE, VOCABULARY, finish, save_random_model, without_dropout
 from llama import randomise_adapter, save_adapter
-from lora_sft import Schedule, adapter_parameters, optimise
+from lora_sft import adapter_parameters, optimise
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageClassification, AutoModelForSequenceClassification, BertConfig, LlamaConfig, ViTConfig,
 )
 
 ROOT = Path(__file__).resolve().parents[2] / "daemon/engine/model/fixtures/classifiers"
-RANK, ALPHA = 2, 4
-SCHEDULE = Schedule(steps=10, warmup_steps=2, learning_rate=1e-3)
-VOCABULARY = 64
 LABELS = ["bad", "good", "so-so"]
 TASK = dict(id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)})
 CONFIGS = {
@@ -57,12 +54,8 @@ def main() -> None:
 
 def make(name: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    save_random_model(CONFIGS[name](), folder)
-    model = auto(name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    save_random_model(CONFIGS[name](), folder, auto(name))
+    model = without_dropout(auto(name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager"))
     batch = [inputs(name, *lengths) for lengths in LENGTHS]
     tensors = {"classes": torch.tensor(CLASSES)}
     for index, sequence in enumerate(batch):
@@ -79,7 +72,9 @@ def make(name: str, folder: Path) -> None:
         module for module, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and module.rsplit(".", 1)[-1] not in ("classifier", "score")
     ]
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear, task_type=None if name == "vit" else "SEQ_CLS", modules_to_save=["classifier"] if name == "vit" else None)
+    # PEFT has no task for images, and so does not know by itself that the head is trained.
+    task = dict(modules_to_save=["classifier"]) if name == "vit" else dict(task_type="SEQ_CLS")
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=linear, **task)
     tuned = get_peft_model(model, config).train()
     randomise_adapter(tuned)
     save_adapter(tuned, folder / "adapter", name)
@@ -87,25 +82,11 @@ def make(name: str, folder: Path) -> None:
     tensors |= loss_and_gradients(tuned, batch, "adapter_loss")
     losses = optimise(tuned, SCHEDULE, lambda: loss_of(tuned, batch))["loss"]
     tensors["train.loss"] = torch.tensor(losses, dtype=torch.float64)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "goldens.safetensors")
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{name}: {size} bytes, loss {tensors['loss']:.4f}, with adapter {tensors['adapter_loss']:.4f}, curve {losses}")
+    finish(folder, tensors)
 
 
 def auto(name: str):
     return AutoModelForImageClassification if name == "vit" else AutoModelForSequenceClassification
-
-
-def save_random_model(config, folder: Path) -> None:
-    model = auto(config.model_type).from_config(config)
-    with torch.no_grad():
-        for _, parameter in model.named_parameters():
-            if parameter.ndim == 1 or parameter.shape[0] == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def inputs(name: str, length: int, first: int) -> dict[str, torch.Tensor]:

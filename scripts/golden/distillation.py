@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from losses import record, write
 
 OUTPUT = Path(__file__).resolve().parents[2] / "daemon/engine/train/fixtures/distillation.safetensors"
 ROWS = torch.tensor([0, 3, 4, 8])
@@ -42,11 +42,8 @@ def main() -> None:
         hidden, weight = (tensors[name].double().requires_grad_() for name in ("hidden", "weight"))
         loss = loss_of(hidden, weight, teacher, direction, temperature, soft_cap)
         loss.backward()
-        for name, tensor in [("loss", loss.detach().reshape(1)), ("hidden", hidden.grad), ("weight", weight.grad)]:
-            tensors[f"{case}.{name}"] = tensor.float().contiguous()
-    save_file(tensors, OUTPUT)
-    OUTPUT.chmod(0o644)
-    print({name: tensor.item() for name, tensor in tensors.items() if name.endswith(".loss")})
+        record(tensors, case, loss, hidden, weight)
+    write(tensors, OUTPUT)
 
 
 if __name__ == "__main__":

@@ -134,10 +134,7 @@ def make(name: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     save_random_model(CONFIGS[name](), folder)
     batch = [random_sequence(length=17, prompt=5), random_sequence(length=9, prompt=3)]
-    model = load(folder).train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(load(folder))
     tensors = {}
     for index, sequence in enumerate(batch):
         tensors[f"ids.{index}"] = torch.tensor(sequence.ids)
@@ -158,22 +155,37 @@ def make(name: str, folder: Path) -> None:
     tensors |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
     curve = train(tuned, batch, SCHEDULE)
     tensors["train.loss"] = torch.tensor(curve["loss"], dtype=torch.float64)
+    finish(folder, tensors)
+
+
+def without_dropout(model):
+    """In training mode."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+def finish(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes the reference values beside the model, and says how large and how good it is."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "goldens.safetensors")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{name}: {size} bytes, loss {tensors['loss']:.4f}, with adapter {loss:.4f}, curve {curve['loss']}")
+    loss, tuned, curve = tensors["loss"], tensors["adapter_loss"], tensors["train.loss"].tolist()
+    print(f"{folder.name}: {size} bytes, loss {loss:.4f}, with adapter {tuned:.4f}, curve {curve}")
 
 
 def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
-def save_random_model(config, folder: Path) -> None:
-    model = AutoModelForCausalLM.from_config(config)
+def save_random_model(config, folder: Path, auto=AutoModelForCausalLM) -> None:
+    """Norms, biases and single rows are spread, too."""
+    model = auto.from_config(config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
+        for parameter in model.parameters():
+            if parameter.ndim == 1 or parameter.shape[0] == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)

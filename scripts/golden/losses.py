@@ -42,10 +42,19 @@ def main() -> None:
         h, w = hidden.double().requires_grad_(), weight.double().requires_grad_()
         loss = loss_of(h, w, smoothing, alpha, soft_cap)
         loss.backward()
-        for name, tensor in [("loss", loss.detach().reshape(1)), ("hidden", h.grad), ("weight", w.grad)]:
-            tensors[f"{case}.{name}"] = tensor.float().contiguous()
-    save_file(tensors, OUTPUT)
-    OUTPUT.chmod(0o644)
+        record(tensors, case, loss, h, w)
+    write(tensors, OUTPUT)
+
+
+def record(tensors: dict[str, torch.Tensor], case: str, loss, hidden, weight) -> None:
+    """A loss and the gradients that it has left."""
+    for name, tensor in [("loss", loss.detach().reshape(1)), ("hidden", hidden.grad), ("weight", weight.grad)]:
+        tensors[f"{case}.{name}"] = tensor.float().contiguous()
+
+
+def write(tensors: dict[str, torch.Tensor], output: Path) -> None:
+    save_file(tensors, output)
+    output.chmod(0o644)
     print({name: tensor.item() for name, tensor in tensors.items() if name.endswith(".loss")})
 
 

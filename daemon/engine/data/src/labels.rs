@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use justtrain_worker_api::{Problem, ProblemCode};
 
-use crate::Conversation;
+use crate::{Conversation, Judgement};
 
 /// Labels, each once; a label's number is its place in the list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,9 +17,10 @@ impl Labels {
         Self(names)
     }
 
-    /// Those of the rows: whole numbers first and by number, then the others by their characters.
+    /// Those of the rows that have one: whole numbers first and by number, then the others by their characters.
     pub fn of<'a>(rows: impl IntoIterator<Item = &'a Conversation>) -> Self {
-        let labels: BTreeSet<String> = rows.into_iter().map(Conversation::label).collect();
+        let labelled = rows.into_iter().filter(|row| row.judgement == Judgement::Label);
+        let labels: BTreeSet<String> = labelled.map(Conversation::label).collect();
         let mut labels: Vec<String> = labels.into_iter().collect();
         labels.sort_by(|a, b| in_order(a, b));
         Self(labels)
@@ -73,7 +74,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::{Judgement, Message};
+    use crate::Message;
 
     fn rows(labels: &[&str]) -> Vec<Conversation> {
         let row = |(row, label): (u64, &&str)| Conversation {

@@ -108,9 +108,9 @@ impl Classifier {
         self.labels = labels;
     }
 
-    /// The number of a head without a bias for each of the hidden features.
-    pub fn weight(&self) -> &Tensor<2> {
-        &self.weight
+    /// The label that has the largest of these numbers; of equal ones the first.
+    pub fn label_of(&self, row: &[f32]) -> &str {
+        &self.labels[largest(row)]
     }
 
     /// The row of each sequence's token that is read.
@@ -151,6 +151,11 @@ impl ClassifierNames {
     pub(crate) fn bias_name(&self) -> String {
         format!("{}.bias", self.output)
     }
+}
+
+/// The place of the largest number; of equal ones the first.
+pub fn largest(row: &[f32]) -> usize {
+    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0)
 }
 
 /// The rows of a tensor, in this order.

@@ -297,6 +297,10 @@ impl Decoder {
         self.head_lora.as_ref()
     }
 
+    pub(crate) fn head_lora_mut(&mut self) -> Option<&mut Lora> {
+        self.head_lora.as_mut()
+    }
+
     pub(crate) fn set_head_lora(&mut self, lora: Lora) {
         self.head_lora = Some(lora);
     }

@@ -23,7 +23,7 @@ mod tuned;
 mod weights;
 
 pub use block::{Block, Pass};
-pub use classifier::{Classifier, are_unnamed};
+pub use classifier::{Classifier, are_unnamed, largest};
 pub use config::{
     Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, NormPlace, Patches,
     PlainActivation, Positions,

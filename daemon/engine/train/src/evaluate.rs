@@ -8,7 +8,7 @@ use justtrain_data::tokenizer::TextStream;
 use justtrain_data::{Batch, Conversation, Encoder, Judgement, Labels, Message, Sample, read_conversations};
 use justtrain_kernels::{Targets, score_targets};
 use justtrain_model::generate::generate;
-use justtrain_model::{Classifier, Decoder, Input, Mode, apply_tuned, device, tuned_labels};
+use justtrain_model::{Decoder, Mode, apply_tuned, device, largest, tuned_labels};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{
     AccuracyReport, DataFile, EvaluateOptions, EvaluationReport, Event, ExampleComparison, Failure, FailureReason,
@@ -83,14 +83,21 @@ pub fn evaluate(
     let passes = 1 + u64::from(model.adapter.is_some());
     let total = passes * rows.len() as u64;
     let report = |decoder: &Decoder, adapter: bool, done: u64, events: &mut dyn EventSink| {
-        let scores = loss_on(decoder, &samples, adapter);
-        let asked: &[Conversation] = if asked { &rows } else { &[] };
-        let answers = match recipe.stage {
-            Stage::Cls => classes_of(decoder, &samples, Mode { adapter, dropout_seed: None }),
-            _ => answers(&encoder, decoder, asked, options.max_new_tokens, EXAMPLES, adapter, |answered| {
-                events.emit(Event::Progress { done: done + answered, total });
-            })
-            .map_err(|problem| problem.because(FailureReason::DataInvalid))?,
+        let (scores, answers) = match decoder.classifier().filter(|_| recipe.stage == Stage::Cls) {
+            Some(classifier) => {
+                let rows = classes_of(decoder, &samples, Mode { adapter, dropout_seed: None });
+                let answers = rows.iter().map(|row| classifier.label_of(row).to_owned()).collect();
+                (mean_of(&class_scores(&samples, &rows)), answers)
+            }
+            None => {
+                let scores = loss_on(decoder, &samples, adapter);
+                let asked: &[Conversation] = if asked { &rows } else { &[] };
+                let answers =
+                    answers(&encoder, decoder, asked, options.max_new_tokens, EXAMPLES, adapter, |answered| {
+                        events.emit(Event::Progress { done: done + answered, total });
+                    });
+                (scores, answers.map_err(|problem| problem.because(FailureReason::DataInvalid))?)
+            }
         };
         let report = AccuracyReport {
             loss: scores.loss,
@@ -235,9 +242,10 @@ pub(crate) fn scores_of<'a>(
     samples: impl IntoIterator<Item = &'a Sample>,
     mode: Mode,
 ) -> Vec<SampleScore> {
-    let mut samples = samples.into_iter().peekable();
-    if samples.peek().is_some_and(|sample| sample.class.is_some()) {
-        return class_scores_of(decoder, samples, mode);
+    let samples: Vec<&Sample> = samples.into_iter().collect();
+    if samples.first().is_some_and(|sample| sample.class.is_some()) {
+        let rows = classes_of(decoder, samples.iter().copied(), mode);
+        return class_scores(samples, &rows);
     }
     in_batches(samples, |samples, mut batch| {
         let input = input_of(&mut batch, decoder);
@@ -258,35 +266,25 @@ pub(crate) fn scores_of<'a>(
     })
 }
 
-/// The same of samples with a class: what a classifier says of it.
-fn class_scores_of<'a>(
-    decoder: &Decoder,
-    samples: impl IntoIterator<Item = &'a Sample>,
-    mode: Mode,
-) -> Vec<SampleScore> {
+/// What a classifier says of each sample: the log-probability of each of its labels.
+fn classes_of<'a>(decoder: &Decoder, samples: impl IntoIterator<Item = &'a Sample>, mode: Mode) -> Vec<Vec<f32>> {
     in_batches(samples, |_, mut batch| {
-        let input = input_of(&mut batch, decoder);
-        let rows = log_probabilities(decoder, &input, mode);
-        let score = |(row, &class): (&Vec<f64>, &u32)| SampleScore {
-            log_probability: row[class as usize],
-            correct: f64::from(u8::from(most_probable(row) == class as usize)),
-            targets: 1,
-        };
-        rows.iter().zip(&batch.target_ids).map(score).collect()
+        let logits = decoder.classes(&input_of(&mut batch, decoder), mode);
+        let labels = logits.dims()[1];
+        let numbers = activation::log_softmax(logits, 1).into_data().try_into_vec::<f32>().expect("logits are f32");
+        numbers.chunks(labels).map(<[_]>::to_vec).collect()
     })
 }
 
-/// What a classifier says of each sequence: a number for each of its labels.
-pub(crate) fn log_probabilities(decoder: &Decoder, input: &Input, mode: Mode) -> Vec<Vec<f64>> {
-    let logits = decoder.classes(input, mode);
-    let labels = logits.dims()[1];
-    let numbers = activation::log_softmax(logits, 1).into_data().try_into_vec::<f32>().expect("logits are f32");
-    numbers.chunks(labels).map(|row| row.iter().map(|&number| f64::from(number)).collect()).collect()
-}
-
-/// The place of the largest number; of equal ones the first.
-pub(crate) fn most_probable(row: &[f64]) -> usize {
-    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0)
+/// Of samples with a class: what [`classes_of`] says of the right one.
+fn class_scores<'a>(samples: impl IntoIterator<Item = &'a Sample>, rows: &[Vec<f32>]) -> Vec<SampleScore> {
+    let classes = samples.into_iter().filter_map(|sample| sample.class.as_ref()).map(|class| class.label as usize);
+    let score = |(class, row): (usize, &Vec<f32>)| SampleScore {
+        log_probability: f64::from(row[class]),
+        correct: f64::from(u8::from(largest(row) == class)),
+        targets: 1,
+    };
+    classes.zip(rows).map(score).collect()
 }
 
 /// What `each` makes of every batch of at most [`BATCH_TOKENS`], or of a single longer sample.
@@ -368,16 +366,6 @@ fn question(row: &Conversation) -> String {
         Judgement::Label => before.iter().map(Message::text).collect::<Vec<_>>().join("\n"),
         _ => before.last().map(Message::text).unwrap_or_default(),
     }
-}
-
-/// The label that a classifier finds most probable for each sample.
-fn classes_of(decoder: &Decoder, samples: &[Sample], mode: Mode) -> Vec<String> {
-    let labels = decoder.classifier().map(Classifier::labels).unwrap_or_default();
-    in_batches(samples, |_, mut batch| {
-        let input = input_of(&mut batch, decoder);
-        let rows = log_probabilities(decoder, &input, mode);
-        rows.iter().map(|row| labels[most_probable(row)].clone()).collect()
-    })
 }
 
 fn reference(row: &Conversation) -> String {

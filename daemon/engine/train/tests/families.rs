@@ -231,12 +231,7 @@ impl Fixture {
     }
 
     fn assert_same_layout(&self, folder: &Path) {
-        let [ours, theirs] = [folder, &self.folder].map(|folder| {
-            let file = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
-            let layout = file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec()));
-            layout.collect::<BTreeMap<_, _>>()
-        });
-        assert_eq!(ours, theirs);
+        assert_eq!(layout(folder), layout(&self.folder));
     }
 
     /// Quantised weights are other weights: what must be equal is the decoder that holds their decoded numbers.
@@ -295,6 +290,12 @@ fn exports_of_every_family_have_our_logits_in_peft_and_transformers() {
         let config = load_peft(&mut fixture.decoder(), &fixture.folder.join("adapter")).unwrap();
         check_export(&fixture.folder, &tuned, &config, fixture.rows.iter().map(|(ids, _)| ids));
     }
+}
+
+/// Names and shapes of a model's weights.
+fn layout(folder: &Path) -> BTreeMap<String, Vec<usize>> {
+    let file = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
+    file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec())).collect()
 }
 
 fn load(folder: &Path, formats: WeightFormats) -> Decoder {

@@ -74,21 +74,18 @@ impl LoraConfig {
 /// zero: the model's output is unchanged. `InvalidValue` where the rest of the configuration does not go with it.
 pub(super) fn attach(decoder: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(), Problem> {
     let targeted: Vec<&str> = modules(decoder).into_iter().filter(|module| config.targets_table(module)).collect();
-    check(decoder, config, &targeted)?;
+    attach_all_zeros(decoder, config, &targeted)?;
     let (device, index) = (decoder.device(), decoder.projections().count() as u64);
     for module in targeted {
-        let (rank, scale) = (config.rank_of(module), config.scale_of(module));
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let [vocabulary, width] = [decoder.config().vocab_size, decoder.config().hidden_size];
-        if output(decoder) == Some(module) {
-            rng.set_stream(index);
-            let a = super::lora::kaiming(&mut rng, rank, width, &device);
-            let b = Tensor::zeros([vocabulary, rank], &device);
-            decoder.set_head_lora(Lora::new(a, b, scale, config.dropout as f32, index));
-        } else {
-            rng.set_stream(index + 1);
-            let b = Tensor::from_data(TensorData::new(normal(&mut rng, width * rank, 1.0), [width, rank]), &device);
-            set_on_tokens(decoder, Tensor::zeros([vocabulary, rank], &device), b, scale);
+        let (mut rng, is_output) = (ChaCha8Rng::seed_from_u64(seed), output(decoder) == Some(module));
+        rng.set_stream(if is_output { index } else { index + 1 });
+        if let Some(lora) = decoder.head_lora_mut().filter(|_| is_output) {
+            let [rank, width] = lora.a.dims();
+            lora.a = super::lora::kaiming(&mut rng, rank, width, &device);
+        } else if let Some(lora) = decoder.token_table_mut().and_then(|table| table.lora.as_mut()) {
+            let shape = lora.b.dims();
+            let numbers = normal(&mut rng, shape.iter().product(), 1.0);
+            lora.b = Tensor::from_data(TensorData::new(numbers, shape), &device);
         }
     }
     Ok(())
@@ -103,27 +100,26 @@ pub(super) fn attach_zeros(
 ) -> Result<(), Problem> {
     let in_file = |module: &&&str| has(&format!("{module}.lora_embedding_A")) || has(&format!("{module}.lora_A"));
     let modules = modules(decoder);
-    let adapted: Vec<&'static str> = modules.iter().filter(in_file).copied().collect();
-    check(decoder, config, &adapted)?;
+    let adapted: Vec<&str> = modules.iter().filter(in_file).copied().collect();
+    attach_all_zeros(decoder, config, &adapted)
+}
+
+fn attach_all_zeros(decoder: &mut Decoder, config: &LoraConfig, targeted: &[&str]) -> Result<(), Problem> {
+    check(decoder, config, targeted)?;
     let (device, index) = (decoder.device(), decoder.projections().count() as u64);
     let [vocabulary, width] = [decoder.config().vocab_size, decoder.config().hidden_size];
-    for module in adapted {
+    for &module in targeted {
         let (rank, scale) = (config.rank_of(module), config.scale_of(module));
         let zeros = |rows| Tensor::zeros([rows, rank], &device);
         if output(decoder) == Some(module) {
             let a = Tensor::zeros([rank, width], &device);
             decoder.set_head_lora(Lora::new(a, zeros(vocabulary), scale, config.dropout as f32, index));
-        } else {
-            set_on_tokens(decoder, zeros(vocabulary), zeros(width), scale);
+        } else if let Some(table) = decoder.token_table_mut() {
+            let (module, a, b) = (table.module, zeros(vocabulary), zeros(width));
+            table.lora = Some(TableLora { module, a, b, scale });
         }
     }
     Ok(())
-}
-
-fn set_on_tokens(decoder: &mut Decoder, a: Tensor<2>, b: Tensor<2>, scale: f32) {
-    if let Some(table) = decoder.token_table_mut() {
-        table.lora = Some(TableLora { module: table.module, a, b, scale });
-    }
 }
 
 fn check(decoder: &Decoder, config: &LoraConfig, targeted: &[&str]) -> Result<(), Problem> {

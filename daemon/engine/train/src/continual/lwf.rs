@@ -63,8 +63,7 @@ mod tests {
     use crate::objectives::Sft;
     use crate::optim::{AdamW, Groups};
     use crate::regularizers::Regularizers;
-    use crate::step::Step;
-    use crate::testing::{batch, decoder, doubles, fixture};
+    use crate::testing::{batch, decoder, doubles, fixture, off_by, step};
 
     /// Beside PyTorch (`scripts/golden/continual.py`).
     #[test]
@@ -78,17 +77,7 @@ mod tests {
         let (groups, regularizers) = (&Groups::default(), &Regularizers::default());
         let expected = doubles(&goldens, "lwf.loss").into_iter().zip(doubles(&goldens, "lwf.grad_norm"));
         for (number, (loss, norm)) in (1..).zip(expected) {
-            let step = Step {
-                objective: &lwf,
-                trained: Trained::Weights,
-                checkpointing: number % 2 == 0,
-                max_grad_norm: 1.0,
-                number,
-                learning_rate: 2e-3,
-                groups,
-                regularizers,
-                seed: 0,
-            };
+            let step = step(&lwf, Trained::Weights, number, groups, regularizers);
             let measured = step.run(&mut decoder, &mut adamw, vec![batch()]);
             assert!((measured.loss / loss - 1.0).abs() < 1e-4, "{number}: {measured:?}, expected {loss}");
             assert!((measured.grad_norm / norm - 1.0).abs() < 1e-3, "{number}: {measured:?}, expected {norm}");
@@ -97,7 +86,7 @@ mod tests {
         let weights = decoder.trained_mut(Trained::Weights);
         let weight = weights.into_iter().find(|parameter| parameter.name == name).unwrap().values();
         let expected = goldens.read_f32("lwf.final").unwrap();
-        let worst = weight.iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        let worst = off_by(&weight, &expected);
         assert!(worst < 5e-4, "off by {worst}");
     }
 }

@@ -76,8 +76,7 @@ mod tests {
     use crate::objectives::Sft;
     use crate::optim::{AdamW, Groups};
     use crate::regularizers::Regularizers;
-    use crate::step::Step;
-    use crate::testing::{batch, decoder, doubles, fixture};
+    use crate::testing::{batch, decoder, doubles, fixture, ints, off_by, step};
 
     fn values(decoder: &mut Decoder, trained: Trained<'_>) -> BTreeMap<String, Vec<f32>> {
         decoder.trained_mut(trained).into_iter().map(|it| (it.name.clone(), it.values())).collect()
@@ -111,17 +110,7 @@ mod tests {
         let (objective, groups) = (&Sft::default(), &Groups::default());
         let expected = doubles(&goldens, "olora.loss").into_iter().zip(doubles(&goldens, "olora.grad_norm"));
         for (number, (_, norm)) in (1..).zip(expected) {
-            let step = Step {
-                objective,
-                trained: Trained::Adapters,
-                checkpointing: number % 2 == 0,
-                max_grad_norm: 1.0,
-                number,
-                learning_rate: 2e-3,
-                groups,
-                regularizers,
-                seed: 0,
-            };
+            let step = step(objective, Trained::Adapters, number, groups, regularizers);
             let measured = step.run(&mut decoder, &mut adamw, vec![batch()]);
             assert!((measured.grad_norm / norm - 1.0).abs() < 1e-3, "{number}: {measured:?}, expected {norm}");
         }
@@ -134,7 +123,7 @@ mod tests {
         let mut compared = 0;
         for (name, got) in values(&mut decoder, Trained::Adapters) {
             let Ok(expected) = goldens.read_f32(&format!("olora.final.{name}")) else { continue };
-            let worst = got.iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+            let worst = off_by(&got, &expected);
             assert!(worst < 5e-4, "{name} is off by {worst}");
             compared += 1;
         }
@@ -147,8 +136,7 @@ mod tests {
         assert_eq!((loaded.rank, loaded.alpha), (2 * config.rank, 2.0 * config.alpha));
         let model = SafetensorsFile::open(&adapter.join("../goldens.safetensors")).unwrap();
         for index in 0..2 {
-            let (ids, _) = model.bytes(&format!("ids.{index}")).unwrap().as_chunks::<8>();
-            let ids: Vec<u32> = ids.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect();
+            let ids: Vec<u32> = ints(&model, &format!("ids.{index}")).into_iter().map(|id| id as u32).collect();
             let logits = |decoder: &Decoder| -> Vec<f32> {
                 let input = Input::packed(ids.clone(), &[0, ids.len()]);
                 let logits = decoder.logits(decoder.hidden_states(&input, None, Mode::TUNED), Mode::TUNED);
@@ -157,7 +145,7 @@ mod tests {
             let got = logits(&joined);
             assert_eq!(got, logits(&decoder));
             let expected = goldens.read_f32(&format!("olora.logits.{index}")).unwrap();
-            let worst = got.iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+            let worst = off_by(&got, &expected);
             assert!(worst < 5e-3, "logits are off by {worst}");
         }
         // What was saved goes on where it was, too.

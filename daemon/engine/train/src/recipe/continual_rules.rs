@@ -4,7 +4,7 @@ use justtrain_worker_api::Problem;
 
 use super::check::Written;
 use super::rules::{invalid, place};
-use super::{Bias, Recipe, Stage};
+use super::{Bias, Recipe};
 
 pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec<Problem> {
     let asked = [
@@ -14,7 +14,7 @@ pub(super) fn errors(recipe: &Recipe, written: &Written, in_stages: bool) -> Vec
         ("lwf_lambda", recipe.lwf_lambda.is_some()),
         ("olora_lambda", recipe.olora_lambda.is_some()),
     ];
-    let of_tokens = matches!(recipe.stage, Stage::Pt | Stage::Sft);
+    let of_tokens = recipe.stage.learns_tokens();
     let mut problems = Vec::new();
     for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
         if !in_stages {

@@ -2,8 +2,8 @@
 
 use justtrain_worker_api::Problem;
 
+use super::Recipe;
 use super::rules::invalid;
-use super::{Recipe, Stage};
 
 const SETTINGS: [&str; 3] = ["kd_direction", "kd_temperature", "kd_alpha"];
 
@@ -22,7 +22,7 @@ fn without_teacher(key: &str) -> Problem {
 
 /// A teacher says how probable tokens are.
 fn teacher_of_answers(recipe: &Recipe) -> Option<Problem> {
-    (!matches!(recipe.stage, Stage::Pt | Stage::Sft)).then(|| {
+    (!recipe.stage.learns_tokens()).then(|| {
         invalid(
             "teacher",
             "a teacher tells of single tokens; with this stage whole answers are judged",

@@ -720,6 +720,16 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Whether the loss is one of single tokens.
+    pub(crate) fn learns_tokens(self) -> bool {
+        matches!(self, Self::Pt | Self::Sft)
+    }
+
+    /// Whether whole answers are judged.
+    pub(crate) fn judges_answers(self) -> bool {
+        !self.learns_tokens() && self != Self::Cls
+    }
+
     /// How many samples a row becomes.
     pub(crate) fn samples_of_row(self) -> usize {
         if matches!(self, Self::Dpo | Self::Rm) { 2 } else { 1 }

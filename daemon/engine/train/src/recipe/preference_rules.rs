@@ -86,8 +86,7 @@ fn losses_of_tokens(recipe: &Recipe) -> Vec<Problem> {
         ("label_smoothing_factor", recipe.label_smoothing_factor > 0.0),
         ("rdrop_alpha", recipe.rdrop_alpha.is_some()),
     ];
-    let judged = !matches!(recipe.stage, Stage::Pt | Stage::Sft | Stage::Cls);
-    let refused = written.into_iter().filter(|(_, written)| *written && judged);
+    let refused = written.into_iter().filter(|(_, written)| *written && recipe.stage.judges_answers());
     let problem = |(key, _)| {
         invalid(
             key,
@@ -101,7 +100,7 @@ fn losses_of_tokens(recipe: &Recipe) -> Vec<Problem> {
 }
 
 fn prompt_in_preferences(recipe: &Recipe) -> Option<Problem> {
-    (!matches!(recipe.stage, Stage::Pt | Stage::Sft | Stage::Cls) && recipe.train_on_prompt).then(|| {
+    (recipe.stage.judges_answers() && recipe.train_on_prompt).then(|| {
         invalid(
             "train_on_prompt",
             "with this stage answers are judged; a prompt is the same for each of them",

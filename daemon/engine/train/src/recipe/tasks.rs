@@ -347,7 +347,7 @@ pub(super) fn errors(recipe: &Recipe) -> Vec<Problem> {
         return problems;
     }
     let weighted = recipe.task_weighting != TaskWeighting::None;
-    if weighted && !matches!(recipe.stage, Stage::Pt | Stage::Sft) {
+    if weighted && !recipe.stage.learns_tokens() {
         let problem = refused(
             "task_weighting",
             "this weighs losses of tokens; with this stage whole answers are judged",

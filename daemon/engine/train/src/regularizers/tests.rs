@@ -6,7 +6,7 @@ use super::Regularizers;
 use crate::objectives;
 use crate::optim::{AdamW, Groups};
 use crate::step::{Measured, MicroBatch, Step};
-use crate::testing::{batch, decoder, doubles, fixture, recipe};
+use crate::testing::{batch, decoder, doubles, fixture, off_by, recipe, step};
 
 const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 
@@ -15,20 +15,10 @@ fn run(more: &str, max_grad_norm: f64) -> (Vec<Measured>, Vec<f32>) {
     let (recipe, mut decoder, mut adamw) = (recipe(more), decoder(), AdamW::new(0.9, 0.999, 1e-8, 0.0));
     let objective = objectives::new(&recipe);
     let regularizers = &Regularizers::new(&recipe, &decoder, Trained::Weights);
-    let (trained, learning_rate, groups) = (Trained::Weights, recipe.learning_rate, &Groups::default());
+    let groups = &Groups::default();
     let mut measured = Vec::new();
     for number in 1..=6 {
-        let step = Step {
-            objective: &*objective,
-            trained,
-            checkpointing: number % 2 == 0,
-            max_grad_norm,
-            number,
-            learning_rate,
-            groups,
-            regularizers,
-            seed: 0,
-        };
+        let step = Step { max_grad_norm, ..step(&*objective, Trained::Weights, number, groups, regularizers) };
         let batch = MicroBatch { dropout_seed: Some(999 + number), ..batch() };
         measured.push(step.run(&mut decoder, &mut adamw, vec![batch]));
     }
@@ -56,7 +46,7 @@ fn six_steps_with_each_equal_pytorch() {
             assert!((measured.grad_norm / norm - 1.0).abs() < 1e-3, "{name} {index}: {measured:?}, expected {norm}");
         }
         let expected = goldens.read_f32(&format!("{name}.final")).unwrap();
-        let worst = weights.iter().zip(&expected).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max);
+        let worst = off_by(&weights, &expected);
         assert!(worst < 5e-4, "{name} is off by {worst}");
     }
 }

@@ -1,7 +1,6 @@
 //! Classifiers beside transformers and PEFT, on tiny random models (`scripts/golden/classifiers.py`). A family joins with a line
 //! below.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,8 +18,8 @@ use justtrain_weights::Checkpoint;
 use justtrain_weights::safetensors::SafetensorsFile;
 use serde_json::Value;
 
-use super::{assert_near, largest, load, schedule};
-use crate::common::{adamw, assert_relative, doubles, root, values};
+use super::{assert_near, largest, layout, load, schedule};
+use crate::common::{adamw, assert_relative, doubles, ints, root, values};
 
 macro_rules! classifiers {
     ($($family:ident),* $(,)?) => {
@@ -80,10 +79,7 @@ impl Fixture {
     fn open(name: &str) -> Self {
         let folder = root("daemon/engine/model/fixtures/classifiers").join(name);
         let goldens = SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap();
-        let ints = |name: &str| -> Vec<u32> {
-            let (numbers, _) = goldens.bytes(name).unwrap().as_chunks::<8>();
-            numbers.iter().map(|&bytes| i64::from_le_bytes(bytes) as u32).collect()
-        };
+        let ints = |name: &str| -> Vec<u32> { ints(&goldens, name).into_iter().map(|int| int as u32).collect() };
         let of_row = |name: String| if goldens.shape(&name).is_some() { ints(&name) } else { Vec::new() };
         let classes = ints("classes").into_iter().enumerate();
         let row = |(index, class)| Row {
@@ -242,12 +238,7 @@ impl Fixture {
     }
 
     fn assert_same_layout(&self, folder: &Path) {
-        let [ours, theirs] = [folder, &self.folder].map(|folder| {
-            let file = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
-            let layout = file.names().map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec()));
-            layout.collect::<BTreeMap<_, _>>()
-        });
-        assert_eq!(ours, theirs);
+        assert_eq!(layout(folder), layout(&self.folder));
         let [ours, theirs]: [Value; 2] = [folder, &self.folder]
             .map(|folder| serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap());
         for key in ["architectures", "id2label", "label2id"] {

@@ -20,6 +20,12 @@ use justtrain_weights::safetensors::SafetensorsFile;
 
 pub(crate) use goldens::{doubles, root};
 
+/// Whole numbers of a file of reference values.
+pub(crate) fn ints(file: &SafetensorsFile, name: &str) -> Vec<i64> {
+    let (numbers, _) = file.bytes(name).unwrap().as_chunks::<8>();
+    numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+}
+
 /// Ids and labels (−100 where a token does not count) of one sequence.
 pub(crate) type Row = (Vec<u32>, Vec<i64>);
 
@@ -126,10 +132,7 @@ pub(crate) fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64, wha
 /// The two sequences that a tiny model's reference values are of.
 pub(crate) fn tiny_rows(folder: &Path) -> Vec<Row> {
     let goldens = SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap();
-    let ints = |name: String| -> Vec<i64> {
-        let (numbers, _) = goldens.bytes(&name).unwrap().as_chunks::<8>();
-        numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
-    };
+    let ints = |name: String| ints(&goldens, &name);
     let row = |i| (ints(format!("ids.{i}")).into_iter().map(|id| id as u32).collect(), ints(format!("labels.{i}")));
     (0..2).map(row).collect()
 }

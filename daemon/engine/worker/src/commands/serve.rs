@@ -145,8 +145,7 @@ fn classify<'a>(
     };
     let (tokens, logits) = (input.ids.len(), decoder.classes(&input, Mode::TUNED));
     let numbers = logits.into_data().try_into_vec::<f32>().expect("logits are f32");
-    let best = (0..numbers.len()).max_by(|&a, &b| numbers[a].total_cmp(&numbers[b])).unwrap_or(0);
-    Ok((&classifier.labels()[best], tokens as u64))
+    Ok((classifier.label_of(&numbers), tokens as u64))
 }
 
 fn no_words() -> Problem {
