@@ -183,6 +183,13 @@ fn task_line(scores: &TaskScores, lang: Lang) -> String {
 
 fn skipped_line(skipped: &StepSkipped, lang: Lang) -> String {
     let StepSkipped { step, in_a_row, limit, .. } = skipped;
+    if let Some(scale) = skipped.loss_scale {
+        return say!(
+            lang,
+            "step {step} skipped: a gradient was too large for float16; the loss is now scaled by {scale}",
+            "第 {step} 步已跳过：梯度超出 float16 的范围；损失缩放系数现为 {scale}"
+        );
+    }
     let more = if skipped.rows.len() > ROWS_SHOWN { ", …" } else { "" };
     let rows: Vec<String> = skipped.rows.iter().take(ROWS_SHOWN).map(u64::to_string).collect();
     let rows = rows.join(", ") + more;
@@ -292,12 +299,15 @@ mod tests {
 
     #[test]
     fn a_skipped_step_names_itself_its_rows_and_the_limit() {
-        let skipped = StepSkipped { step: 7, loss_is_finite: false, rows: vec![3, 9], in_a_row: 2, limit: 5 };
+        let skipped =
+            StepSkipped { step: 7, loss_is_finite: false, rows: vec![3, 9], in_a_row: 2, limit: 5, loss_scale: None };
         let line = skipped_line(&skipped, Lang::En);
         assert_eq!(line, "step 7 skipped: the loss is not a finite number (2 of at most 5 in a row); data rows 3, 9");
         let many = StepSkipped { rows: (1..=40).collect(), loss_is_finite: true, ..skipped };
         let line = skipped_line(&many, Lang::Zh);
         assert!(line.contains("梯度不是有限数值") && line.ends_with("19, 20, …"), "{line}");
+        let overflow = StepSkipped { step: 8, loss_scale: Some(32768.0), ..StepSkipped::default() };
+        assert!(skipped_line(&overflow, Lang::En).ends_with("now scaled by 32768"));
     }
 
     #[test]

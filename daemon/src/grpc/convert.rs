@@ -206,8 +206,8 @@ fn worker_event(event: Event) -> v1::job_event::Event {
             rewards: judged.map(rewards),
             stage: of.map(stage),
         }),
-        Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit } => {
-            Out::Skipped(v1::StepSkipped { step, loss_is_finite, rows, in_a_row, limit })
+        Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit, loss_scale } => {
+            Out::Skipped(v1::StepSkipped { step, loss_is_finite, rows, in_a_row, limit, loss_scale })
         }
         Event::Evaluation { step, loss, perplexity, token_accuracy, rewards: judged } => {
             let rewards = judged.map(rewards);

@@ -91,6 +91,9 @@ pub enum Event {
         /// Such steps without a good one in between, and how many of them end the job.
         in_a_row: u64,
         limit: u64,
+        /// Where the gradient was too large for float16, which is no such step: what the loss is scaled by from now on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f64>,
     },
     /// Loss on the validation split while training.
     Evaluation {

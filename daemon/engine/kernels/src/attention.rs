@@ -593,6 +593,7 @@ mod tests {
                 ..plain
             },
             Scores { products: Products::Bf16, ..plain },
+            Scores { products: Products::F16, ..plain },
             Scores { causal: false, ..plain },
             Scores {
                 causal: false,
@@ -620,7 +621,11 @@ mod tests {
                 for (index, (ours, theirs)) in run(attention).into_iter().zip(run(reference)).enumerate() {
                     let what = format!("{level:?} {starts:?} {heads:?} {scores:?} result {index}");
                     // bfloat16 has 8 bits; the errors of a score's terms add up.
-                    let tolerance = if scores.products == Products::Bf16 { 3e-2 } else { 3e-5 };
+                    let tolerance = match scores.products {
+                        Products::F32 => 3e-5,
+                        Products::Bf16 => 3e-2,
+                        Products::F16 => 4e-3,
+                    };
                     assert_close(ours, theirs, tolerance, &what);
                 }
             }

@@ -38,7 +38,7 @@ pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation, products: P
     let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
     Tensor::from_dispatch(match products {
         Products::F32 => <Dispatch as GatedOp>::gated(gate, up, activation),
-        Products::Bf16 => <Dispatch as GatedOp>::rounded_gated(gate, up, activation),
+        narrow => <Dispatch as GatedOp>::rounded_gated(gate, up, activation, narrow),
     })
 }
 
@@ -55,7 +55,12 @@ pub fn reference(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tens
 pub trait GatedOp: Backend {
     fn gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
-    fn rounded_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+    fn rounded_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+        products: Products,
+    ) -> FloatTensor<Self>;
 }
 
 impl GatedOp for Flex {
@@ -63,8 +68,8 @@ impl GatedOp for Flex {
         forward(&contiguous(gate), &contiguous(up), activation)
     }
 
-    fn rounded_gated(gate: FlexTensor, up: FlexTensor, activation: Activation) -> FlexTensor {
-        Rounded::new(gate, up, activation).1
+    fn rounded_gated(gate: FlexTensor, up: FlexTensor, activation: Activation, products: Products) -> FlexTensor {
+        Rounded::new(gate, up, activation, products).1
     }
 }
 
@@ -84,9 +89,14 @@ impl<C: CheckpointStrategy> GatedOp for Autodiff<Flex, C> {
         }
     }
 
-    fn rounded_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn rounded_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+        products: Products,
+    ) -> FloatTensor<Self> {
         let ((gate, gate_node), (up, up_node)) = (gate.into_parts(), up.into_parts());
-        let (rounded, output) = Rounded::new(gate, up, activation);
+        let (rounded, output) = Rounded::new(gate, up, activation, products);
         let [gate, up] = [gate_node, up_node].map(stand_in::<C>);
         let prep = Gated.prepare::<C>([gate.node(), up.node()]).memory_bound().retro_forward(rounded.clone());
         match prep.parents([&gate, &up]).stateful() {
@@ -124,8 +134,8 @@ struct Rounded {
 
 impl Rounded {
     /// With the output.
-    fn new(gate: FlexTensor, up: FlexTensor, activation: Activation) -> (Self, FlexTensor) {
-        let [(gate, of_gate), (up, of_up)] = [gate, up].map(|x| Kept::new(x, Products::Bf16));
+    fn new(gate: FlexTensor, up: FlexTensor, activation: Activation, products: Products) -> (Self, FlexTensor) {
+        let [(gate, of_gate), (up, of_up)] = [gate, up].map(|x| Kept::new(x, products));
         (Self { gate, up, activation }, forward(&of_gate, &of_up, activation))
     }
 }
@@ -268,7 +278,7 @@ mod tests {
                     [output.inner(), gate.grad(&grads).unwrap(), up.grad(&grads).unwrap()]
                 };
                 // bfloat16 has 8 bits: each input is wrong by at most 2⁻⁹ of itself.
-                for (products, tolerance) in [(Products::F32, 1e-5), (Products::Bf16, 1e-2)] {
+                for (products, tolerance) in [(Products::F32, 1e-5), (Products::Bf16, 1e-2), (Products::F16, 1e-3)] {
                     let ours = run(&|gate, up, activation| gated(gate, up, activation, products));
                     for (ours, theirs) in ours.into_iter().zip(run(&reference)) {
                         let what = format!("{level:?} {activation:?} {rows}x{cols} {products:?}");

@@ -14,16 +14,31 @@ use burn::backend::{Autodiff, Flex};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::Products;
-use crate::bf16::round_all;
 use crate::buffer::{contiguous, shape2, tensor, uninit};
-use crate::simd::widen;
+use crate::{Products, bf16, f16, simd};
 
 /// Clones share the memory.
 #[derive(Debug, Clone)]
 pub(crate) enum Kept {
     Exact(FlexTensor),
-    Rounded { bits: Arc<Vec<u16>>, shape: [usize; 2] },
+    Rounded { bits: Arc<Vec<u16>>, shape: [usize; 2], narrow: Narrow },
+}
+
+/// Numbers in 16 bits: how they are made, and made `f32` again.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Narrow {
+    round: fn(&[f32], &mut [u16]),
+    widen: fn(&[u16], &mut [f32]),
+}
+
+impl Narrow {
+    fn of(products: Products) -> Option<Self> {
+        match products {
+            Products::F32 => None,
+            Products::Bf16 => Some(Self { round: bf16::round_all, widen: simd::widen }),
+            Products::F16 => Some(Self { round: f16::round_all, widen: f16::widen }),
+        }
+    }
 }
 
 /// Elements that one task handles.
@@ -33,28 +48,26 @@ impl Kept {
     /// Returns the tensor as the backward will see it: both passes have to compute with the same numbers.
     pub(crate) fn new(tensor: FlexTensor, products: Products) -> (Self, FlexTensor) {
         let mut tensor = contiguous(tensor);
-        if products == Products::F32 {
-            return (Kept::Exact(tensor.clone()), tensor);
-        }
+        let Some(narrow) = Narrow::of(products) else { return (Kept::Exact(tensor.clone()), tensor) };
         let shape = shape2(&tensor);
         let mut bits = vec![0; shape[0] * shape[1]];
         let chunks = tensor.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(bits.par_chunks_mut(CHUNK));
         chunks.for_each(|(numbers, bits)| {
-            round_all(numbers, bits);
-            widen(bits, numbers);
+            (narrow.round)(numbers, bits);
+            (narrow.widen)(bits, numbers);
         });
-        (Kept::Rounded { bits: Arc::new(bits), shape }, tensor)
+        (Kept::Rounded { bits: Arc::new(bits), shape, narrow }, tensor)
     }
 
     pub(crate) fn tensor(&self) -> FlexTensor {
         match self {
             Kept::Exact(tensor) => tensor.clone(),
-            Kept::Rounded { bits, shape } => {
+            Kept::Rounded { bits, shape, narrow } => {
                 let mut numbers = uninit(bits.len());
                 numbers
                     .par_chunks_mut(CHUNK)
                     .zip(bits.par_chunks(CHUNK))
-                    .for_each(|(numbers, bits)| widen(bits, numbers));
+                    .for_each(|(numbers, bits)| (narrow.widen)(bits, numbers));
                 tensor(numbers, *shape)
             }
         }

@@ -17,6 +17,7 @@ pub mod device;
 pub mod divergence;
 pub mod dropout;
 pub mod embedding;
+pub mod f16;
 pub mod gated;
 pub mod linear;
 pub mod packed;

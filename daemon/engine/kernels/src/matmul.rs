@@ -1,6 +1,8 @@
 //! Strided matrix products on host memory. The micro-kernels are the `gemm` crate's, chosen at run time
 //! (AVX-512, AVX2+FMA, NEON, scalar).
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 use crate::buffer::SharedMut;
@@ -47,6 +49,13 @@ impl<'a> View<'a> {
     /// Where it starts; of a matrix of one row, its elements.
     pub(crate) fn elements(self) -> &'a [f32] {
         self.elements
+    }
+
+    /// Some of its rows and columns.
+    pub(crate) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        assert!(rows.end <= self.rows && cols.end <= self.cols);
+        let first = rows.start * self.row_stride + cols.start * self.col_stride;
+        Self { elements: &self.elements[first..], rows: rows.len(), cols: cols.len(), ..self }
     }
 
     /// The transpose; no element moves.

@@ -7,8 +7,9 @@ use burn_flex::FlexTensor;
 use crate::Products;
 use crate::bf16::{self, Factor, Rounded, Source};
 use crate::buffer::{contiguous, elements, shape2};
+use crate::f16::Half;
 use crate::matmul::{View, Write, matmul};
-use crate::packed::{self, Packed};
+use crate::packed::{self, Packed, Tiles};
 
 /// `[outputs, inputs]`, without gaps.
 #[derive(Debug, Clone)]
@@ -49,8 +50,9 @@ impl Matrix {
                 matmul(output, Write::Replace, 1.0, *x, View::new(elements(weight), shape2(weight)).t());
             }
             (Numbers::Packed(packed), Side::Exact(x)) => {
-                packed::times_transposed(x.elements(), packed, output, Write::Replace);
+                packed::times_transposed(*x, packed, output, Write::Replace, 1.0);
             }
+            (_, Side::Half(x)) => x.times_transposed(self, output, Write::Replace, 1.0),
         }
     }
 
@@ -63,7 +65,8 @@ impl Matrix {
             (Numbers::Dense(weight), Side::Exact(grad)) => {
                 matmul(output, write, 1.0, *grad, View::new(elements(weight), shape2(weight)));
             }
-            (Numbers::Packed(packed), Side::Exact(grad)) => packed::times(grad.elements(), packed, output, write),
+            (Numbers::Packed(packed), Side::Exact(grad)) => packed::times(*grad, packed, output, write, 1.0),
+            (_, Side::Half(grad)) => grad.times(self, output, write, 1.0),
         }
     }
 }
@@ -81,18 +84,36 @@ impl Source for Matrix {
     }
 }
 
+impl Tiles for Matrix {
+    fn dims(&self) -> [usize; 2] {
+        Matrix::dims(self)
+    }
+
+    fn decode_tile(&self, rows: Range<usize>, cols: Range<usize>, output: &mut [f32]) {
+        match &self.numbers {
+            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).decode_tile(rows, cols, output),
+            Numbers::Packed(packed) => packed.decode_tile(rows, cols, output),
+        }
+    }
+}
+
 /// The left side of products, as they take it.
 pub(crate) enum Side<'a> {
     Exact(View<'a>),
     Rounded(Rounded),
+    Half(Half),
 }
 
 impl Products {
     /// `rows` come without gaps, one after the other.
     pub(crate) fn side(self, rows: View<'_>) -> Side<'_> {
         // With few tokens the time goes into reading the other side, not into multiplying.
-        let rounds = self == Products::Bf16 && bf16::available() && rows.dims()[0] > packed::FEW_TOKENS;
-        if rounds { Side::Rounded(Rounded::new(rows)) } else { Side::Exact(rows) }
+        match self {
+            _ if rows.dims()[0] <= packed::FEW_TOKENS => Side::Exact(rows),
+            Products::Bf16 if bf16::available() => Side::Rounded(Rounded::new(rows)),
+            Products::F16 => Side::Half(Half::new(rows)),
+            Products::F32 | Products::Bf16 => Side::Exact(rows),
+        }
     }
 }
 
@@ -106,6 +127,8 @@ impl Side<'_> {
                 let rows = if transposed { b.t() } else { b };
                 a.times(destination, write, scale, Factor { matrix: &rows, transposed });
             }
+            Side::Half(a) if b.is_transposed() => a.times_transposed(&b.t(), destination, write, scale),
+            Side::Half(a) => a.times(&b, destination, write, scale),
         }
     }
 }

@@ -18,6 +18,9 @@ pub enum Products {
     F32,
     /// bfloat16 with sums in `f32`, on a processor that has instructions for it (see [`crate::bf16`]), and elsewhere `f32`.
     Bf16,
+    /// IEEE half precision with sums in `f32` (see [`crate::f16`]): beyond 65504 is infinity, and a gradient below 2⁻²⁵
+    /// is lost, so losses are scaled up (Micikevicius et al. 2017, arXiv 1710.03740).
+    F16,
 }
 
 #[derive(Debug, Clone)]

@@ -40,14 +40,19 @@ pub struct WeightFormats {
 impl WeightFormats {
     /// Whoever holds tables in fewer bits has products in 16 bits.
     pub fn new(linear: WeightFormat, tables: WeightFormat) -> Self {
-        let products = if tables == WeightFormat::F32 { Products::F32 } else { Products::Bf16 };
+        let products = match tables {
+            WeightFormat::F32 => Products::F32,
+            WeightFormat::Packed(Format::F16) => Products::F16,
+            WeightFormat::Packed(_) | WeightFormat::Gguf => Products::Bf16,
+        };
         Self { linear, tables, products }
     }
 }
 
-const NAMES: [(&str, WeightFormat); 6] = [
+const NAMES: [(&str, WeightFormat); 7] = [
     ("fp32", WeightFormat::F32),
     ("bf16", WeightFormat::Packed(Format::Bf16)),
+    ("fp16", WeightFormat::Packed(Format::F16)),
     ("int8", WeightFormat::Packed(Format::Int8)),
     ("nf4", WeightFormat::Packed(Format::Nf4 { double_quantization: false })),
     ("nf4-double", WeightFormat::Packed(Format::Nf4 { double_quantization: true })),

@@ -11,6 +11,7 @@ use justtrain_model::adapters::TableLora;
 use justtrain_model::parameters::{Parameter, Parameters, Trained, constant};
 use justtrain_model::{Block, Decoder, Input, Mode, Pass, Taken};
 
+use crate::gradients::multiply;
 use crate::objectives::{Loss, Objective, RewardSums};
 use crate::regularizers::{Regularizers, noisy};
 use crate::step::MicroBatch;
@@ -26,6 +27,8 @@ pub struct Backward<'a> {
     pub regularizers: &'a Regularizers,
     /// What the sum of the losses is divided by before its gradient is taken.
     pub divisor: f32,
+    /// What it is multiplied by meanwhile: a power of 2, by which the gradients are divided before anybody sees them.
+    pub loss_scale: f32,
 }
 
 /// Takes the gradient of a parameter, which it may change: nothing reads that parameter again in this pass.
@@ -63,7 +66,7 @@ impl Backward<'_> {
         // A table that is the output layer as well has its gradient whole only at the end.
         let (tables, rest): (Vec<_>, Vec<_>) =
             head_gradients.into_iter().partition(|(name, _)| name == decoder.embeddings_name());
-        give(decoder, rest, sink);
+        self.give(decoder, rest, sink);
         let Some(mut upstream) = upstream else { return loss };
         for index in (lowest..decoder.blocks().len()).rev() {
             let graph = match kept.pop().expect("one for each block") {
@@ -74,14 +77,28 @@ impl Backward<'_> {
                 }
             };
             let (gradients, below) = graph.backward(self.trained, upstream);
-            give(&mut decoder.blocks_mut()[index], gradients, sink);
+            self.give(&mut decoder.blocks_mut()[index], gradients, sink);
             let Some(below) = below else { return loss };
             upstream = below;
         }
         let table = tables.into_iter().next().map(|(_, gradient)| gradient);
         let gradients = self.embedding_gradients(decoder, input, upstream, table);
-        give(decoder, gradients, sink);
+        self.give(decoder, gradients, sink);
         loss
+    }
+
+    /// Hands each gradient over beside its parameter.
+    fn give(&self, part: &mut impl Parameters, gradients: Gradients, sink: Sink<'_>) {
+        let mut gradients = gradients.into_iter().peekable();
+        for parameter in part.parameters_mut() {
+            if let Some((_, mut gradient)) = gradients.next_if(|(name, _)| *name == parameter.name) {
+                if self.loss_scale != 1.0 {
+                    multiply(&mut gradient, 1.0 / self.loss_scale);
+                }
+                sink(parameter, gradient);
+            }
+        }
+        assert!(gradients.next().is_none(), "gradients come in the order of the network");
     }
 
     /// What the tables say of the input, with the noise on it, before a norm.
@@ -113,7 +130,7 @@ impl Backward<'_> {
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
         let Loss { sum, graph, rewards } = self.objective.loss(&head, x.clone(), batch);
-        let mut gradients = (graph / self.divisor).backward();
+        let mut gradients = (graph / self.divisor * self.loss_scale).backward();
         let upstream = track_input.then(|| x.grad_remove(&mut gradients).expect("the loss depends on the last block"));
         ((sum, rewards), head.take_gradients(self.trained, &mut gradients), upstream)
     }
@@ -203,17 +220,6 @@ impl BlockGraph {
         let below = input.map(|input| input.grad_remove(&mut gradients).expect("a block depends on its input"));
         (block.take_gradients(trained, &mut gradients), below)
     }
-}
-
-/// Hands each gradient over beside its parameter.
-fn give(part: &mut impl Parameters, gradients: Gradients, sink: Sink<'_>) {
-    let mut gradients = gradients.into_iter().peekable();
-    for parameter in part.parameters_mut() {
-        if let Some((_, gradient)) = gradients.next_if(|(name, _)| *name == parameter.name) {
-            sink(parameter, gradient);
-        }
-    }
-    assert!(gradients.next().is_none(), "gradients come in the order of the network");
 }
 
 /// Adds `scale` times row `i` of `values` to row `rows[i]` of the table.

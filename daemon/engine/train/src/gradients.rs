@@ -23,7 +23,7 @@ impl GradientSums {
     pub(crate) fn add_scaled(&mut self, other: Self, factor: f32) {
         for (name, mut gradient) in other.0 {
             if factor != 1.0 {
-                gradient.par_iter_mut().with_min_len(16 * 1024).for_each(|value| *value *= factor);
+                multiply(&mut gradient, factor);
             }
             self.add(&name, gradient);
         }
@@ -50,6 +50,10 @@ impl GradientSums {
     pub(crate) fn take(&mut self, name: &str) -> Option<Vec<f32>> {
         self.0.remove(name)
     }
+}
+
+pub(crate) fn multiply(values: &mut [f32], factor: f32) {
+    values.par_iter_mut().with_min_len(16 * 1024).for_each(|value| *value *= factor);
 }
 
 /// Σ v², summed up in parts of a fixed size, so that the number of threads does not change it.

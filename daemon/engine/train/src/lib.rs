@@ -12,6 +12,7 @@ pub mod estimate;
 pub mod evaluate;
 mod events;
 mod gradients;
+mod loss_scale;
 mod memory;
 pub mod objectives;
 pub mod optim;

@@ -18,9 +18,10 @@ use sha2::{Digest, Sha256};
 use crate::checkpoint::handed::{self, Handed};
 use crate::checkpoint::{Checkpoints, RunState, TrainedModel, cannot_write, hex, save_final};
 use crate::classes::{attach_head, labels};
-use crate::continual::{Ewc, FISHER, Lwf, remember, write_scores};
+use crate::continual::{Ewc, FISHER, Lwf, Pass, remember, write_scores};
 use crate::early_stopping::Best;
 use crate::evaluate::{Validation, loss_on, validate};
+use crate::loss_scale::LossScale;
 use crate::objectives::{self, Background};
 use crate::optim;
 use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
@@ -186,7 +187,7 @@ pub(crate) fn train_recipe(
                 optimizer.restore(handed.memory().map_err(model_invalid)?);
                 events.emit(goes_on(handed.steps.len(), sizes.len()));
             }
-            new_state(fingerprint.clone())
+            new_state(recipe, fingerprint.clone())
         }
         Some((state, memory)) => {
             optimizer.restore(memory);
@@ -331,8 +332,8 @@ pub(crate) fn train_recipe(
         let samples: Vec<&Sample> = train[..own_samples].iter().step_by(every).collect();
         let before = among.fisher.map(|path| (path, recipe.ewc_gamma as f32));
         let (trained, place) = (trainer.settings.trainable.all(), run_dir.join(FISHER));
-        remember(&mut trainer.decoder, trained, &samples, recipe.gradient_checkpointing, before, &place)
-            .map_err(disk_full)?;
+        let pass = Pass { trained, checkpointing: recipe.gradient_checkpointing, loss_scale: trainer.state.loss_scale };
+        remember(&mut trainer.decoder, pass, &samples, before, &place).map_err(disk_full)?;
     }
     if among.hands_on {
         let groups = &trainer.settings.groups;
@@ -515,6 +516,7 @@ fn settings(
         keeps_means: recipe.ema_decay.is_some(),
         max_grad_norm: recipe.max_grad_norm,
         max_bad_steps: recipe.max_bad_steps,
+        loss_scale_window: recipe.loss_scale_window(),
         accumulation: recipe.gradient_accumulation_steps,
         seed: recipe.seed,
     })
@@ -542,7 +544,7 @@ fn trained_numbers(trainer: &Trainer<'_>) -> u64 {
     trainer.decoder.trained_sizes(trainer.settings.trainable.all()).iter().map(|(_, len)| *len as u64).sum()
 }
 
-fn new_state(fingerprint: String) -> RunState {
+fn new_state(recipe: &Recipe, fingerprint: String) -> RunState {
     RunState {
         step: 0,
         sampler: MixedState::default(),
@@ -552,6 +554,7 @@ fn new_state(fingerprint: String) -> RunState {
         seconds: 0.0,
         fingerprint,
         bad_steps: 0,
+        loss_scale: LossScale::new(recipe),
         best: None,
         plateau: None,
         task_weights: Vec::new(),

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use justtrain_kernels::Targets;
 use justtrain_model::parameters::{Parameter, Parameters, Trained};
 use justtrain_model::{Decoder, Input, Mode};
-use rayon::prelude::*;
 
 use crate::backward::Backward;
-use crate::gradients::{GradientSums, square_sum};
+use crate::gradients::{GradientSums, multiply, square_sum};
 use crate::objectives::{Answer, Objective, RewardSums};
 use crate::optim::{Groups, Optimizer, Update};
 use crate::regularizers::Regularizers;
@@ -22,6 +21,8 @@ pub struct Step<'a> {
     pub checkpointing: bool,
     /// The global norm that gradients are scaled down to; 0: no limit.
     pub max_grad_norm: f64,
+    /// Where products are in float16. A gradient that overflows is then no rarity, and must leave everything as it was.
+    pub loss_scale: Option<f32>,
     /// From 1.
     pub number: u64,
     pub learning_rate: f64,
@@ -44,7 +45,6 @@ pub struct MicroBatch {
     pub dropout_seed: Option<u64>,
 }
 
-/// What a step saw before it changed anything.
 /// The sum of a task's losses, and over how many targets.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct OfTask {
@@ -58,6 +58,7 @@ impl OfTask {
     }
 }
 
+/// What a step saw before it changed anything.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Mean over all target tokens, or over all pairs or answers that are judged.
@@ -96,7 +97,11 @@ impl Step<'_> {
         batches.iter().for_each(|batch| tasks[batch.task].units += self.objective.units(batch));
         let units: usize = tasks.iter().map(|task| task.units).sum();
         let Regularizers { mixout, .. } = self.regularizers;
-        let at_once = batches.len() == 1 && self.max_grad_norm == 0.0 && mixout.is_none() && weighting.is_none();
+        let at_once = batches.len() == 1
+            && self.max_grad_norm == 0.0
+            && mixout.is_none()
+            && weighting.is_none()
+            && self.loss_scale.is_none();
         let (mut loss, mut rewards) = (0.0, RewardSums::default());
         let (mut square, mut updated, mut sums) = (0.0f64, false, GradientSums::default());
         // One for each task, of the mean over its own targets.
@@ -109,6 +114,7 @@ impl Step<'_> {
                 mode: Mode { adapter: true, dropout_seed: batch.dropout_seed },
                 divisor: if weighting.is_some() { tasks[batch.task].units as f32 } else { units as f32 },
                 regularizers: self.regularizers,
+                loss_scale: self.loss_scale.unwrap_or(1.0),
             };
             let mixing = mixout.as_ref().zip(batch.dropout_seed);
             let mut mixed = mixing.map(|(mixout, seed)| mixout.mixed(decoder, self.trained, seed));
@@ -135,8 +141,14 @@ impl Step<'_> {
         if let Some(weighting) = weighting
             && loss.is_finite()
         {
-            let losses = tasks.iter().map(|task| task.mean()).collect();
-            sums = weighting.combine(self.number, TaskGradients { losses, gradients: of_tasks });
+            // What a weighting has learnt must not be lost to a gradient that is no number.
+            match of_tasks.iter().position(|sums| !sums.norm().is_finite()) {
+                Some(bad) => sums = of_tasks.swap_remove(bad),
+                None => {
+                    let losses = tasks.iter().map(|task| task.mean()).collect();
+                    sums = weighting.combine(self.number, TaskGradients { losses, gradients: of_tasks });
+                }
+            }
         }
         if !at_once && self.regularizers.pulls() {
             for parameter in decoder.trained_mut(self.trained) {
@@ -159,7 +171,7 @@ impl Step<'_> {
         for parameter in decoder.trained_mut(self.trained) {
             let Some(mut gradient) = sums.take(&parameter.name) else { continue };
             if clip {
-                gradient.par_iter_mut().with_min_len(16 * 1024).for_each(|value| *value *= factor as f32);
+                multiply(&mut gradient, factor as f32);
             }
             self.update(parameter, &gradient, optimizer);
         }

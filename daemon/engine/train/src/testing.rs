@@ -39,7 +39,19 @@ pub(crate) fn step<'a>(
     regularizers: &'a Regularizers,
 ) -> Step<'a> {
     let (checkpointing, max_grad_norm, learning_rate) = (number.is_multiple_of(2), 1.0, 2e-3);
-    Step { objective, trained, checkpointing, max_grad_norm, number, learning_rate, groups, regularizers, seed: 0 }
+    let loss_scale = None;
+    Step {
+        objective,
+        trained,
+        checkpointing,
+        max_grad_norm,
+        loss_scale,
+        number,
+        learning_rate,
+        groups,
+        regularizers,
+        seed: 0,
+    }
 }
 
 /// The largest difference.

@@ -62,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) max_grad_norm: f64,
     /// Steps without a finite loss and gradient, one after the other, that end the run.
     pub(crate) max_bad_steps: u64,
+    /// Steps without an overflow that double the loss scale.
+    pub(crate) loss_scale_window: u64,
     pub(crate) accumulation: usize,
     pub(crate) seed: u64,
 }
@@ -95,6 +97,7 @@ impl Trainer<'_> {
             trained: self.settings.trainable.after(self.state.step),
             checkpointing: self.settings.checkpointing,
             max_grad_norm: self.settings.max_grad_norm,
+            loss_scale: self.state.loss_scale.map(|scale| scale.factor),
             number,
             learning_rate,
             groups: &self.settings.groups,
@@ -118,6 +121,9 @@ impl Trainer<'_> {
         state.step = number;
         state.bad_steps = 0;
         state.sampler = self.sampler.state();
+        if let Some(scale) = &mut state.loss_scale {
+            scale.held(self.settings.loss_scale_window);
+        }
         if let Some(weighting) = &self.weighting {
             state.task_weights = weighting.state().into_iter().map(f64::to_bits).collect();
         }
@@ -144,12 +150,19 @@ impl Trainer<'_> {
         })
     }
 
-    /// The batches are passed over, and the number of the step is tried again with the next ones.
+    /// The batches are passed over, and the number of the step is tried again with the next ones. A gradient that was too large
+    /// for float16 is no bad step while the loss can be scaled less.
     fn bad_step(&mut self, measured: &Measured, rows: Vec<u64>) -> Stepped {
         let (state, limit) = (&mut self.state, self.settings.max_bad_steps);
-        let step = state.step + 1;
-        state.bad_steps += 1;
+        let (step, loss_is_finite) = (state.step + 1, measured.loss.is_finite());
         state.sampler = self.sampler.state();
+        if let Some(scale) = state.loss_scale.as_mut().filter(|_| loss_is_finite)
+            && scale.overflowed()
+        {
+            let (in_a_row, loss_scale) = (state.bad_steps, Some(f64::from(scale.factor)));
+            return Stepped::Skipped(Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit, loss_scale });
+        }
+        state.bad_steps += 1;
         if measured.half_done {
             return Stepped::Diverged { problem: Box::new(diverged(step, 1, measured.loss, &rows)), good: state.step };
         }
@@ -158,8 +171,8 @@ impl Trainer<'_> {
             let problem = Box::new(diverged(step, state.bad_steps, measured.loss, &rows));
             return Stepped::Diverged { problem, good: state.step.saturating_sub(1) };
         }
-        let loss_is_finite = measured.loss.is_finite();
-        Stepped::Skipped(Event::StepSkipped { step, loss_is_finite, rows, in_a_row: state.bad_steps, limit })
+        let in_a_row = state.bad_steps;
+        Stepped::Skipped(Event::StepSkipped { step, loss_is_finite, rows, in_a_row, limit, loss_scale: None })
     }
 
     /// Of the next step.

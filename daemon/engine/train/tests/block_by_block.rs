@@ -77,7 +77,7 @@ fn block_by_block(decoder: &mut Decoder, trained: Trained<'_>, checkpointing: bo
     let mut gradients = Gradients::new();
     let divisor = batch.targets.len() as f32;
     let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
-    let backward = Backward { objective, trained, checkpointing, regularizers, mode, divisor };
+    let backward = Backward { objective, trained, checkpointing, regularizers, mode, divisor, loss_scale: 1.0 };
     let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         assert!(gradients.insert(parameter.name, gradient).is_none(), "each gradient leaves once");
     });
@@ -170,7 +170,8 @@ fn peak_by_layers(layers: usize, trained: Option<Trained<'_>>, checkpointing: bo
     let of_last = of_last.into_iter().map(|(name, _)| name).collect();
     let trained = trained.unwrap_or(Trained::Named(&of_last));
     let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
-    let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor: 1.0 };
+    let backward =
+        Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor: 1.0, loss_scale: 1.0 };
     // On one thread: a second one may come to its first work, and its buffers, in the run that is measured.
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     one_thread.install(|| {

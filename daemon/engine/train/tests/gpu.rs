@@ -62,6 +62,7 @@ fn train(mut decoder: Decoder, trained: Trained<'_>, checkpointing: bool) -> Vec
             trained,
             checkpointing,
             max_grad_norm: 1.0,
+            loss_scale: None,
             number,
             learning_rate: 3e-3,
             groups: &Groups::default(),

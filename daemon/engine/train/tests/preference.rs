@@ -84,6 +84,7 @@ fn train(judge: impl Judge + 'static, chosen_loss: f64, samples: &[Sample], batc
             trained: Trained::Adapters,
             checkpointing: false,
             max_grad_norm: 1.0,
+            loss_scale: None,
             number,
             learning_rate: 2e-4,
             groups: &Groups::default(),

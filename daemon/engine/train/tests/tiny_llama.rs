@@ -21,6 +21,8 @@ fn a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "",
         "packing: true\n",
         "precision: bf16\n",
+        // The scale falls at once, and then goes up and down around what overflows.
+        "precision: fp16\ninitial_scale_power: 21\nloss_scale_window: 2\n",
         "quantization_bit: 4\n",
         "quantization_bit: 8\n",
         // No loss is a tenth better than the one before: the rate falls after every second validation.
@@ -59,6 +61,7 @@ fn a_resumed_full_run_has_the_losses_and_weights_of_an_uninterrupted_one() {
         "optim: muon\nmax_grad_norm: 0\n",
         "optim: galore_adamw\ngalore_rank: 4\ngalore_update_interval: 2\nweight_decay: 0.1\n",
         "precision: bf16\ngradient_checkpointing: true\nmax_grad_norm: 0\n",
+        "precision: fp16\nloss_scale_window: 2\nmax_grad_norm: 0\n",
     ];
     for extra in extras {
         let desk = Desk::new();

@@ -97,6 +97,7 @@ fn b_grad(grad: &Side<'_>, hidden: &FlexTensor, scale: f32) -> Vec<f32> {
             matmul(&mut b_grad, Write::Replace, scale, grad.t(), view(hidden));
             b_grad
         }
+        Side::Half(grad) => grad.transpose_times(&view(hidden), scale),
         // What is rounded already is taken as the right side.
         Side::Rounded(grad) => {
             let outputs = grad.dims()[1];

@@ -275,21 +275,23 @@ mod tests {
     }
 
     #[test]
-    fn products_in_bfloat16_are_right_within_its_bounds() {
+    fn products_in_16_bits_are_right_within_their_bounds() {
         let shapes = [(7, 5, 9, 2), (70, 48, 50, 8), (150, 600, 200, 16)];
         for (tokens, inputs, outputs, rank) in shapes {
             let dense = Weight::from(random([outputs, inputs], 2));
             let packed =
                 every_form([outputs, inputs], 2).into_iter().map(|(name, packed)| (name, Weight::from(packed)));
             for (name, weight) in packed.chain([("dense".to_owned(), dense)]) {
-                for adapted in [false, true] {
-                    let rounded =
-                        run_frozen(linear, &weight.clone().with_products(Products::Bf16), tokens, rank, adapted);
-                    let exact = run_frozen(reference, &weight, tokens, rank, adapted);
-                    for (index, (rounded, exact)) in rounded.into_iter().zip(exact).enumerate() {
-                        // Both factors are wrong by at most 2⁻⁹ of themselves, and so are the adapter's inner results.
-                        let what = format!("{name} result {index} of {tokens}x{inputs}x{outputs}");
-                        assert_close(rounded, exact, 1.5e-2, &what);
+                // Both factors are wrong by at most 2⁻⁹ or 2⁻¹² of themselves, and so are the adapter's inner results.
+                for (products, tolerance) in [(Products::Bf16, 1.5e-2), (Products::F16, 2e-3)] {
+                    for adapted in [false, true] {
+                        let rounded =
+                            run_frozen(linear, &weight.clone().with_products(products), tokens, rank, adapted);
+                        let exact = run_frozen(reference, &weight, tokens, rank, adapted);
+                        for (index, (rounded, exact)) in rounded.into_iter().zip(exact).enumerate() {
+                            let what = format!("{products:?} {name} result {index} of {tokens}x{inputs}x{outputs}");
+                            assert_close(rounded, exact, tolerance, &what);
+                        }
                     }
                 }
             }
@@ -297,16 +299,33 @@ mod tests {
     }
 
     #[test]
-    fn a_trained_weight_has_its_gradient_in_bfloat16_too() {
-        let (x, weight, upstream) = (random([90, 40], 1), random([70, 40], 2), random([90, 70], 3));
-        let run = |products: Products| {
-            let (x, weight) = (track(&x), track(&weight));
-            let output = linear(x.clone(), &Weight::from(weight.clone()).with_products(products), None);
-            let grads = (output * upstream.clone()).sum().backward();
-            [x.grad(&grads).unwrap(), weight.grad(&grads).unwrap()]
-        };
-        for (rounded, exact) in run(Products::Bf16).into_iter().zip(run(Products::F32)) {
-            assert_close(rounded, exact, 1e-2, "gradient");
+    fn a_trained_weight_has_its_gradient_in_16_bits_too() {
+        for (products, tolerance) in [(Products::Bf16, 1e-2), (Products::F16, 1e-3)] {
+            for (rounded, exact) in gradients(products, 1.0).into_iter().zip(gradients(Products::F32, 1.0)) {
+                assert_close(rounded, exact, tolerance, "gradient");
+            }
+        }
+    }
+
+    /// Of x and W, with an upstream gradient as large as this.
+    fn gradients(products: Products, size: f32) -> [Tensor<2>; 2] {
+        let (x, weight) = (track(&random([90, 40], 1)), track(&random([70, 40], 2)));
+        let output = linear(x.clone(), &Weight::from(weight.clone()).with_products(products), None);
+        let grads = (output * random([90, 70], 3) * size).sum().backward();
+        [x.grad(&grads).unwrap(), weight.grad(&grads).unwrap()]
+    }
+
+    /// Why losses are scaled: what is below half of the smallest number is lost, and what is too large is infinite.
+    #[test]
+    fn half_precision_loses_small_gradients_and_overflows_with_large_ones() {
+        for gradient in gradients(Products::F16, 1e-9) {
+            assert_eq!(values(gradient).iter().filter(|number| **number != 0.0).count(), 0);
+        }
+        for gradient in gradients(Products::F16, 1e6) {
+            assert!(values(gradient).iter().any(|number| !number.is_finite()));
+        }
+        for (exact, kept) in gradients(Products::F32, 1e-9).into_iter().zip(gradients(Products::F16, 1e-9 * 65536.0)) {
+            assert_close(kept / 65536.0 * 1e9, exact * 1e9, 1e-3, "scaled up and down again");
         }
     }
 

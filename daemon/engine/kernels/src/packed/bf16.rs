@@ -71,7 +71,7 @@ impl Form for Bf16 {
 
     #[cfg(feature = "gpu")]
     fn upload(&self, _: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
-        Box::new(super::on_gpu::Plain::bf16(&self.0, device))
+        Box::new(super::on_gpu::Plain::narrow(&self.0, device))
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`Format`] that names it.
 
 mod bf16;
+mod f16;
 mod gguf;
 mod int8;
 mod nf4;
@@ -24,7 +25,7 @@ use rayon::prelude::*;
 use crate::bf16::round_all;
 #[cfg(feature = "gpu")]
 pub(crate) use on_gpu::linear as linear_on_gpu;
-pub(crate) use product::{FEW_TOKENS, times, times_transposed};
+pub(crate) use product::{FEW_TOKENS, Tiles, times, times_transposed};
 
 /// A frozen row-major matrix `[rows, cols]`. Clones share the memory.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct Packed {
 pub enum Format {
     /// 16 bits a weight: the upper half of an `f32`, rounded to nearest even.
     Bf16,
+    /// 16 bits a weight: IEEE half precision, in which what is beyond 65504 is infinite.
+    F16,
     /// 8 bits a weight and a scale for each row.
     Int8,
     /// 4 bits a weight and a scale for each 64 of them; with `double_quantization` the scales are 8 bits wide.
@@ -52,7 +55,7 @@ impl Format {
     pub fn bytes(self, [rows, cols]: [usize; 2]) -> usize {
         let len = rows * cols;
         match self {
-            Self::Bf16 => 2 * len,
+            Self::Bf16 | Self::F16 => 2 * len,
             Self::Int8 => len + 4 * rows,
             Self::Nf4 { double_quantization } => nf4::bytes(len, double_quantization),
         }
@@ -110,6 +113,7 @@ impl Packed {
         let [rows, cols] = dims;
         let mut builder: Box<dyn Builder> = match format {
             Format::Bf16 => Box::new(bf16::Bf16::with_capacity(rows * cols)),
+            Format::F16 => Box::new(f16::F16::with_capacity(rows * cols)),
             Format::Int8 => Box::new(int8::Int8::with_capacity(dims)),
             Format::Nf4 { double_quantization } => Box::new(nf4::Builder::new(rows * cols, double_quantization)),
         };
@@ -215,8 +219,13 @@ impl Packed {
         assert_eq!(cols.len(), output.len());
         self.form.decode_bf16(row * self.dims[1] + cols.start, output);
     }
+}
 
-    /// A part of the matrix, row-major without gaps.
+impl Tiles for Packed {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
     fn decode_tile(&self, rows: Range<usize>, cols: Range<usize>, output: &mut [f32]) {
         for (row, output) in rows.zip(output.chunks_exact_mut(cols.len())) {
             self.form.decode(row * self.dims[1] + cols.start, output);
@@ -241,6 +250,7 @@ pub(crate) mod testing {
         let weights = values(random(dims, seed));
         let formats = [
             Format::Bf16,
+            Format::F16,
             Format::Int8,
             Format::Nf4 { double_quantization: false },
             Format::Nf4 { double_quantization: true },
@@ -299,7 +309,7 @@ mod tests {
         let dims = [1601, 1000];
         let weights: Vec<f32> = (0..dims[0] * dims[1]).map(|i| ((i * i % 8191) as f32 / 8191.0 - 0.5) * 0.1).collect();
         // Doubly quantised scales depend on the whole matrix: `nf4` tests them.
-        for format in [Format::Bf16, Format::Int8, Format::Nf4 { double_quantization: false }] {
+        for format in [Format::Bf16, Format::F16, Format::Int8, Format::Nf4 { double_quantization: false }] {
             let mut parts = 0;
             let whole = Packed::from_rows(format, dims, |rows, part| {
                 parts += 1;
@@ -323,6 +333,6 @@ mod tests {
         assert!(bytes(Format::Nf4 { double_quantization: true }) < 0.517);
         assert_eq!(bytes(Format::Nf4 { double_quantization: false }), 0.5625);
         assert!(bytes(Format::Int8) < 1.01);
-        assert_eq!(bytes(Format::Bf16), 2.0);
+        assert_eq!((bytes(Format::Bf16), bytes(Format::F16)), (2.0, 2.0));
     }
 }

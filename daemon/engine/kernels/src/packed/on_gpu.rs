@@ -8,7 +8,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Cube, Dispatch, backend_extension};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData};
 
 use super::Packed;
 
@@ -28,13 +28,13 @@ impl Plain {
         Self(Tensor::from_data(TensorData::new(numbers, [len]), device))
     }
 
-    /// Falls back to `f32` where the device has no `bf16`.
-    pub(super) fn bf16(numbers: &[half::bf16], device: &Device) -> Self {
-        if !device.supports_dtype(DType::BF16) {
-            return Self::f32(numbers.iter().map(|number| number.to_f32()).collect(), device);
+    /// Falls back to `f32` where the device has no such numbers.
+    pub(super) fn narrow<N: Element + Into<f32>>(numbers: &[N], device: &Device) -> Self {
+        if !device.supports_dtype(N::dtype()) {
+            return Self::f32(numbers.iter().map(|&number| number.into()).collect(), device);
         }
         let data = TensorData::new(numbers.to_vec(), [numbers.len()]);
-        Self(Tensor::from_data(data, (device, DType::BF16)))
+        Self(Tensor::from_data(data, (device, N::dtype())))
     }
 }
 

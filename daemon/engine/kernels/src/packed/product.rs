@@ -1,4 +1,4 @@
-//! Products with a packed matrix: each tile is decoded once into the processor's cache and multiplied from there.
+//! Products with a matrix that is decoded: each tile once, into the processor's cache, where it is multiplied.
 //!
 //! Tasks share out the output: pieces of its columns (each a slab of the matrix that only this task decodes) and, where
 //! there are fewer slabs than threads, of its tokens.
@@ -8,7 +8,6 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Packed;
 use crate::buffer::SharedMut;
 use crate::matmul::{Threads, View, Write, matmul_into};
 use crate::simd;
@@ -27,40 +26,50 @@ thread_local! {
     static DECODED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `output (=|+=) x · Wᵀ`; `x` is `[tokens, inputs]`, the output `[tokens, outputs]`.
-pub(crate) fn times_transposed(x: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
+/// A matrix that is decoded a tile at a time.
+pub(crate) trait Tiles: Sync {
+    /// `[rows, cols]`.
+    fn dims(&self) -> [usize; 2];
+
+    /// A part of the matrix, row-major without gaps.
+    fn decode_tile(&self, rows: Range<usize>, cols: Range<usize>, output: &mut [f32]);
+}
+
+/// `output (=|+=) scale · x · Wᵀ`; `x` is `[tokens, inputs]`, the output `[tokens, outputs]`.
+pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f32], write: Write, scale: f32) {
     let [outputs, inputs] = weight.dims();
-    let tokens = x.len() / inputs;
-    if tokens <= FEW_TOKENS {
-        return few_tokens(x, weight, output, write);
+    let [tokens, width] = x.dims();
+    assert_eq!(width, inputs);
+    if tokens <= FEW_TOKENS && !x.is_transposed() && scale == 1.0 {
+        return few_tokens(x.elements(), weight, output, write);
     }
     let output = SharedMut::new(output);
     pieces(tokens, outputs).into_par_iter().for_each(|Piece { tokens, slab }| {
         for (part, depth) in parts(inputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
-            let x = View::strided(&x[tokens.start * inputs + depth.start..], [tokens.len(), depth.len()], inputs);
+            let x = x.part(tokens.clone(), depth.clone());
             with_tile(weight, slab.clone(), depth, |tile| {
                 let first = tokens.start * outputs + slab.start;
                 // SAFETY: this piece of the output is this task's alone.
-                unsafe { matmul_into(output, first, outputs, write, 1.0, x, tile.t(), Threads::One) };
+                unsafe { matmul_into(output, first, outputs, write, scale, x, tile.t(), Threads::One) };
             });
         }
     });
 }
 
-/// `output (=|+=) grad · W`; `grad` is `[tokens, outputs]`, the output `[tokens, inputs]`.
-pub(crate) fn times(grad: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
+/// `output (=|+=) scale · grad · W`; `grad` is `[tokens, outputs]`, the output `[tokens, inputs]`.
+pub(crate) fn times(grad: View<'_>, weight: &impl Tiles, output: &mut [f32], write: Write, scale: f32) {
     let [outputs, inputs] = weight.dims();
+    assert_eq!(grad.dims()[1], outputs);
     let output = SharedMut::new(output);
-    pieces(grad.len() / outputs, inputs).into_par_iter().for_each(|Piece { tokens, slab }| {
+    pieces(grad.dims()[0], inputs).into_par_iter().for_each(|Piece { tokens, slab }| {
         for (part, depth) in parts(outputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
-            let grad = &grad[tokens.start * outputs + depth.start..];
-            let grad = View::strided(grad, [tokens.len(), depth.len()], outputs);
+            let grad = grad.part(tokens.clone(), depth.clone());
             with_tile(weight, depth, slab.clone(), |tile| {
                 let first = tokens.start * inputs + slab.start;
                 // SAFETY: this piece of the output is this task's alone.
-                unsafe { matmul_into(output, first, inputs, write, 1.0, grad, tile, Threads::One) };
+                unsafe { matmul_into(output, first, inputs, write, scale, grad, tile, Threads::One) };
             });
         }
     });
@@ -90,7 +99,7 @@ fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// As [`times_transposed`]: the time goes into reading the matrix, so it is read once and in order.
-fn few_tokens(x: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
+fn few_tokens(x: &[f32], weight: &impl Tiles, output: &mut [f32], write: Write) {
     let [outputs, inputs] = weight.dims();
     let output = SharedMut::new(output);
     let rows = outputs.div_ceil(4 * rayon::current_num_threads()).clamp(1, 64);
@@ -108,7 +117,7 @@ fn few_tokens(x: &[f32], weight: &Packed, output: &mut [f32], write: Write) {
     });
 }
 
-fn with_tile(weight: &Packed, rows: Range<usize>, cols: Range<usize>, multiply: impl FnOnce(View<'_>)) {
+fn with_tile(weight: &impl Tiles, rows: Range<usize>, cols: Range<usize>, multiply: impl FnOnce(View<'_>)) {
     DECODED.with_borrow_mut(|decoded| {
         let shape = [rows.len(), cols.len()];
         let len = shape[0] * shape[1];
@@ -142,8 +151,8 @@ mod tests {
                     let decoded = packed.to_f32();
                     let (mut y, mut dx) = (vec![f32::NAN; tokens * outputs], vec![f32::NAN; tokens * inputs]);
                     for write in [Write::Replace, Write::Accumulate] {
-                        times_transposed(&x, &packed, &mut y, write);
-                        times(&grad, &packed, &mut dx, write);
+                        times_transposed(View::new(&x, [tokens, inputs]), &packed, &mut y, write, 1.0);
+                        times(View::new(&grad, [tokens, outputs]), &packed, &mut dx, write, 1.0);
                     }
                     let largest = decoded.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
                     let tolerance = f64::from(largest) * 1e-3;

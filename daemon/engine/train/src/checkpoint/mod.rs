@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::early_stopping::Best;
+use crate::loss_scale::LossScale;
 use crate::optim::StateTensor;
 use crate::optim::schedule::PlateauState;
 
@@ -47,6 +48,9 @@ pub struct RunState {
     /// Steps without a finite loss and gradient since the last good one.
     #[serde(default)]
     pub bad_steps: u64,
+    /// Where products are in float16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// The best validation, where the recipe asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best: Option<Best>,

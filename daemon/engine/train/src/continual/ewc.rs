@@ -16,6 +16,8 @@ use justtrain_worker_api::Problem;
 use rayon::prelude::*;
 
 use crate::backward::Backward;
+use crate::gradients::square_sum;
+use crate::loss_scale::LossScale;
 use crate::objectives::Sft;
 use crate::prepare::input_of;
 use crate::regularizers::Regularizers;
@@ -62,16 +64,24 @@ fn read(path: &Path) -> Result<BTreeMap<String, Anchor>, Problem> {
     names.into_iter().map(anchor).collect()
 }
 
+/// How gradients are made of a stage's model at its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) trained: Trained<'a>,
+    pub(crate) checkpointing: bool,
+    /// Where products are in float16.
+    pub(crate) loss_scale: Option<LossScale>,
+}
+
 /// Writes what the next stage must know of this one: with `before`, that of the stages before as well, each times `gamma` less.
 pub(crate) fn remember(
     decoder: &mut Decoder,
-    trained: Trained<'_>,
+    pass: Pass<'_>,
     samples: &[&Sample],
-    checkpointing: bool,
     before: Option<(&Path, f32)>,
     path: &Path,
 ) -> Result<(), Problem> {
-    let mut fisher = fisher(decoder, trained, samples, checkpointing);
+    let mut fisher = fisher(decoder, pass, samples);
     if let Some((before, gamma)) = before {
         for (name, anchor) in read(before)? {
             let sum = fisher.entry(name).or_insert_with(|| vec![0.0; anchor.fisher.len()]);
@@ -79,7 +89,7 @@ pub(crate) fn remember(
         }
     }
     let mut numbers: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-    for parameter in decoder.trained_mut(trained) {
+    for parameter in decoder.trained_mut(pass.trained) {
         if let Some(fisher) = fisher.remove(&parameter.name) {
             numbers.insert(format!("fisher.{}", parameter.name), fisher);
             numbers.insert(format!("weights.{}", parameter.name), parameter.values());
@@ -95,12 +105,8 @@ pub(crate) fn remember(
 }
 
 /// The mean over the samples of each one's squared gradient, by parameter.
-fn fisher(
-    decoder: &mut Decoder,
-    trained: Trained<'_>,
-    samples: &[&Sample],
-    checkpointing: bool,
-) -> BTreeMap<String, Vec<f32>> {
+fn fisher(decoder: &mut Decoder, pass: Pass<'_>, samples: &[&Sample]) -> BTreeMap<String, Vec<f32>> {
+    let Pass { trained, checkpointing, mut loss_scale } = pass;
     let mut fisher: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     let (objective, regularizers) = (Sft::default(), Regularizers::default());
     for &sample in samples {
@@ -112,15 +118,22 @@ fn fisher(
             answers: Vec::new(),
             dropout_seed: None,
         };
-        let backward = Backward {
+        let mut backward = Backward {
             objective: &objective,
             trained,
             checkpointing,
             mode: Mode { adapter: true, dropout_seed: None },
             regularizers: &regularizers,
             divisor: 1.0,
+            loss_scale: 1.0,
         };
         let share = 1.0 / samples.len() as f32;
+        if let Some(scale) = &mut loss_scale {
+            backward.loss_scale = scale.factor;
+            while overflows(&backward, decoder, &batch) && scale.overflowed() {
+                backward.loss_scale = scale.factor;
+            }
+        }
         backward.run(decoder, &batch, &mut |parameter, gradient| {
             let sum = fisher.entry(parameter.name.clone()).or_insert_with(|| vec![0.0; gradient.len()]);
             let numbers = sum.par_iter_mut().zip(&gradient).with_min_len(16 * 1024);
@@ -130,10 +143,19 @@ fn fisher(
     fisher
 }
 
+/// Whether a gradient is too large for float16.
+fn overflows(backward: &Backward<'_>, decoder: &mut Decoder, batch: &MicroBatch) -> bool {
+    let mut finite = true;
+    backward.run(decoder, batch, &mut |_, gradient| finite &= square_sum(&gradient).is_finite());
+    !finite
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::decoder;
+
+    const PASS: Pass<'_> = Pass { trained: Trained::Weights, checkpointing: false, loss_scale: None };
 
     fn samples() -> [Sample; 2] {
         [(3, 12), (20, 7)].map(|(first, len)| Sample {
@@ -149,7 +171,7 @@ mod tests {
     #[test]
     fn the_fisher_information_is_the_mean_of_each_samples_squared_gradient() {
         let (mut decoder, samples) = (decoder(), samples());
-        let of = |decoder: &mut Decoder, samples: &[&Sample]| fisher(decoder, Trained::Weights, samples, false);
+        let of = |decoder: &mut Decoder, samples: &[&Sample]| fisher(decoder, PASS, samples);
         let [first, second] = [&samples[0], &samples[1]];
         let both = of(&mut decoder, &[first, second]);
         let (first, second) = (of(&mut decoder, &[first]), of(&mut decoder, &[second]));
@@ -167,8 +189,8 @@ mod tests {
         let (mut decoder, samples) = (decoder(), samples());
         let folder = tempfile::tempdir().unwrap();
         let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
-        remember(&mut decoder, Trained::Weights, &[&samples[0]], false, None, &one).unwrap();
-        remember(&mut decoder, Trained::Weights, &[&samples[0]], false, Some((&one, 0.5)), &two).unwrap();
+        remember(&mut decoder, PASS, &[&samples[0]], None, &one).unwrap();
+        remember(&mut decoder, PASS, &[&samples[0]], Some((&one, 0.5)), &two).unwrap();
         let (one, two) = (read(&one).unwrap(), read(&two).unwrap());
         let (name, anchor) = one.iter().find(|(name, _)| name.contains("up_proj")).unwrap();
         for (two, one) in two[name].fisher.iter().zip(&anchor.fisher) {

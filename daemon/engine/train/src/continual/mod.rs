@@ -15,7 +15,7 @@ mod replay;
 mod report;
 
 pub use ewc::Ewc;
-pub(crate) use ewc::{FISHER, remember};
+pub(crate) use ewc::{FISHER, Pass, remember};
 pub use lwf::Lwf;
 pub use olora::OLora;
 pub(crate) use replay::reservoir;

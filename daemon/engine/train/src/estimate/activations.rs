@@ -38,7 +38,7 @@ fn kept_by_block(shape: &Shape, products: Products) -> u64 {
 fn bytes(products: Products) -> u64 {
     match products {
         Products::F32 => FLOAT,
-        Products::Bf16 => FLOAT / 2,
+        Products::Bf16 | Products::F16 => FLOAT / 2,
     }
 }
 
@@ -81,6 +81,7 @@ pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize, products: Produc
     let widened = match products {
         Products::F32 => 0,
         Products::Bf16 => 2 * shape.intermediate + shape.intermediate / 2,
+        Products::F16 => 3 * shape.intermediate,
     };
     ((2 * shape.hidden + 4 * shape.intermediate + widened) * tokens) as u64 * FLOAT
 }
@@ -99,6 +100,10 @@ pub(super) fn output_layer(shape: &Shape, batch: BatchSize, products: Products) 
     // The gradient of a trained output layer is made beside the loss.
     let table = if shape.trained.output { shape.table_bytes() } else { 0 };
     // Their gradient is the left side of a product.
-    let rounded = if products == Products::Bf16 { rows * row / 2 } else { 0 };
+    let rounded = match products {
+        Products::F32 => 0,
+        Products::Bf16 => rows * row / 2,
+        Products::F16 => rows * row,
+    };
     rounded + rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table
 }

@@ -96,7 +96,7 @@ pub(super) fn frozen_weights(recipe: &Recipe, shape: &Shape, file_bytes: u64) ->
 
 /// Whether a step keeps the gradients of all parameters: until their norm is known, or the window's last batch is done.
 fn keeps_gradients(recipe: &Recipe) -> bool {
-    recipe.batches_per_step() > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some()
+    recipe.batches_per_step() > 1 || recipe.max_grad_norm > 0.0 || recipe.mixout_p.is_some() || recipe.has_loss_scale()
 }
 
 /// Of gradients while a step makes them: one for each task where they are weighted.

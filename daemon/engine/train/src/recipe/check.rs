@@ -242,18 +242,12 @@ impl Misfit {
             Content::Scalar(Value::String(text)) => Some(text.as_str()),
             _ => None,
         };
-        let refused = text.and_then(|text| peers::refused(own_name, text));
-        let problem = match (self, refused) {
-            (_, Some([en, zh, ..])) => Problem::error(ProblemCode::InvalidValue, en, zh),
-            (Self::Type, None) => {
-                Problem::error(ProblemCode::WrongType, "the value has the wrong type", "值的类型不对")
-            }
-            (Self::Range, None) if text.is_some_and(|text| peers::comes_later(own_name, text)) => {
+        let problem = match self {
+            Self::Type => Problem::error(ProblemCode::WrongType, "the value has the wrong type", "值的类型不对"),
+            Self::Range if text.is_some_and(|text| peers::comes_later(own_name, text)) => {
                 Problem::error(ProblemCode::InvalidValue, "not in this version yet", "当前版本尚不支持")
             }
-            (Self::Range, None) => {
-                Problem::error(ProblemCode::InvalidValue, "the value is not allowed", "值不在允许的范围内")
-            }
+            Self::Range => Problem::error(ProblemCode::InvalidValue, "the value is not allowed", "值不在允许的范围内"),
         };
         let problem = problem
             .key(&entry.written)
@@ -265,9 +259,6 @@ impl Misfit {
             && fit_value(&unquoted, property).is_ok()
         {
             return problem.fix("remove the quotes", "去掉引号");
-        }
-        if let Some([.., en, zh]) = refused {
-            return problem.fix(en, zh);
         }
         if let Some(ours) = text.and_then(|text| peers::instead(own_name, text)) {
             return problem.fix(format!("write {ours}"), format!("请写 {ours}"));

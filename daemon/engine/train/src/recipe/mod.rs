@@ -473,9 +473,17 @@ pub struct Recipe {
     #[serde(default)]
     pub gradient_checkpointing: bool,
 
-    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory; on a processor with AMX or AVX512-BF16 that is multiplied in `bf16` too, twice as fast. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance.
+    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory; on a processor with AMX or AVX512-BF16 that is multiplied in `bf16` too, twice as fast; or `fp16`, which has finer numbers in a smaller range, for as much memory. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance; with `fp16` it stays `fp32`, and is rounded where it is multiplied.
     #[serde(default)]
     pub(crate) precision: Precision,
+
+    /// With `precision: fp16`: the loss is scaled by 2 to this power at first, 16 unless said otherwise, so that small gradients do not vanish. A gradient that overflows skips its step and halves the scale.
+    #[schemars(range(min = 0, max = 32))]
+    initial_scale_power: Option<u32>,
+
+    /// With `precision: fp16`: so many steps without an overflow double the scale, 2000 unless said otherwise.
+    #[schemars(range(min = 1))]
+    loss_scale_window: Option<u64>,
 
     /// Start of every random choice: the split, the order of rows, the weights of A, dropout.
     #[serde(default = "default::seed")]
@@ -805,6 +813,7 @@ pub enum Precision {
     Auto,
     Fp32,
     Bf16,
+    Fp16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

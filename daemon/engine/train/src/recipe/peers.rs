@@ -48,7 +48,7 @@ const DECIDED_KEYS: &[&str] = &[
 /// Keys of which ours say the same in another way, and how.
 const SAID_DIFFERENTLY: &[(&str, &str)] = &[
     ("bf16", "precision: bf16"),
-    ("fp16", "precision: bf16"),
+    ("fp16", "precision: fp16"),
     ("init_lora_weights", "pissa_init: true"),
     ("dpo_beta", "pref_beta"),
     ("dpo_ftx", "pref_ftx"),
@@ -105,17 +105,6 @@ pub(super) fn known_elsewhere(key: &str) -> Option<Problem> {
             .key(key)
             .fix("remove this line", "删除这一行")
     })
-}
-
-/// Why a value of another tool is refused for good, and what to write.
-pub(super) fn refused(key: &str, value: &str) -> Option<[&'static str; 4]> {
-    (key == "precision" && value == "fp16").then_some([
-        "every product is computed in float32, so there are no float16 gradients that loss scaling could save; kept in \
-         float16, weights beyond 65504 would overflow for the same memory as bf16",
-        "所有乘积都以 float32 计算，没有需要损失缩放的 float16 梯度；以 float16 保存时，超过 65504 的权重会溢出，而内存与 bf16 相同",
-        "write precision: bf16 for half the memory",
-        "请写 precision: bf16，同样节省一半内存",
-    ])
 }
 
 /// Whether a later version will take this value.

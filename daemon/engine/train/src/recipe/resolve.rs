@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use justtrain_data::chat_template::choose;
 use justtrain_model::adapters::{LoraConfig, LoraStart, LoraTargets, Patterns, TrainedBias, read_peft_config};
 use justtrain_model::kernels::singular::Effort;
-use justtrain_model::kernels::{Format, bf16};
+use justtrain_model::kernels::{Format, Products, bf16};
 use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{DevicePick, FormatName, Problem};
 use regex::Regex;
@@ -154,13 +154,20 @@ impl Recipe {
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
     pub fn weight_formats(&self) -> WeightFormats {
-        let in_16_bits = match self.precision {
-            Precision::Fp32 => false,
-            Precision::Bf16 => true,
-            // What is trained itself stays in 32 bits unless it is asked for.
-            Precision::Auto => self.quantization().is_some() || (!self.trains_weights() && bf16::available()),
+        let plain = match self.precision {
+            Precision::Fp32 => WeightFormat::F32,
+            Precision::Bf16 => WeightFormat::Packed(Format::Bf16),
+            // What is trained stays in 32 bits: steps are too small for a number of 16 bits.
+            Precision::Fp16 if self.trains_weights() => {
+                return WeightFormats { products: Products::F16, ..WeightFormats::default() };
+            }
+            Precision::Fp16 => WeightFormat::Packed(Format::F16),
+            // The same, unless it is asked for.
+            Precision::Auto if self.quantization().is_some() || (!self.trains_weights() && bf16::available()) => {
+                WeightFormat::Packed(Format::Bf16)
+            }
+            Precision::Auto => WeightFormat::F32,
         };
-        let plain = if in_16_bits { WeightFormat::Packed(Format::Bf16) } else { WeightFormat::F32 };
         let double_quantization = self.double_quantization.unwrap_or(true);
         match self.quantization() {
             None => WeightFormats::new(plain, plain),
@@ -170,6 +177,19 @@ impl Recipe {
             Some(QuantizationType::Int8) => WeightFormats::new(WeightFormat::Packed(Format::Int8), plain),
             Some(QuantizationType::Gguf) => WeightFormats::new(WeightFormat::Gguf, WeightFormat::Gguf),
         }
+    }
+
+    /// Whether losses are scaled, as float16 needs it.
+    pub(crate) fn has_loss_scale(&self) -> bool {
+        self.precision == Precision::Fp16
+    }
+
+    pub(crate) fn initial_scale_power(&self) -> u32 {
+        self.initial_scale_power.unwrap_or(16)
+    }
+
+    pub(crate) fn loss_scale_window(&self) -> u64 {
+        self.loss_scale_window.unwrap_or(2000)
     }
 
     pub(crate) fn quantization(&self) -> Option<QuantizationType> {
@@ -302,6 +322,8 @@ impl Recipe {
             kto_rejected_weight: other.kto_rejected_weight,
             max_grad_norm: other.max_grad_norm,
             max_bad_steps: other.max_bad_steps,
+            initial_scale_power: other.initial_scale_power,
+            loss_scale_window: other.loss_scale_window,
             seed: other.seed,
             save_steps: other.save_steps,
             save_total_limit: other.save_total_limit,

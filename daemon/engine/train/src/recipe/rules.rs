@@ -25,6 +25,7 @@ pub(super) fn check(recipe: &Recipe, written: &Written) -> (Vec<Problem>, Vec<Pr
         gguf_precision(recipe),
         full_in_fewer_bits(recipe),
         full_in_16_bits(recipe),
+        loss_scale(recipe, written),
         device(recipe),
         no_layers(recipe),
     ];
@@ -244,6 +245,15 @@ fn full_in_fewer_bits(recipe: &Recipe) -> Option<Problem> {
         .found(found)
         .fix("remove this line, or write finetuning_type: lora", "删除这一行，或写 finetuning_type: lora"),
     )
+}
+
+fn loss_scale(recipe: &Recipe, written: &Written) -> Option<Problem> {
+    let key = ["initial_scale_power", "loss_scale_window"].into_iter().find(|key| written.mark(key).is_some())?;
+    (!recipe.has_loss_scale()).then(|| {
+        invalid(key, "losses are scaled with precision: fp16 only", "只有 precision: fp16 才会缩放损失")
+            .expected("precision: fp16")
+            .fix("write precision: fp16, or remove this line", "写 precision: fp16，或删除这一行")
+    })
 }
 
 /// Gradients need a block's weights in `f32`: with a graph for every block there would be two copies of all of them.

@@ -9,7 +9,7 @@ use super::Recipe;
 use crate::optim::schedule::{SchedulerType, Shape};
 use justtrain_model::adapters::{LoraStart, LoraTargets};
 use justtrain_model::kernels::singular::Effort;
-use justtrain_model::kernels::{Format, bf16};
+use justtrain_model::kernels::{Format, Products, bf16};
 use justtrain_model::{WeightFormat, WeightFormats};
 
 const SHORTEST: &str = "model_name_or_path: m\ndataset: d.json\n";
@@ -373,6 +373,8 @@ fn keys_that_do_not_go_together_are_refused() {
         ("unfreeze_schedule: {2: 0, 4: 20, all: 10}", "unfreeze_schedule.all"),
         ("unfreeze_schedule: {2: 0, all: 2.5}", "unfreeze_schedule.all"),
         ("finetuning_type: freeze\nprecision: bf16", "precision"),
+        ("loss_scale_window: 100", "loss_scale_window"),
+        ("precision: bf16\ninitial_scale_power: 8", "initial_scale_power"),
         ("stage: dpo\nrdrop_alpha: 1\nlora_dropout: 0.1", "rdrop_alpha"),
         ("stage: kto\nlabel_smoothing_factor: 0.1", "label_smoothing_factor"),
         ("pref_loss: orpo", "pref_loss"),
@@ -392,6 +394,7 @@ fn keys_that_do_not_go_together_are_refused() {
 #[test]
 fn quantisation_and_precision_decide_how_weights_are_held() {
     let (f32, in_16_bits) = (WeightFormat::F32, WeightFormat::Packed(Format::Bf16));
+    let half = WeightFormat::Packed(Format::F16);
     let nf4 = |double_quantization| WeightFormat::Packed(Format::Nf4 { double_quantization });
     let chosen = if bf16::available() { in_16_bits } else { f32 };
     for (written, linear, tables) in [
@@ -400,6 +403,8 @@ fn quantisation_and_precision_decide_how_weights_are_held() {
         ("finetuning_type: freeze", f32, f32),
         ("precision: fp32", f32, f32),
         ("precision: bf16", in_16_bits, in_16_bits),
+        ("precision: fp16", half, half),
+        ("quantization_bit: 4\nprecision: fp16", nf4(true), half),
         ("quantization_bit: 4", nf4(true), in_16_bits),
         ("quantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false", nf4(false), in_16_bits),
         ("quantization_bit: 4\nprecision: fp32", nf4(true), f32),
@@ -408,6 +413,8 @@ fn quantisation_and_precision_decide_how_weights_are_held() {
     ] {
         assert_eq!(read_with(written).weight_formats(), WeightFormats::new(linear, tables), "{written}");
     }
+    let trained = read_with("finetuning_type: full\nprecision: fp16").weight_formats();
+    assert_eq!(trained, WeightFormats { linear: f32, tables: f32, products: Products::F16 });
 }
 
 #[test]
@@ -415,8 +422,7 @@ fn what_others_say_differently_is_told() {
     for (written, fix) in [
         ("load_in_4bit: true", "quantization_bit: 4"),
         ("bf16: true", "precision: bf16"),
-        ("fp16: true", "precision: bf16"),
-        ("precision: fp16", "precision: bf16"),
+        ("fp16: true", "precision: fp16"),
         ("finetuning_type: qlora", "finetuning_type: lora, quantization_bit: 4"),
         ("optim: lion_32bit", "optim: lion"),
         ("use_galore: true", "optim: galore_adamw"),

@@ -24,6 +24,7 @@ fn eight_steps_of_gradual_unfreezing_equal_pytorch() {
             trained: trainable.after(index),
             checkpointing: false,
             max_grad_norm: 1.0,
+            loss_scale: None,
             number: index + 1,
             learning_rate: recipe.learning_rate,
             groups: &groups,

@@ -161,7 +161,15 @@ impl Fixture {
         let mut run = |checkpointing| {
             let (batch, regularizers, objective) = (self.batch(decoder), &Regularizers::default(), &OBJECTIVE);
             let divisor = batch.targets.len() as f32;
-            let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor };
+            let backward = Backward {
+                objective,
+                trained,
+                checkpointing,
+                regularizers,
+                mode: Mode::TUNED,
+                divisor,
+                loss_scale: 1.0,
+            };
             let mut gradients = Vec::new();
             let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
                 gradients.push((parameter.name.clone(), gradient));
@@ -187,6 +195,7 @@ impl Fixture {
                 trained: Trained::Adapters,
                 checkpointing: false,
                 max_grad_norm: 1.0,
+                loss_scale: None,
                 number: index + 1,
                 learning_rate: schedule.learning_rate(index),
                 groups: &Groups::default(),

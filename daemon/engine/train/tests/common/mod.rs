@@ -78,7 +78,15 @@ fn gradients_of(
     let batch = micro_batch(rows);
     let count = batch.targets.len() as f32;
     let (objective, regularizers) = (&Sft::default(), &Regularizers::default());
-    let backward = Backward { objective, trained, checkpointing, regularizers, mode: Mode::TUNED, divisor: count };
+    let backward = Backward {
+        objective,
+        trained,
+        checkpointing,
+        regularizers,
+        mode: Mode::TUNED,
+        divisor: count,
+        loss_scale: 1.0,
+    };
     let mut gradients = Vec::new();
     let (loss, _) = backward.run(decoder, &batch, &mut |parameter, gradient| {
         gradients.push((torch_name(&parameter.name), gradient));
@@ -103,6 +111,7 @@ pub(crate) fn train(
             trained,
             checkpointing: false,
             max_grad_norm: 1.0,
+            loss_scale: None,
             number,
             learning_rate,
             groups,

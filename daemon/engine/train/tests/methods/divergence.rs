@@ -86,6 +86,7 @@ fn a_bad_step_changes_neither_weights_nor_optimiser() {
             trained,
             checkpointing: false,
             max_grad_norm,
+            loss_scale: None,
             number,
             learning_rate: 0.01,
             groups,

@@ -10,6 +10,7 @@ mod divergence;
 mod early_stopping;
 mod freezing;
 mod optimizer_state;
+mod precision;
 mod random_recipes;
 mod regularizers;
 mod stages;

@@ -15,7 +15,7 @@ const GROUPS: [&[&str]; 16] = [
     &["", "use_rslora: true", "use_dora: true", "pissa_init: true", "loftq_init: true", "bias: lora_only"],
     &["", "modules_to_save: [lm_head]", "loraplus_lr_ratio: 8", "rank_pattern: {q_proj: 2}", "lr_decay: 2"],
     &["", "quantization_bit: 4", "quantization_bit: 8"],
-    &["", "precision: fp32", "precision: bf16"],
+    &["", "precision: fp32", "precision: bf16", "precision: fp16"],
     &["", "optim: adamw_8bit", "optim: adafactor", "optim: lion", "optim: sgd", "optim: muon", "optim: galore_adamw"],
     &[
         "",
