@@ -3,30 +3,67 @@
 
 use std::ops::Range;
 
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use crate::buffer::uninit;
 use crate::matmul::{View, Write};
 use crate::packed::{Tiles, times, times_transposed};
+use crate::simd::simd_fn;
 
-/// Rounds to nearest even; beyond 65504 to infinity.
-pub(crate) fn round_all(numbers: &[f32], bits: &mut [u16]) {
-    bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
+/// Below this, 2⁻¹⁴, numbers of half precision are multiples of 2⁻²⁴; so are those of `f32` from 0.5 to 1.
+const SMALLEST_NORMAL: u32 = 0x3880_0000;
+const INFINITE: u32 = 0x7f80_0000;
+/// Bits of the mantissa that are rounded away.
+const DROPPED: u32 = 13;
+/// Between the exponents of `f32` and of half precision.
+const EXPONENTS: u32 = 112 << 23;
+
+/// The bits of `|x|` with its mantissa rounded to nearest even, where it is no small number.
+#[inline(always)]
+fn rounded(magnitude: u32) -> u32 {
+    (magnitude + 0xfff + (magnitude >> DROPPED & 1)) >> DROPPED
 }
 
-pub(crate) fn widen(bits: &[u16], numbers: &mut [f32]) {
-    bits.reinterpret_cast::<f16>().convert_to_f32_slice(numbers);
+simd_fn! {
+    /// The bits of the nearest numbers, of two that are as near the even one; beyond 65504 infinity.
+    pub(crate) fn round_all(numbers: &[f32], bits: &mut [u16]) {
+        let _ = FMA;
+        for (bits, &number) in bits.iter_mut().zip(numbers) {
+            let magnitude = number.to_bits() & 0x7fff_ffff;
+            let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+            let normal = rounded(magnitude).wrapping_sub(EXPONENTS >> DROPPED).min(0x7c00);
+            let finite = if magnitude < SMALLEST_NORMAL { small } else { normal };
+            let half = if magnitude > INFINITE { 0x7e00 } else { finite };
+            *bits = (number.to_bits() >> 16 & 0x8000 | half) as u16;
+        }
+    }
 }
 
-/// Has every number be the one of half precision that is nearest.
-fn round_in_place(numbers: &mut [f32]) {
-    let mut bits = [0; 512];
-    for numbers in numbers.chunks_mut(bits.len()) {
-        let bits = &mut bits[..numbers.len()];
-        round_all(numbers, bits);
-        widen(bits, numbers);
+simd_fn! {
+    pub(crate) fn widen(bits: &[u16], numbers: &mut [f32]) {
+        let _ = FMA;
+        for (number, &bits) in numbers.iter_mut().zip(bits) {
+            let (sign, half) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+            let small = (f32::from_bits(0.5f32.to_bits() + half) - 0.5).to_bits();
+            let normal = (half << DROPPED) + EXPONENTS;
+            let magnitude = if half < 0x400 { small } else { normal };
+            *number = f32::from_bits(sign | if half < 0x7c00 { magnitude } else { half << DROPPED | INFINITE });
+        }
+    }
+}
+
+simd_fn! {
+    /// Has every number be the nearest one of half precision.
+    fn round_in_place(numbers: &mut [f32]) {
+        let _ = FMA;
+        for number in numbers {
+            let magnitude = number.to_bits() & 0x7fff_ffff;
+            let small = (f32::from_bits(magnitude) + 0.5 - 0.5).to_bits();
+            let normal = rounded(magnitude) << DROPPED;
+            let normal = if normal < 65536.0f32.to_bits() { normal } else { INFINITE };
+            let finite = if magnitude < SMALLEST_NORMAL { small } else { normal };
+            *number = f32::from_bits(number.to_bits() & 0x8000_0000 | if magnitude > INFINITE { magnitude } else { finite });
+        }
     }
 }
 
@@ -104,5 +141,52 @@ impl Tiles for View<'_> {
         for (row, output) in rows.zip(output.chunks_exact_mut(cols.len())) {
             output.copy_from_slice(&numbers[row * stride..][cols.clone()]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::simd::testing::at_every_level;
+
+    /// Every number of half precision, those halfway between two of them, and their neighbours; and what is none of these.
+    fn numbers() -> Vec<f32> {
+        let halves = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32());
+        let between = |number: f32| {
+            let next = f16::from_bits(f16::from_f32(number).to_bits() + 1).to_f32();
+            let middle = if next.is_finite() { (number + next) / 2.0 } else { 65520.0f32.copysign(number) };
+            [number, middle, middle.next_up(), middle.next_down(), number.next_up(), number.next_down()]
+        };
+        let finite = halves.filter(|number| number.is_finite());
+        let others = [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 1e-30, -f32::MIN_POSITIVE, 1e-45, f32::NAN];
+        finite.flat_map(between).chain(others).collect()
+    }
+
+    fn assert_same(ours: f32, theirs: f32, what: &str) {
+        assert!(
+            ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
+            "{what}: {ours}, want {theirs}"
+        );
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_crate_half() {
+        let numbers = numbers();
+        at_every_level(|level| {
+            let mut bits = vec![0; numbers.len()];
+            round_all(&numbers, &mut bits);
+            let mut widened = vec![0.0; numbers.len()];
+            widen(&bits, &mut widened);
+            let mut in_place = numbers.clone();
+            round_in_place(&mut in_place);
+            for (at, &number) in numbers.iter().enumerate() {
+                let (half, what) = (f16::from_f32(number), format!("{level:?} {number:e}"));
+                assert_same(f16::from_bits(bits[at]).to_f32(), half.to_f32(), &what);
+                assert_same(widened[at], half.to_f32(), &what);
+                assert_same(in_place[at], half.to_f32(), &what);
+            }
+        });
     }
 }

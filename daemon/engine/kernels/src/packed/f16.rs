@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
 use super::{Builder, Form};
+use crate::f16::{round_all, widen};
+
+/// Numbers that one task rounds.
+const CHUNK: usize = 16 * 1024;
 
 #[derive(Debug)]
 pub(super) struct F16(Vec<f16>);
@@ -20,7 +25,8 @@ impl Builder for F16 {
     fn push(&mut self, weights: &[f32]) {
         let start = self.0.len();
         self.0.resize(start + weights.len(), f16::ZERO);
-        self.0[start..].convert_from_f32_slice(weights);
+        let rounded = self.0[start..].par_chunks_mut(CHUNK).zip(weights.par_chunks(CHUNK));
+        rounded.for_each(|(rounded, weights)| round_all(weights, cast_slice_mut(rounded)));
     }
 
     fn finish(self: Box<Self>) -> Arc<dyn Form> {
@@ -30,7 +36,7 @@ impl Builder for F16 {
 
 impl Form for F16 {
     fn decode(&self, start: usize, output: &mut [f32]) {
-        self.0[start..][..output.len()].convert_to_f32_slice(output);
+        widen(cast_slice(&self.0[start..][..output.len()]), output);
     }
 
     fn bytes(&self) -> usize {

@@ -57,7 +57,8 @@ fn what_overflows_is_skipped_and_the_scale_halved() {
 fn what_mattered_is_known_in_float16() {
     let desk = Desk::new();
     let [half, exact] = [("half", TOO_LARGE), ("exact", "precision: fp32\n")].map(|(name, precision)| {
-        let stages = "ewc_lambda: 10\nmax_steps: 1\nlearning_rate: 1e-9\nlora_dropout: 0\nstages: [{name: a}, {name: b}]\n";
+        let stages =
+            "ewc_lambda: 10\nmax_steps: 1\nlearning_rate: 1e-9\nlora_dropout: 0\nstages: [{name: a}, {name: b}]\n";
         let recipe = desk.recipe(precision);
         let text = recipe.text.replace("learning_rate: 0.01\n", "").replace("lora_dropout: 0.1\n", "") + stages;
         run(&desk, &RecipeSource { text, ..recipe }, name);
