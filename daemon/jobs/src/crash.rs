@@ -14,11 +14,23 @@ pub(crate) struct Crash {
     pub(crate) garbage: Option<String>,
     /// The daemon ended it: the signal says nothing about memory.
     pub(crate) killed: bool,
+    /// The kernel has ended processes for lack of memory while it ran.
+    pub(crate) out_of_memory: bool,
+}
+
+/// Processes that the kernel has ended for lack of memory since it started; 0 where it does not count them.
+pub(crate) fn oom_kills() -> u64 {
+    std::fs::read_to_string("/proc/vmstat").map_or(0, |counters| oom_kills_in(&counters))
+}
+
+fn oom_kills_in(counters: &str) -> u64 {
+    counters.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
 impl Crash {
     pub(crate) fn into_failure(self) -> Failure {
         let (how_en, how_zh, memory) = describe(self.status);
+        let memory = memory && !self.killed;
         let mut found = how_en.clone();
         if let Some(garbage) = &self.garbage {
             found = format!("it printed {garbage:?} where a message belongs; {found}");
@@ -26,7 +38,11 @@ impl Crash {
         if !self.log.is_empty() {
             found = format!("{found}; its last words: {}", self.log);
         }
-        let (fix_en, fix_zh) = match memory && !self.killed {
+        let (fix_en, fix_zh) = match memory {
+            true if self.out_of_memory => (
+                "lower per_device_train_batch_size or cutoff_len, then resume the job; train --dry-run says what a recipe takes",
+                "请减小 per_device_train_batch_size 或 cutoff_len，然后恢复任务；train --dry-run 会说明一份配方需要多少内存",
+            ),
             true => (
                 "it was probably ended for lack of memory: lower per_device_train_batch_size or cutoff_len, then resume the job",
                 "很可能是内存不足：请减小 per_device_train_batch_size 或 cutoff_len，然后恢复任务",
@@ -36,14 +52,18 @@ impl Crash {
                 "请恢复任务，将从最近的检查点继续；详情见任务目录下的 worker.log",
             ),
         };
-        let problem = Problem::error(
-            ProblemCode::WorkerCrashed,
-            format!("the worker process ended unexpectedly ({how_en})"),
-            format!("工作进程意外退出（{how_zh}）"),
-        )
-        .found(found)
-        .fix(fix_en, fix_zh);
-        problem.because(FailureReason::Internal)
+        let (en, zh) = match memory && self.out_of_memory {
+            true => (
+                "the machine ran out of memory, and the system ended the worker process",
+                "内存耗尽，系统结束了工作进程",
+            ),
+            false => ("the worker process ended unexpectedly", "工作进程意外退出"),
+        };
+        let problem =
+            Problem::error(ProblemCode::WorkerCrashed, format!("{en} ({how_en})"), format!("{zh}（{how_zh}）"))
+                .found(found)
+                .fix(fix_en, fix_zh);
+        problem.because(if memory && self.out_of_memory { FailureReason::HostOom } else { FailureReason::Internal })
     }
 }
 
@@ -66,5 +86,34 @@ fn describe(status: Option<ExitStatus>) -> (String, String, bool) {
     match status.and_then(|status| status.code()) {
         Some(code) => (format!("exit code {code}"), format!("退出码 {code}"), false),
         None => ("no exit status".to_owned(), "没有退出状态".to_owned(), false),
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn killed_by(signal: i32, out_of_memory: bool, killed: bool) -> Failure {
+        let status = Some(ExitStatus::from_raw(signal));
+        Crash { status, log: String::new(), garbage: None, killed, out_of_memory }.into_failure()
+    }
+
+    #[test]
+    fn lack_of_memory_is_told_from_other_ends() {
+        let reason = |signal, out_of_memory, killed| killed_by(signal, out_of_memory, killed).reason;
+        assert_eq!(reason(libc::SIGKILL, true, false), FailureReason::HostOom);
+        assert_eq!(reason(libc::SIGKILL, false, false), FailureReason::Internal);
+        assert_eq!(reason(libc::SIGKILL, true, true), FailureReason::Internal);
+        assert_eq!(reason(libc::SIGSEGV, true, false), FailureReason::Internal);
+        let problem = &killed_by(libc::SIGKILL, true, false).problems[0];
+        assert!(problem.message.en.contains("out of memory") && problem.message.zh.contains("内存耗尽"), "{problem}");
+    }
+
+    #[test]
+    fn the_kernels_count_is_found_among_its_counters() {
+        assert_eq!(oom_kills_in("nr_free_pages 5\noom_kill 12\noom_killer 3\n"), 12);
+        assert_eq!(oom_kills_in("nr_free_pages 5\n"), 0);
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::LogFile;
-use crate::crash::Crash;
+use crate::crash::{Crash, oom_kills};
 
 /// Lines of a worker's log that a crash quotes.
 const LAST_WORDS: usize = 5;
@@ -68,6 +68,7 @@ impl WorkerProgram {
                 _ => Err(io::Error::last_os_error()),
             });
         }
+        let oom_kills = oom_kills();
         let mut child = process.spawn().map_err(|error| self.cannot_start(&error))?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
@@ -82,6 +83,7 @@ impl WorkerProgram {
             line: Vec::new(),
             last: None,
             killed: false,
+            oom_kills,
             last_words,
             log_task: Some(log_task),
         };
@@ -144,6 +146,8 @@ pub struct Worker {
     last: Option<Last>,
     /// The daemon ended it.
     killed: bool,
+    /// What the kernel counted when it was started.
+    oom_kills: u64,
     last_words: Arc<Mutex<VecDeque<String>>>,
     log_task: Option<tokio::task::JoinHandle<()>>,
 }
@@ -221,7 +225,8 @@ impl Worker {
     fn crash(&mut self, garbage: Option<String>) -> Crash {
         let last = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
         let log = last.iter().cloned().collect::<Vec<_>>().join(" | ");
-        Crash { status: self.child.try_wait().ok().flatten(), log, garbage, killed: self.killed }
+        let (status, out_of_memory) = (self.child.try_wait().ok().flatten(), oom_kills() > self.oom_kills);
+        Crash { status, log, garbage, killed: self.killed, out_of_memory }
     }
 
     /// False when the worker no longer listens.
