@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What the ways of holding weights and optimiser states cost and save, measured on the worker.
 
-    scripts/bench_methods.py qlora --model SmolLM2.gguf [--steps 60]    QLoRA beside 16-bit LoRA
+    scripts/bench_methods.py qlora --model SmolLM2.gguf [--steps 60]    QLoRA and other precisions beside 16-bit LoRA
+    scripts/bench_methods.py manual --model SmolLM2.gguf [--steps 120]  the same on passages of Python's manual
     scripts/bench_methods.py full --model SmolLM2.gguf [--steps 100]    full fine-tuning beside float32 AdamW
     scripts/bench_methods.py memory --shape llama-1b [--steps 2]        QLoRA's peak on a random model of that shape
 
-The first two train on number comparisons and print validation loss, speed, peak memory and, for full fine-tuning, how far
+The first three train, on number comparisons where nothing else is said, and print validation loss, speed, peak memory and, for full fine-tuning, how far
 the loss curve is from that of float32 AdamW: the largest difference of the means of ten steps, and that of the mean of all.
 
 Random models are written once, as sharded bfloat16 safetensors, to --work (target/bench by default): 2.5 GB for llama-1b
@@ -16,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import pydoc_data.topics
+import random
 import re
 import subprocess
 import tempfile
@@ -40,8 +43,8 @@ CONFIGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["qlora", "full", "memory"])
-    parser.add_argument("--model", type=Path, help="qlora, full: the model to tune")
+    parser.add_argument("what", choices=[*FORMS, "memory"])
+    parser.add_argument("--model", type=Path, help="the model to tune")
     parser.add_argument("--shape", choices=list(CONFIGS), help="memory: the random model's shape")
     parser.add_argument("--steps", type=int, default=60, help="more than 10 for a loss curve")
     parser.add_argument("--length", type=int, default=512, help="memory: tokens of the one row")
@@ -56,8 +59,17 @@ def main() -> None:
         compare(options, FORMS[options.what])
 
 
+QLORA = [
+    "precision: bf16",
+    "quantization_bit: 4",
+    "quantization_bit: 4\nloftq_init: true",
+    "quantization_bit: 8",
+    "precision: fp16",
+    "precision: fp32",
+]
 FORMS = {
-    "qlora": ["precision: bf16", "quantization_bit: 4", "quantization_bit: 8"],
+    "qlora": QLORA,
+    "manual": QLORA,
     "full": [
         "optim: adamw",
         "optim: adamw_8bit",
@@ -70,10 +82,13 @@ FORMS = {
 
 
 def compare(options: argparse.Namespace, forms: list[str]) -> None:
-    """The quickstart's job in each form."""
+    """The quickstart's job in each form, or with other data."""
     generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
     run_worker(options.worker, {"command": "data_generate"} | generate)
     recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text()
+    if options.what == "manual":
+        write_manual(options.work / "manual.jsonl")
+        recipe = MANUAL
     recipe = re.sub("^max_steps: .*", f"max_steps: {options.steps}", recipe, flags=re.MULTILINE)
     if options.what == "full":
         recipe = recipe.replace("lora_rank: 16\n", "").replace("lora_alpha: 32\n", "finetuning_type: full\n")
@@ -87,6 +102,37 @@ def compare(options: argparse.Namespace, forms: list[str]) -> None:
             figures["curve_off_by"] = round(distance(tens(losses), tens(first)), 4)
             figures["mean_off_by"] = round(distance([mean(losses)], [mean(first)]), 4)
         print(json.dumps({"form": form.replace("\n", ", ")} | figures), flush=True)
+
+
+MANUAL = """\
+model_name_or_path: model
+dataset: manual.jsonl
+val_size: 100
+cutoff_len: 256
+lora_rank: 16
+lora_alpha: 32
+learning_rate: 5e-4
+max_steps: 120
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 1
+seed: 7
+"""
+
+
+def write_manual(path: Path) -> None:
+    """Passages of Python's own manual: the first sentence asks for the rest."""
+    rows = []
+    for topic, text in sorted(pydoc_data.topics.topics.items()):
+        for passage in re.split(r"\n\s*\n", text):
+            passage = re.sub(r"\s+", " ", passage).strip()
+            first, *rest = re.split(r"(?<=[.:])\s+", passage)
+            if rest and 120 < len(passage) < 600:
+                rows.append({"prompt": f"Python's manual on {topic}: {first}", "completion": " ".join(rest)})
+    random.Random(7).shuffle(rows)
+    # Some passages are in several topics.
+    seen = set()
+    rows = [row for row in rows if not (row["completion"] in seen or seen.add(row["completion"]))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def tens(losses: list[float]) -> list[float]:
