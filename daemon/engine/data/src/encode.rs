@@ -10,10 +10,12 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use crate::{Chat, ChatTemplate, Conversation, End, ImageProcessor, Judgement, Labels, Message, Pixels, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     pub ids: Vec<u32>,
     pub target: Vec<bool>,
+    /// What an encoder reads, where there is one; the ids are a decoder's then, from the token that it starts with.
+    pub source: Vec<u32>,
     /// 1-based row in the data file.
     pub row: u64,
     /// The answer is not to be given: the worse one of a pair, or one that is said to be bad.
@@ -34,6 +36,11 @@ pub struct Class {
 }
 
 impl Sample {
+    /// All that the model reads.
+    pub fn tokens(&self) -> usize {
+        self.ids.len() + self.source.len()
+    }
+
     /// Tokens that count for the loss; of a sample with a class that is one. The first token of a sample is predicted from
     /// nothing and never counts.
     pub fn targets(&self) -> usize {
@@ -139,7 +146,7 @@ impl Encoder {
             (image, ..) => return Err(at(reads_other(image.is_some()))),
         };
         let class = Some(Class { label, types, image });
-        Ok(Sample { target: vec![false; ids.len()], ids, row: row.row, rejected: false, class })
+        Ok(Sample { target: vec![false; ids.len()], ids, row: row.row, class, ..Sample::default() })
     }
 
     /// Writes what the model reads by, so that transformers finds it beside a tuned one.
@@ -160,8 +167,7 @@ impl Encoder {
             ids: ids.to_vec(),
             target: vec![true; ids.len()],
             row: row.row,
-            rejected: false,
-            class: None,
+            ..Sample::default()
         };
         // A rest of one token predicts nothing.
         Ok(ids.chunks(options.cutoff_len).map(sample).filter(|sample| sample.targets() > 0).collect())
@@ -188,7 +194,7 @@ impl Encoder {
         let whole = encoding.ids.len();
         let mut ids = encoding.ids;
         ids.truncate(options.cutoff_len);
-        let sample = Sample { ids, target, row: conversation.row, rejected: false, class: None };
+        let sample = Sample { ids, target, row: conversation.row, ..Sample::default() };
         if sample.targets() == 0 {
             return Err(Problem::warning(
                 ProblemCode::AnswerCut,

@@ -409,6 +409,11 @@ impl DecoderConfig {
         qkv.chain([self.output_of(names.cross_output)]).collect()
     }
 
+    /// Whether a linear layer of a decoder is multiplied by what the encoder has made.
+    pub fn reads_sources(&self, linear: &LinearShape) -> bool {
+        self.names.seq2seq.as_ref().is_some_and(|names| names.cross_qkv[1..].contains(&linear.name))
+    }
+
     fn output_of(&self, name: &'static str) -> LinearShape {
         LinearShape {
             name,

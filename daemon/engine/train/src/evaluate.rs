@@ -297,7 +297,7 @@ pub(crate) fn in_batches<'a, T>(
     while !rest.is_empty() {
         let mut tokens = 0;
         let fits = rest.iter().take_while(|sample| {
-            tokens += sample.ids.len();
+            tokens += sample.tokens();
             tokens <= BATCH_TOKENS
         });
         let (now, later) = rest.split_at(fits.count().max(1));

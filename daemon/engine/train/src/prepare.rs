@@ -44,6 +44,9 @@ pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result
 /// A batch as the network takes it.
 pub(crate) fn input_of(batch: &mut Batch, decoder: &Decoder) -> Input {
     let input = Input::packed(mem::take(&mut batch.ids), &batch.starts).with_types(mem::take(&mut batch.types));
+    if !batch.source_ids.is_empty() {
+        return input.with_sources(&batch.source_ids, &batch.source_starts);
+    }
     match decoder.config().patches {
         None => input,
         Some(patches) => {

@@ -567,7 +567,7 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
     hash.update(source.text.as_bytes());
     for sample in samples {
         hash.update((sample.ids.len() as u64).to_le_bytes());
-        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        sample.source.iter().chain(&sample.ids).for_each(|id| hash.update(id.to_le_bytes()));
         if sample.rejected {
             hash.update([1]);
         }

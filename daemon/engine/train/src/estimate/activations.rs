@@ -2,10 +2,11 @@
 //!
 //! Counted in floats a token. A tensor that two ops share is counted with the first of them.
 
+use justtrain_model::Stack as Kind;
 use justtrain_model::kernels::Products;
 use justtrain_model::kernels::cross_entropy::CHUNK_BYTES;
 
-use super::shape::Shape;
+use super::shape::{Shape, Stack};
 use super::work::BatchSize;
 
 const FLOAT: u64 = 4;
@@ -18,20 +19,34 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
 
 /// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
 /// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
-pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool, products: Products) -> u64 {
-    let block = kept_by_block(shape, products);
-    let bytes = match checkpointing {
-        true => (shape.trained.graph_layers * shape.hidden) as u64 * FLOAT + block,
-        false => shape.trained.graph_layers as u64 * block,
-    };
-    bytes * tokens as u64
+pub(super) fn kept(shape: &Shape, batch: BatchSize, checkpointing: bool, products: Products) -> u64 {
+    let input = (shape.hidden * batch.tokens) as u64 * FLOAT;
+    let blocks = shape.stacks.iter().map(|stack| (stack.graph_layers as u64, kept_by_block(shape, stack, batch, products)));
+    match checkpointing {
+        true => {
+            shape.trained.graph_layers as u64 * input + blocks.map(|(layers, block)| layers.min(1) * block).max().unwrap_or(0)
+        }
+        false => blocks.map(|(layers, block)| layers * block).sum(),
+    }
 }
 
-fn kept_by_block(shape: &Shape, products: Products) -> u64 {
-    let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    let exact = shape.block_norms * rms_norm(shape) + softmax(shape) + experts(shape) + ranks + dora(shape);
-    let rounded = attention(shape) + swiglu(shape);
-    exact as u64 * FLOAT + rounded as u64 * bytes(products)
+fn kept_by_block(shape: &Shape, stack: &Stack, batch: BatchSize, products: Products) -> u64 {
+    let of_all = |exact: usize, rounded: usize| exact as u64 * FLOAT + rounded as u64 * bytes(products);
+    let ranks = stack.linears.iter().filter(|linear| !linear.of_sources).map(|linear| linear.rank).sum::<usize>();
+    let exact = stack.block_norms * rms_norm(shape) + softmax(shape) + experts(shape) + ranks + dora(shape, stack);
+    let a_token = of_all(exact, attention(shape) + swiglu(shape));
+    // The rows of the other stack are carried along.
+    let carried = of_all(shape.hidden * batch.tokens, 0);
+    match stack.kind {
+        Kind::Only => batch.tokens as u64 * a_token,
+        Kind::Encoder => batch.sources as u64 * a_token + carried,
+        Kind::Decoder => {
+            let ranks = stack.linears.iter().filter(|linear| linear.of_sources).map(|linear| linear.rank).sum::<usize>();
+            let cross = of_all(shape.heads, 2 * shape.query);
+            let a_source = of_all(ranks, 2 * shape.key_value);
+            (batch.tokens - batch.sources) as u64 * (a_token + cross) + batch.sources as u64 * a_source + carried
+        }
+    }
 }
 
 /// Of a number that is rounded as products are.
@@ -43,8 +58,8 @@ fn bytes(products: Products) -> u64 {
 }
 
 /// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
-fn dora(shape: &Shape) -> usize {
-    let adapted = shape.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
+fn dora(shape: &Shape, stack: &Stack) -> usize {
+    let adapted = stack.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
     adapted.map(|linear| linear.outputs).sum()
 }
 

@@ -4,7 +4,7 @@ use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{MemoryEstimate, Moment};
 
 use super::activations::{at_work_in_backward, at_work_in_forward, kept, output_layer, with_gaps};
-use super::shape::Shape;
+use super::shape::{Linear, Shape};
 use super::work::{Rows, Work};
 use crate::optim;
 use crate::recipe::{Recipe, TaskWeighting};
@@ -108,7 +108,7 @@ fn gradients(recipe: &Recipe, shape: &Shape) -> u64 {
 /// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
 /// while it is rounded.
 fn starting(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
-    let largest = shape.linears.iter().map(|linear| linear.weights()).max().unwrap_or(0);
+    let largest = shape.linears().map(Linear::weights).max().unwrap_or(0);
     MemoryEstimate {
         moment: Moment::Loading,
         optimizer: 0,
@@ -131,7 +131,7 @@ fn reading_data(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 /// Every block has kept its activations; the backward of the last block begins.
 fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     let (tokens, products) = (work.largest.tokens, recipe.weight_formats().products);
-    let kept = kept(shape, tokens, recipe.gradient_checkpointing, products);
+    let kept = kept(shape, work.largest, recipe.gradient_checkpointing, products);
     MemoryEstimate {
         // Those of earlier batches of the same step.
         gradients: if recipe.batches_per_step() > 1 { gradients(recipe, shape) } else { 0 },
