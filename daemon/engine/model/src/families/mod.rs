@@ -88,7 +88,7 @@ pub const LINEAR_LAYERS: &[&str] = &[
 ];
 
 /// The tables of the vocabulary of all families, by the last part of their names: what an adapter is put on where it is asked for.
-pub const TABLES: &[&str] = &["embed_tokens", "lm_head", "wte", "word_embeddings"];
+pub const TABLES: &[&str] = &["embed_tokens", "lm_head", "wte", "shared", "word_embeddings"];
 
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {
