@@ -14,7 +14,7 @@ use common::{
 };
 use exports::check_export;
 use justtrain_kernels::{Format, Products, linear_cross_entropy};
-use justtrain_model::adapters::{load_peft, save_peft};
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};
 use justtrain_model::export::{export_merged, load_model, save_model};
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::{Parameters, Trained};
@@ -308,6 +308,30 @@ fn exports_of_every_family_have_our_logits_in_peft_and_transformers() {
         let config = load_peft(&mut fixture.decoder(), &fixture.folder.join("adapter")).unwrap();
         check_export(&fixture.folder, &tuned, &config, &fixture.rows);
     }
+    let (fixture, tuned, config) = t5_with_a_pair_on_its_output();
+    check_export(&fixture.folder, &tuned, &config, &fixture.rows);
+}
+
+/// A pair at one end of T5's one table: a merged model has two, and logits that are scaled by the matrix.
+fn t5_with_a_pair_on_its_output() -> (Fixture, Decoder, LoraConfig) {
+    let fixture = Fixture::open("t5");
+    let targets = LoraTargets::Named(vec!["lm_head".to_owned(), "v".to_owned()]);
+    let (mut tuned, config) = (fixture.decoder(), LoraConfig { rank: 2, targets, ..LoraConfig::default() });
+    attach_lora(&mut tuned, &config, 3).unwrap();
+    let faster = Schedule { learning_rate: 0.05, ..schedule(6) };
+    let (losses, _) = train(&mut tuned, Trained::Adapters, &mut adamw(), &fixture.rows, &faster);
+    assert!(losses[5] < losses[0], "{losses:?}");
+    (fixture, tuned, config)
+}
+
+#[test]
+fn a_pair_on_the_output_of_t5_is_merged_with_its_scale() {
+    let (fixture, tuned, _) = t5_with_a_pair_on_its_output();
+    let folder = tempfile::tempdir().unwrap();
+    export_merged(&fixture.checkpoint(), &tuned, folder.path(), |_, _| {}).unwrap();
+    let (merged, (input, _)) = (load(folder.path(), WeightFormats::default()), batch(&fixture.rows));
+    assert!(!merged.config().tied_embeddings && merged.config().output_scale == 1.0);
+    assert_near(&logits(&merged, &input, Mode::BASE), &logits(&tuned, &input, Mode::TUNED), 2e-4, "merged");
 }
 
 /// Names and shapes of a model's weights.

@@ -102,8 +102,9 @@ impl Family for T5 {
             }
         };
         let names = if matches!(mlp, MlpKind::Gated(_)) { &GATED } else { &NAMES };
-        // Since version 5 transformers writes that the tables are tied, even where they are two.
-        let scaled = config.flag_or("scale_decoder_outputs", config.flag_or("tie_word_embeddings", true)?)?;
+        // Since version 5 transformers writes that the tables are tied, even where they are two, and beside it what it meant before.
+        let tied = config.flag_or("tie_word_embeddings", true)?;
+        let scaled = config.flag_or("scale_decoder_outputs", tied)?;
         let (hidden_size, query) = (config.size("d_model")?, config.size("num_heads")?);
         let encoder_blocks = config.size("num_layers")?;
         let decoder_blocks = config.size_or("num_decoder_layers", encoder_blocks)?;
@@ -119,7 +120,7 @@ impl Family for T5 {
             vocab_size: config.size("vocab_size")?,
             patches: None,
             makes_words: true,
-            tied_embeddings: scaled,
+            tied_embeddings: tied && scaled,
             // However far apart two tokens are, there is a bias for them.
             max_positions: usize::MAX,
             embedding_scale: 1.0,
