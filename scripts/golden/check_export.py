@@ -8,7 +8,8 @@ BASE is a GGUF file or a Hugging Face folder. EXPECTED.json is what the tuned mo
     {"prompts": [{"ids": [1, 2, …], "source": [], "logits": [0.1, …]}]}
 
 with the logits of the last position over the whole vocabulary; `source` is what an encoder reads, where there is one. ANSWERS.jsonl is what `justtrain generate` wrote with the
-tuned model: through the exported folder's own tokenizer and chat template each prompt must get the same greedy answer.
+tuned model: through the exported folder's own tokenizer, and chat template where it has no encoder, each prompt must get the same
+greedy answer.
 Prints one JSON object; the exit status is 1 when a check fails.
 """
 
@@ -121,15 +122,19 @@ def compare_answers(what: str, model, folder: Path, answers: list[dict]) -> int:
     with no_warnings():
         tokenizer = AutoTokenizer.from_pretrained(folder)
     for row in answers:
-        turns = [{"role": "user", "content": row["prompt"]}]
-        inputs = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        if model.config.is_encoder_decoder:
+            inputs, before = tokenizer(row["prompt"], return_tensors="pt"), 1
+        else:
+            turns = [{"role": "user", "content": row["prompt"]}]
+            inputs = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            before = inputs["input_ids"].shape[1]
         with torch.no_grad():
             # One more where the model said that it is done: it must say so here.
             tokens = row["answer_tokens"] + (row["end"] == "stop")
             generated = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-        answer = tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = tokenizer.decode(generated[0, before:], skip_special_tokens=True)
         if answer != row["answer"]:
             raise CheckFailed(f"{what} answers {row['prompt']!r} with {answer!r}, not {row['answer']!r}")
     return len(answers)
