@@ -32,8 +32,7 @@ pub fn preview(
         for (sample, answer) in samples.iter().zip(pieces) {
             let source = sample.source.iter().map(|&id| (id, false));
             let tokens = source.chain(sample.ids.iter().copied().zip(sample.target.iter().copied()));
-            let tokens =
-                tokens.map(|(id, target)| PreviewToken { id, text: encoder.tokenizer.token_text(id), target });
+            let tokens = tokens.map(|(id, target)| PreviewToken { id, text: encoder.tokenizer.token_text(id), target });
             previews.push(PreviewRow {
                 row: conversation.row,
                 rendered: match &text {

@@ -7,9 +7,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 
 use crate::{
-    Activation, Buckets, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, PositionBias, Products, RotaryTable,
-    Scores, Segments, Softened, Targets, Weight, biased_attention, divergence, dropout, embedding, gated, linear,
-    linear_cross_entropy, linear_loss, residual, rms_norm, rotary, score_targets, write_rows,
+    Activation, Buckets, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, PositionBias, Products,
+    RotaryTable, Scores, Segments, Softened, Targets, Weight, biased_attention, divergence, dropout, embedding, gated,
+    linear, linear_cross_entropy, linear_loss, residual, rms_norm, rotary, score_targets, write_rows,
 };
 
 /// How far one op's results are apart.

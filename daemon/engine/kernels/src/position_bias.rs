@@ -111,11 +111,15 @@ mod tests {
     /// From which distance on each bucket holds, by transformers' `_relative_position_bucket` of all from −300 to 300.
     #[test]
     fn buckets_are_those_of_transformers() {
-        let after = [(0, 0), (1, 17), (2, 18), (3, 19), (4, 20), (5, 21), (6, 22), (7, 23), (8, 24), (12, 25), (16, 26)];
+        let after =
+            [(0, 0), (1, 17), (2, 18), (3, 19), (4, 20), (5, 21), (6, 22), (7, 23), (8, 24), (12, 25), (16, 26)];
         let before = [(-300, 15), (-90, 14), (-63, 13), (-45, 12), (-31, 11), (-22, 10), (-15, 9), (-11, 8)];
         let far = [(23, 27), (32, 28), (46, 29), (64, 30), (91, 31)];
         let near = (-7..0).map(|distance: isize| (distance, distance.unsigned_abs()));
-        check(Buckets { count: 32, furthest: 128, both_sides: true }, before.into_iter().chain(near).chain(after).chain(far));
+        check(
+            Buckets { count: 32, furthest: 128, both_sides: true },
+            before.into_iter().chain(near).chain(after).chain(far),
+        );
 
         let far = [-300, -112, -98, -86, -76, -66, -58, -51, -45, -39, -34, -30, -26, -23, -20, -18];
         let near = (-15..=0).map(|distance: isize| (distance, distance.unsigned_abs()));

@@ -217,8 +217,18 @@ impl Parameters for Head {
 
 impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { config, formats: _, embeddings, position_biases, blocks, norm, output, head_lora, classifier, pooler } =
-            self;
+        let Self {
+            config,
+            formats: _,
+            embeddings,
+            position_biases,
+            blocks,
+            norm,
+            output,
+            head_lora,
+            classifier,
+            pooler,
+        } = self;
         let mut parameters = embeddings.parameters_mut();
         parameters.extend(position_biases.iter_mut().map(BiasTable::parameter));
         parameters.extend(blocks.iter_mut().flat_map(Block::parameters_mut));

@@ -119,7 +119,8 @@ impl Backward<'_> {
     fn lowest_trained(&self, decoder: &Decoder, pass: &Pass, tables_trained: bool) -> usize {
         let blocks = decoder.blocks();
         let shared = pass.trained_sizes(self.trained);
-        let shares_trained = |block: &Block| block.shared(pass).is_some_and(|name| shared.iter().any(|(n, _)| *n == name));
+        let shares_trained =
+            |block: &Block| block.shared(pass).is_some_and(|name| shared.iter().any(|(n, _)| *n == name));
         let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty() || shares_trained(block);
         if tables_trained { 0 } else { blocks.iter().position(has_trained).unwrap_or(blocks.len()) }
     }

@@ -47,10 +47,7 @@ pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result
 }
 
 /// The same for a recipe, where what it asks for goes with the model.
-pub(crate) fn open_reader(
-    recipe: &Recipe,
-    checkpoint: &Checkpoint,
-) -> Result<(Encoder, Option<Problem>), Failure> {
+pub(crate) fn open_reader(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<(Encoder, Option<Problem>), Failure> {
     let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     seq2seq_rules::check(recipe, &decoder_config(checkpoint).map_err(invalid)?)?;

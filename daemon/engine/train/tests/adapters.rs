@@ -253,7 +253,8 @@ fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
         let quantised = formats != WeightFormats::default();
         let without = logits_in(&again, &rows[0].ids, Mode::BASE);
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-        let rounded = logits_in(&Decoder::load(&checkpoint, &Device::flex(), formats).unwrap(), &rows[0].ids, Mode::BASE);
+        let rounded =
+            logits_in(&Decoder::load(&checkpoint, &Device::flex(), formats).unwrap(), &rows[0].ids, Mode::BASE);
         assert!(distance(&without, &base) < if quantised { distance(&rounded, &base) } else { 1e-2 }, "{what}");
         // As a plain adapter it goes onto the original weights.
         let mut plain = load(&fixture);

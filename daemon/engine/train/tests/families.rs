@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use common::{
-    COSINE, Row, adamw, assert_relative, batch, doubles, gradients, ints, root, tiny_rows, train, values,
-};
+use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, ints, root, tiny_rows, train, values};
 use exports::check_export;
 use justtrain_kernels::{Format, Products, linear_cross_entropy};
 use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};

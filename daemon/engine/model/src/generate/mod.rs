@@ -133,8 +133,7 @@ fn next_logits(
         last_rows.push(positions.len() as i64 - 1);
     }
     let segments = Arc::new(Segments::cached(pairs));
-    let input =
-        Input { ids: pending.concat(), positions, types: Vec::new(), patches: None, segments, sources: None };
+    let input = Input { ids: pending.concat(), positions, types: Vec::new(), patches: None, segments, sources: None };
     let input = sources.map_or(input.clone(), |sources| sources.beside(input, active));
     let hidden = decoder.hidden_states(&input, Some(cache), mode);
     let rows = Tensor::<1, Int>::from_data(TensorData::new(last_rows, [active.len()]), &hidden.device());

@@ -20,31 +20,34 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
 /// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
 /// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
 pub(super) fn kept(shape: &Shape, batch: BatchSize, checkpointing: bool, products: Products) -> u64 {
-    let input = (shape.hidden * batch.tokens) as u64 * FLOAT;
-    let blocks = shape.stacks.iter().map(|stack| (stack.graph_layers as u64, kept_by_block(shape, stack, batch, products)));
-    match checkpointing {
-        true => {
-            shape.trained.graph_layers as u64 * input + blocks.map(|(layers, block)| layers.min(1) * block).max().unwrap_or(0)
-        }
-        false => blocks.map(|(layers, block)| layers * block).sum(),
+    let reached = shape.stacks.iter().filter(|stack| stack.graph_layers > 0);
+    let blocks = reached.map(|stack| (stack.graph_layers as u64, kept_by_block(shape, stack, batch, products)));
+    if checkpointing {
+        let inputs = (shape.trained.graph_layers * shape.hidden * batch.tokens) as u64 * FLOAT;
+        return inputs + blocks.map(|(_, block)| block).max().unwrap_or(0);
     }
+    blocks.map(|(layers, block)| layers * block).sum()
 }
 
 fn kept_by_block(shape: &Shape, stack: &Stack, batch: BatchSize, products: Products) -> u64 {
-    let of_all = |exact: usize, rounded: usize| exact as u64 * FLOAT + rounded as u64 * bytes(products);
-    let ranks = stack.linears.iter().filter(|linear| !linear.of_sources).map(|linear| linear.rank).sum::<usize>();
-    let exact = stack.block_norms * rms_norm(shape) + softmax(shape) + experts(shape) + ranks + dora(shape, stack);
-    let a_token = of_all(exact, attention(shape) + swiglu(shape));
+    let a_token = |exact: usize, rounded: usize| exact as u64 * FLOAT + rounded as u64 * bytes(products);
+    let ranks = |of_sources: bool| {
+        let linears = stack.linears.iter().filter(move |linear| linear.of_sources == of_sources);
+        linears.map(|linear| linear.rank).sum::<usize>()
+    };
+    let norms = stack.block_norms * rms_norm(shape);
+    let exact = norms + softmax(shape) + experts(shape) + ranks(false) + dora(shape, stack);
+    let block = a_token(exact, attention(shape) + swiglu(shape));
     // The rows of the other stack are carried along.
-    let carried = of_all(shape.hidden * batch.tokens, 0);
+    let carried = a_token(shape.hidden, 0);
+    let (sources, targets) = (batch.sources as u64, batch.targets_read() as u64);
     match stack.kind {
-        Kind::Only => batch.tokens as u64 * a_token,
-        Kind::Encoder => batch.sources as u64 * a_token + carried,
+        Kind::Only => batch.tokens as u64 * block,
+        Kind::Encoder => sources * block + targets * carried,
         Kind::Decoder => {
-            let ranks = stack.linears.iter().filter(|linear| linear.of_sources).map(|linear| linear.rank).sum::<usize>();
-            let cross = of_all(shape.heads, 2 * shape.query);
-            let a_source = of_all(ranks, 2 * shape.key_value);
-            (batch.tokens - batch.sources) as u64 * (a_token + cross) + batch.sources as u64 * a_source + carried
+            // Of attention to the encoder: queries and the output; keys and values.
+            let (said, read) = (a_token(shape.heads, 2 * shape.query), a_token(ranks(true), 2 * shape.key_value));
+            targets * (block + said) + sources * (carried + read)
         }
     }
 }
@@ -92,13 +95,14 @@ fn experts(shape: &Shape) -> usize {
 
 /// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and
 /// three gradients; with products in 16 bits both its inputs in full, and the left side of a product.
-pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize, products: Products) -> u64 {
+pub(super) fn at_work_in_backward(shape: &Shape, batch: BatchSize, products: Products) -> u64 {
     let widened = match products {
         Products::F32 => 0,
         Products::Bf16 => 2 * shape.intermediate + shape.intermediate / 2,
         Products::F16 => 3 * shape.intermediate,
     };
-    ((2 * shape.hidden + 4 * shape.intermediate + widened) * tokens) as u64 * FLOAT
+    let widest = batch.sources.max(batch.targets_read());
+    (2 * shape.hidden * batch.tokens + (4 * shape.intermediate + widened) * widest) as u64 * FLOAT
 }
 
 /// Bytes of the tensors at work in a forward pass that keeps nothing.

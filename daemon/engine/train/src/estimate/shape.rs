@@ -93,7 +93,8 @@ impl Shape {
             let mut linears: Vec<Linear> = config.linears(first).into_iter().map(linear).collect();
             if config.experts.is_some() {
                 // Those that take no adapter.
-                let numbers = |matrices: &Vec<[usize; 2]>| matrices.iter().map(|[rows, cols]| rows * cols).sum::<usize>();
+                let numbers =
+                    |matrices: &Vec<[usize; 2]>| matrices.iter().map(|[rows, cols]| rows * cols).sum::<usize>();
                 let feed_forwards = layers.iter().map(|&layer| config.feed_forward(layer));
                 let most = feed_forwards.max_by_key(numbers).unwrap_or_default();
                 let frozen = |[outputs, inputs]: [usize; 2]| Linear { outputs, inputs, rank: 0, of_sources: false };

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
-use justtrain_model::{Stack as Kind, WeightFormat};
 use justtrain_model::kernels::{Factors, Packed, Weight, linear};
+use justtrain_model::{Stack as Kind, WeightFormat};
 use justtrain_worker_api::{DevicePick, PastRun, SpeedBasis, TimeEstimate};
 use rayon::prelude::*;
 

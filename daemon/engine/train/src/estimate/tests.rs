@@ -114,6 +114,30 @@ fn activations_are_counted_op_by_op() {
     assert_eq!(output_layer(&shape, few, Products::F32), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
 }
 
+/// T5 1.1 small: eight blocks of an encoder, eight of a decoder, six heads of 64 beside a hidden state of 512.
+#[test]
+fn a_token_goes_through_one_of_two_stacks() {
+    let config = json!({
+        "model_type": "t5", "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
+        "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
+    });
+    let config = families::from_config(&config, Path::new("config.json")).unwrap();
+    let shape = Shape::new(&config, &recipe("lora_rank: 4\nlora_target: q,v\n"));
+    assert_eq!(shape.parameters, 76_961_152);
+    assert_eq!(shape.trained.numbers(), (8 * 2 + 8 * 4) * 4 * (512 + 384));
+    // Norms, sums of the softmax, pairs, attention, the gate and what goes through it.
+    let block = |norms: usize, pairs: usize| norms * 513 + 6 + pairs * 4 + 4 * 384 + 2 * 1024;
+    let (encoder, decoder) = (block(2, 2), block(3, 3) + 6 + 2 * 384);
+    let batch = BatchSize { sources: 100, ..tokens(130) };
+    let read = 4 + 2 * 384;
+    let by_hand = 8 * (100 * encoder + 30 * 512 + 30 * decoder + 100 * (512 + read));
+    assert_eq!(kept(&shape, batch, false, Products::F32), by_hand as u64 * 4);
+    // The decoder's last block alone.
+    let last = Shape::new(&config, &recipe("finetuning_type: freeze\nfreeze_trainable_layers: 1\n"));
+    let graph: Vec<usize> = last.stacks.iter().map(|stack| stack.graph_layers).collect();
+    assert_eq!(graph, [0, 1]);
+}
+
 #[test]
 fn magnitudes_are_counted_with_the_outputs_that_they_keep() {
     let (plain, dora) = (Shape::new(&smollm2(), &recipe("")), Shape::new(&smollm2(), &recipe("use_dora: true\n")));

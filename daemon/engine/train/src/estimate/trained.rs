@@ -168,8 +168,7 @@ impl TrainedShape {
 /// Whether a tensor of the base model is trained beside the pairs.
 fn in_full(config: &DecoderConfig, lora: &LoraConfig, name: &str) -> bool {
     if let Some(module) = name.strip_suffix(".bias") {
-        let is_linear =
-            |(layer, part): (usize, &str)| config.linears(layer).iter().any(|linear| linear.name == part);
+        let is_linear = |(layer, part): (usize, &str)| config.linears(layer).iter().any(|linear| linear.name == part);
         let linear = config.place_in_block(module).is_some_and(is_linear);
         return lora.in_full(module, linear && lora.targets(module)).bias;
     }

@@ -92,6 +92,11 @@ impl BatchSize {
         })
     }
 
+    /// Tokens that no encoder reads.
+    pub(super) fn targets_read(self) -> usize {
+        self.tokens - self.sources
+    }
+
     fn times(self, passes: usize) -> Self {
         let Self { tokens, sources, targets } = self;
         Self { tokens: tokens * passes, sources: sources * passes, targets: targets * passes }
@@ -155,8 +160,8 @@ impl Work {
             work.tokens += size.tokens as u64;
             work.sources += size.sources as u64;
             work.targets += size.targets as u64;
-            work.token_pairs += recipe.passes() as f64
-                * batch.iter().map(|&index| (train[index].tokens() as f64).powi(2)).sum::<f64>();
+            work.token_pairs +=
+                recipe.passes() as f64 * batch.iter().map(|&index| (train[index].tokens() as f64).powi(2)).sum::<f64>();
         }
         let rest = work.batches as f64 / seen as f64;
         work.tokens = (work.tokens as f64 * rest) as u64;

@@ -11,7 +11,8 @@ pub(crate) fn check(recipe: &Recipe, config: &DecoderConfig) -> Result<(), Failu
     if config.seq2seq.is_none() {
         return Ok(());
     }
-    let problems = [stage(recipe), template(recipe), prompt(recipe)].into_iter().flatten().chain(tables(recipe, config));
+    let problems =
+        [stage(recipe), template(recipe), prompt(recipe)].into_iter().flatten().chain(tables(recipe, config));
     let problems: Vec<Problem> = problems.collect();
     if problems.is_empty() { Ok(()) } else { Err(Failure { reason: FailureReason::RecipeInvalid, problems }) }
 }

@@ -7,9 +7,7 @@ use justtrain_data::Batch;
 /// The batch and once more itself behind it; a target's two rows stand side by side, as the loss wants them.
 pub(crate) fn twice(mut batch: Batch) -> Batch {
     let tokens = batch.ids.len();
-    for (ids, starts) in
-        [(&mut batch.ids, &mut batch.starts), (&mut batch.source_ids, &mut batch.source_starts)]
-    {
+    for (ids, starts) in [(&mut batch.ids, &mut batch.starts), (&mut batch.source_ids, &mut batch.source_starts)] {
         let again: Vec<usize> = starts[1..].iter().map(|start| start + ids.len()).collect();
         ids.extend_from_within(..);
         starts.extend(again);

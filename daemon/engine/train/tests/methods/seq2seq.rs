@@ -11,7 +11,8 @@ use justtrain_train::estimate::estimate;
 use justtrain_train::evaluate::evaluate;
 use justtrain_weights::safetensors::SafetensorsFile;
 use justtrain_worker_api::{
-    EvaluateOptions, EvaluationReport, ExampleComparison, Failure, FailureReason, ModelFiles, Problem, RecipeSource, Room,
+    EvaluateOptions, EvaluationReport, ExampleComparison, Failure, FailureReason, ModelFiles, Problem, RecipeSource,
+    Room,
 };
 use serde_json::{Value, json};
 
@@ -73,7 +74,12 @@ fn an_encoder_and_its_decoder_learn_resume_and_answer() {
     // Small scaled logits of a random table cannot tell much apart.
     let cases = [
         ("t5", format!("{lora}lora_dropout: 0.1\nattention_dropout: 0.1\nresid_pdrop: 0.05\n"), "adapter", 0.96),
-        ("t5_v1_1", format!("{lora}quantization_bit: 4\npacking: true\ngradient_checkpointing: true\n"), "adapter", 0.9),
+        (
+            "t5_v1_1",
+            format!("{lora}quantization_bit: 4\npacking: true\ngradient_checkpointing: true\n"),
+            "adapter",
+            0.9,
+        ),
         ("t5_v1_1", format!("{lora}use_dora: true\ngradient_accumulation_steps: 2\n"), "adapter", 0.9),
         ("t5", "finetuning_type: full\nlabel_smoothing_factor: 0.1\n".to_owned(), "model", 0.9),
         ("t5_v1_1", "finetuning_type: full\nmax_grad_norm: 0\noptim: adamw_8bit\n".to_owned(), "model", 0.6),
@@ -150,6 +156,7 @@ fn every_way_of_training_goes_with_two_stacks() {
         "lora_target: lm_head,wi,wo\n",
         "modules_to_save: [relative_attention_bias, layer_norm, final_layer_norm]\n",
         "precision: bf16\n",
+        "precision: fp16\n",
         "teacher: tiny\nkd_alpha: 0.5\n",
         "finetuning_type: freeze\nfreeze_trainable_layers: 1\n",
         "finetuning_type: freeze\nfreeze_trainable_layers: -1\nfreeze_extra_modules: shared\n",
