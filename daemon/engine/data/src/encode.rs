@@ -219,11 +219,9 @@ impl Encoder {
         let encode = |messages: &[Message]| Ok::<_, Problem>(self.tokenizer.encode(&plain(messages))?.ids);
         let (mut source, mut target) = (encode(before)?, encode(answer)?);
         let whole = source.len() + target.len() + MARKS;
-        // Half of the room for each, unless one of them leaves more to the other.
-        let room = options.cutoff_len.saturating_sub(MARKS);
-        let of_target = (room / 2).max(room - source.len().min(room));
+        let [of_source, of_target] = shares([source.len(), target.len()], options.cutoff_len.saturating_sub(MARKS));
+        source.truncate(of_source);
         target.truncate(of_target);
-        source.truncate(room - target.len());
         if target.is_empty() {
             return Err(answer_cut(whole, options.cutoff_len));
         }
@@ -326,6 +324,12 @@ fn answer_cut(whole: usize, cutoff_len: usize) -> Problem {
 
 /// Of a source and its target: the token that begins the latter, and those that end both.
 const MARKS: usize = 3;
+
+/// How many tokens of a source and of its target are left in `room`: half for each, unless one of them leaves more to the other.
+pub fn shares([source, target]: [usize; 2], room: usize) -> [usize; 2] {
+    let target = target.min((room / 2).max(room.saturating_sub(source)));
+    [source.min(room - target), target]
+}
 
 /// Messages without a template, one below the other.
 fn plain(messages: &[Message]) -> String {

@@ -230,6 +230,7 @@ pub trait AttentionOp: Backend {
         scores: Scores,
     ) -> FloatTensor<Self>;
 
+    #[allow(clippy::too_many_arguments)]
     fn biased_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -37,7 +37,7 @@ pub struct DecoderConfig {
     pub positions: Positions,
     /// One for each block.
     pub layers: Vec<LayerConfig>,
-    /// A token sees none that comes after it; false makes an encoder. Of two stacks it is the second.
+    /// A token sees none that comes after it; false makes an encoder. Of two stacks this is the decoder's.
     pub causal: bool,
     pub norm_place: NormPlace,
     pub norm: NormKind,

@@ -47,7 +47,7 @@ pub(super) fn value(
     if tied {
         value["ensure_weight_tying"] = true.into();
     }
-    // PEFT takes the last number in a name for that of a block, unless it knows what stands before it.
+    // Earlier versions of PEFT take the last number in a name for that of a block, unless they know what stands before it.
     if config.layers.is_some() && decoder.seq2seq.is_some() {
         value["layers_pattern"] = names.blocks.rsplit('.').next().into();
     }

@@ -27,8 +27,8 @@ pub struct Answer {
 /// Answers `prompts` (token ids, none empty), all at once. `on_token` sees each token of each prompt by index as it
 /// is made and says whether that answer goes on.
 ///
-/// With two stacks a prompt is what the encoder reads, once. `decoder` tracks no gradients. A prompt that fills the model's context is answered with nothing and
-/// [`GenerationEnd::Length`].
+/// `decoder` tracks no gradients. A prompt that fills the model's context is answered with nothing and
+/// [`GenerationEnd::Length`]. With two stacks a prompt is what the encoder reads, once.
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -134,7 +134,10 @@ fn next_logits(
     }
     let segments = Arc::new(Segments::cached(pairs));
     let input = Input { ids: pending.concat(), positions, types: Vec::new(), patches: None, segments, sources: None };
-    let input = sources.map_or(input.clone(), |sources| sources.beside(input, active));
+    let input = match sources {
+        None => input,
+        Some(sources) => sources.beside(input, active),
+    };
     let hidden = decoder.hidden_states(&input, Some(cache), mode);
     let rows = Tensor::<1, Int>::from_data(TensorData::new(last_rows, [active.len()]), &hidden.device());
     let logits = decoder.logits(hidden.select(0, rows), mode);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, Labels, Sample};
+use justtrain_data::{Encoder, Labels, Sample, shares};
 use justtrain_worker_api::Failure;
 
 use crate::EventSink;
@@ -193,12 +193,15 @@ impl Work {
 
 /// Samples as a shorter `cutoff_len` would leave them. Those of a row go together.
 fn cut(samples: &[Sample], row_samples: usize, cutoff_len: usize) -> Vec<Sample> {
-    let cut = |sample: &Sample| Sample {
-        ids: sample.ids.iter().copied().take(cutoff_len).collect(),
-        target: sample.target.iter().copied().take(cutoff_len).collect(),
-        source: sample.source.iter().copied().take(cutoff_len.saturating_sub(sample.ids.len())).collect(),
-        class: sample.class.clone(),
-        ..*sample
+    let cut = |sample: &Sample| {
+        let [source, ids] = shares([sample.source.len(), sample.ids.len()], cutoff_len);
+        Sample {
+            ids: sample.ids[..ids].to_vec(),
+            target: sample.target[..ids].to_vec(),
+            source: sample.source[..source].to_vec(),
+            class: sample.class.clone(),
+            ..*sample
+        }
     };
     let rows = samples.chunks(row_samples).map(|row| row.iter().map(cut).collect::<Vec<_>>());
     rows.filter(|row| row.iter().all(|sample| sample.targets() > 0)).flatten().collect()

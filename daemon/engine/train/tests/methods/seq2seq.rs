@@ -170,7 +170,7 @@ fn every_way_of_training_goes_with_two_stacks() {
         let desk = desk("t5");
         let mut lines: Vec<&str> = base.lines().collect();
         let written = |key: &str| extra.lines().any(|line| line.starts_with(key));
-        lines.retain(|line| !line.split(':').next().is_some_and(|key| written(key)));
+        lines.retain(|line| !line.split(':').next().is_some_and(written));
         if extra.starts_with("stages") {
             lines.retain(|line| !line.starts_with("dataset") && !line.starts_with("max_steps"));
         }
