@@ -10,6 +10,7 @@ in the folders.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -21,8 +22,8 @@ from lora_sft import (
 )
 from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, OPTConfig, Phi3Config,
-    Qwen2Config, Qwen3Config, Qwen3MoeConfig,
+    AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig,
+    MistralConfig, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config, Qwen3MoeConfig, T5Config,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -123,6 +124,21 @@ CONFIGS |= {
 }
 
 
+def t5(**more) -> T5Config:
+    """Heads that are together narrower than the hidden state, and few buckets."""
+    return T5Config(
+        d_model=24, d_kv=4, d_ff=20, num_decoder_layers=2, num_heads=4, vocab_size=VOCABULARY,
+        relative_attention_num_buckets=8, relative_attention_max_distance=11, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **more,
+    )
+
+
+CONFIGS |= {
+    "t5": lambda: t5(num_layers=3, feed_forward_proj="relu"),
+    "t5_v1_1": lambda: t5(num_layers=2, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for name in sys.argv[1:] or CONFIGS:
@@ -132,14 +148,20 @@ def main() -> None:
 
 def make(name: str, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    save_random_model(CONFIGS[name](), folder)
-    batch = [random_sequence(length=17, prompt=5), random_sequence(length=9, prompt=3)]
+    if name.startswith("t5"):
+        save_random_t5(CONFIGS[name](), folder)
+        batch = [random_pair(source=17, target=9), random_pair(source=6, target=14)]
+    else:
+        save_random_model(CONFIGS[name](), folder)
+        batch = [random_sequence(length=17, prompt=5), random_sequence(length=9, prompt=3)]
     model = without_dropout(load(folder))
     tensors = {}
     for index, sequence in enumerate(batch):
         tensors[f"ids.{index}"] = torch.tensor(sequence.ids)
         tensors[f"labels.{index}"] = torch.tensor(sequence.labels)
-        tensors[f"logits.{index}"] = logits_of(model, sequence.ids)
+        tensors[f"logits.{index}"] = logits_of(model, sequence.ids, sequence.source)
+        if sequence.source:
+            tensors[f"source.{index}"] = torch.tensor(sequence.source)
     loss, gradients = gradients_of(model, batch)
     tensors["loss"] = torch.tensor(loss)
     gradients = expert_by_expert(outputs_first(model, gradients))
@@ -149,7 +171,10 @@ def make(name: str, folder: Path) -> None:
     randomise_adapter(tuned)
     save_adapter(tuned, folder / "adapter", name)
     for index, sequence in enumerate(batch):
-        tensors[f"adapter_logits.{index}"] = logits_of(tuned, sequence.ids)
+        tensors[f"adapter_logits.{index}"] = logits_of(tuned, sequence.ids, sequence.source)
+        if sequence.source:
+            said = tuned.generate(input_ids=torch.tensor([sequence.source]), max_new_tokens=12, do_sample=False)
+            tensors[f"generated.{index}"] = said[0, 1:]
     loss, gradients = gradients_of(tuned, batch)
     tensors["adapter_loss"] = torch.tensor(loss)
     tensors |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
@@ -177,7 +202,8 @@ def finish(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def load(folder: Path):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    auto = AutoModelForSeq2SeqLM if AutoConfig.from_pretrained(folder).is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def save_random_model(config, folder: Path, auto=AutoModelForCausalLM) -> None:
@@ -189,6 +215,30 @@ def save_random_model(config, folder: Path, auto=AutoModelForCausalLM) -> None:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def save_random_t5(config, folder: Path) -> None:
+    """As published: two tables where they are not tied, which transformers no longer says by itself."""
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    if not config.scale_decoder_outputs:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = torch.randn_like(parameter) * (1.0 if "relative_attention_bias" in name else 0.2)
+            parameter.copy_(spread + 1.0 if parameter.ndim == 1 else spread)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if not config.scale_decoder_outputs:
+        written = json.loads((folder / "config.json").read_text())
+        del written["scale_decoder_outputs"]
+        written["tie_word_embeddings"] = False
+        (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
+def random_pair(source: int, target: int) -> Sequence:
+    """A target begins with the token that decoders start with; both end with that of the end."""
+    source, target = (torch.randint(3, VOCABULARY, (length - 1,)).tolist() + [1] for length in (source, target))
+    return Sequence([0, *target], [IGNORE, *target], source)
 
 
 def random_sequence(length: int, prompt: int) -> Sequence:

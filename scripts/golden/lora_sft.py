@@ -7,7 +7,7 @@ padding, packing and batch layout cannot change it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,11 @@ IGNORE = -100
 
 @dataclass
 class Sequence:
-    """One training row; `labels[i]` is `ids[i]` where it counts for the loss and -100 elsewhere."""
+    """One training row; `labels[i]` is `ids[i]` where it counts for the loss and -100 elsewhere. `source` is what an encoder reads."""
 
     ids: list[int]
     labels: list[int]
+    source: list[int] = field(default_factory=list)
 
     @property
     def target_tokens(self) -> int:
@@ -39,8 +40,9 @@ class Schedule:
 
 
 def attach_lora(model, rank: int, alpha: int, targets: list[str] = LINEAR_LAYERS):
-    """LoRA on every linear layer of the decoder, in training mode, without dropout."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    """LoRA on every linear layer of the blocks, in training mode, without dropout."""
+    task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type=task)
     return get_peft_model(model, config).train()
 
 
@@ -49,9 +51,15 @@ def adapter_parameters(model) -> dict[str, torch.nn.Parameter]:
     return {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def logits_of(model, ids: list[int]) -> torch.Tensor:
+def logits_of(model, ids: list[int], source: list[int] | None = None) -> torch.Tensor:
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids])).logits[0].contiguous()
+        return logits(model, ids, source).contiguous()
+
+
+def logits(model, ids: list[int], source: list[int] | None = None) -> torch.Tensor:
+    """After each token; `source` is what an encoder reads."""
+    inputs = dict(input_ids=ids) if not source else dict(input_ids=source, decoder_input_ids=ids)
+    return model(**{name: torch.tensor([tokens]) for name, tokens in inputs.items()}).logits[0]
 
 
 def loss_of(model, batch: list[Sequence]) -> torch.Tensor:
@@ -61,8 +69,8 @@ def loss_of(model, batch: list[Sequence]) -> torch.Tensor:
 
 
 def loss_sum(model, sequence: Sequence) -> torch.Tensor:
-    logits = model(input_ids=torch.tensor([sequence.ids])).logits[0, :-1]
-    return F.cross_entropy(logits, torch.tensor(sequence.labels[1:]), ignore_index=IGNORE, reduction="sum")
+    predicted = logits(model, sequence.ids, sequence.source)[:-1]
+    return F.cross_entropy(predicted, torch.tensor(sequence.labels[1:]), ignore_index=IGNORE, reduction="sum")
 
 
 def gradients_of(model, batch: list[Sequence]) -> tuple[float, dict[str, torch.Tensor]]:

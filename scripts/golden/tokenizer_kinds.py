@@ -3,7 +3,7 @@
 with the normaliser, pre-tokenizer and decoder of the published models, in every form in which such models are kept:
 
 - `lines.json`: 2,000 mixed lines, the same for all kinds
-- `KIND/tokenizer.json`, or `vocab.json` with `merges.txt`, or `tokenizer.model`: as Hugging Face folders hold it
+- `KIND/tokenizer.json`, or `vocab.json` with `merges.txt`, or `tokenizer.model`, or `spiece.model`: as Hugging Face folders hold it
 - `KIND/vocab.gguf`: the same vocabulary as llama.cpp's converter writes it
 - `bert-cased` and `bert-uncased` as `vocab.txt`; their `marked.json` holds texts and pairs with the marks around them
 - `KIND/goldens.json`: what transformers makes of the lines: for each, a hash (FNV-1a) of its ids and of their text decoded
@@ -20,7 +20,7 @@ from pathlib import Path
 import sentencepiece
 from gguf import GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 from transformers.convert_slow_tokenizer import SpmConverter
 from transformers.tokenization_utils_base import generate_merges
 from transformers.utils import sentencepiece_model_pb2_new as proto
@@ -191,15 +191,19 @@ def train_sentencepiece(texts: list[str], **options) -> bytes:
         return (Path(folder) / "m.model").read_bytes()
 
 
+def without_paths(model):
+    """Where the trainer's files were differs from run to run."""
+    for spec, field in [(model.trainer_spec, "input"), (model.trainer_spec, "model_prefix"), (model.normalizer_spec, "normalization_rule_tsv")]:
+        spec.ClearField(field)
+    return model
+
+
 def sentencepiece_kind(
     name: str, texts: list[str], build, options: dict, architecture: str = "llama", file: str = "tokenizer.json", config=None
 ) -> None:
     folder = OUT / name
     folder.mkdir()
-    model = proto.ModelProto.FromString(train_sentencepiece(texts, **options))
-    # Where the trainer's files were differs from run to run.
-    for spec, field in [(model.trainer_spec, "input"), (model.trainer_spec, "model_prefix"), (model.normalizer_spec, "normalization_rule_tsv")]:
-        spec.ClearField(field)
+    model = without_paths(proto.ModelProto.FromString(train_sentencepiece(texts, **options)))
     tokenizer = build(model)
     if file == "tokenizer.json":
         (folder / file).write_text(tokenizer.to_str() + "\n")
@@ -279,6 +283,21 @@ def unigram(model) -> Tokenizer:
     return tokenizer
 
 
+def t5_kind(name: str, texts: list[str], options: dict) -> None:
+    """The file alone: that its settings are T5's is told by its name."""
+    folder = OUT / name
+    folder.mkdir()
+    marks = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    model = without_paths(proto.ModelProto.FromString(train_sentencepiece(texts, **options, **marks)))
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    # What `T5Tokenizer.from_pretrained` makes of the file, which cannot read it once more in this process.
+    gaps = [f"<extra_id_{index}>" for index in reversed(range(100))]
+    vocabulary = [(piece.piece, piece.score) for piece in model.pieces] + [(gap, 0.0) for gap in gaps]
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    tokenizer = T5Tokenizer(vocabulary, _spm_precompiled_charsmap=charsmap, additional_special_tokens=gaps)
+    write_goldens(folder, tokenizer.backend_tokenizer, texts)
+
+
 def wordpiece_kind(name: str, texts: list[str], lowercase: bool) -> None:
     folder = OUT / name
     folder.mkdir()
@@ -328,8 +347,9 @@ def main() -> None:
         pairs = [(chr(0xFF10 + digit), str(digit)) for digit in range(10)] + [("ﬁ", "fi"), ("\u3000", " ")]
         rules.write("".join(f"{ord(a):X}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in pairs))
         rules.flush()
-        options = {"model_type": "unigram", "normalization_rule_tsv": rules.name, "byte_fallback": True}
-        sentencepiece_kind("unigram", texts, unigram, options, file="tokenizer.model")
+        options = {"model_type": "unigram", "normalization_rule_tsv": rules.name}
+        sentencepiece_kind("unigram", texts, unigram, options | {"byte_fallback": True}, file="tokenizer.model")
+        t5_kind("t5", texts, options)
 
 
 if __name__ == "__main__":

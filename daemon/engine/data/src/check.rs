@@ -2,7 +2,7 @@
 
 use justtrain_worker_api::{DataFile, DataReport, Problem, Sample as Understood, Turn};
 
-use crate::{Conversation, EncodeOptions, Encoder, Judgement, read_conversations};
+use crate::{Conversation, EncodeOptions, Encoder, Judgement, Sample, read_conversations};
 
 /// Problems listed; the rest are counted.
 const LISTED: usize = 100;
@@ -35,7 +35,7 @@ pub fn check(
         let (mut tokens, mut targets, mut longest, mut cut_rows) = (0, 0, 0, 0);
         for (done, conversation) in (1u64..).zip(&loaded.conversations) {
             let encoded = encoder.encode_row(conversation, &whole).and_then(|samples| {
-                let len = samples.iter().map(|sample| sample.ids.len()).max().unwrap_or(0);
+                let len = samples.iter().map(Sample::tokens).max().unwrap_or(0);
                 longest = longest.max(len as u64);
                 if len <= cutoff_len {
                     return Ok(samples);
@@ -45,7 +45,7 @@ pub fn check(
             });
             match encoded {
                 Ok(samples) => {
-                    tokens += samples.iter().map(|sample| sample.ids.len() as u64).sum::<u64>();
+                    tokens += samples.iter().map(|sample| sample.tokens() as u64).sum::<u64>();
                     targets += samples.iter().map(|sample| sample.targets() as u64).sum::<u64>();
                 }
                 Err(problem) => {

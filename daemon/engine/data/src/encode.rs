@@ -10,10 +10,12 @@ use justtrain_worker_api::{Problem, ProblemCode};
 use crate::{Chat, ChatTemplate, Conversation, End, ImageProcessor, Judgement, Labels, Message, Pixels, Tokenizer};
 
 /// Token ids, and for each whether the model is trained to predict it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Sample {
     pub ids: Vec<u32>,
     pub target: Vec<bool>,
+    /// What an encoder reads, where there is one; the ids are a decoder's then, from the token that it starts with.
+    pub source: Vec<u32>,
     /// 1-based row in the data file.
     pub row: u64,
     /// The answer is not to be given: the worse one of a pair, or one that is said to be bad.
@@ -34,6 +36,11 @@ pub struct Class {
 }
 
 impl Sample {
+    /// All that the model reads.
+    pub fn tokens(&self) -> usize {
+        self.ids.len() + self.source.len()
+    }
+
     /// Tokens that count for the loss; of a sample with a class that is one. The first token of a sample is predicted from
     /// nothing and never counts.
     pub fn targets(&self) -> usize {
@@ -46,7 +53,7 @@ impl Sample {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Longest sample in tokens; the rest is cut off at its end.
+    /// Longest sample in tokens; the rest is cut off at its end. Of a source and its target together, the longer one is cut first.
     pub cutoff_len: usize,
     /// The prompt's tokens count for the loss too.
     pub train_on_prompt: bool,
@@ -59,6 +66,16 @@ pub struct Encoder {
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
     pub images: Option<Images>,
+    pub seq2seq: Option<Seq2Seq>,
+}
+
+/// Of a model whose encoder reads a source and whose decoder says the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seq2Seq {
+    /// The token that every target begins with.
+    pub start: u32,
+    /// That which ends a source and a target.
+    pub end: u32,
 }
 
 /// Of a model that reads images.
@@ -92,13 +109,24 @@ impl Images {
 }
 
 impl Encoder {
+    /// The conversation as a text.
+    pub fn rendered(&self, chat: Chat<'_>) -> Result<String, Problem> {
+        match self.seq2seq {
+            None => self.template.render(chat, End::Complete),
+            Some(_) => Ok(plain(chat.messages)),
+        }
+    }
+
     /// Renders the whole conversation once and tokenises it once, so that the ids are those of the whole text. Targets
     /// are the tokens of each answer and of the mark that ends its turn: what the model must say by itself.
     ///
     /// `AnswerCut` where `cutoff_len` leaves no target; `ChatTemplate` where the template refuses the conversation.
     pub fn encode(&self, conversation: &Conversation, options: &EncodeOptions) -> Result<Sample, Problem> {
-        self.encode_turns(conversation, options)
-            .map_err(|problem| problem.file(conversation.file.display()).row(conversation.row))
+        match self.seq2seq {
+            None => self.encode_turns(conversation, options),
+            Some(stacks) => self.encode_pair(stacks, conversation, options),
+        }
+        .map_err(|problem| problem.file(conversation.file.display()).row(conversation.row))
     }
 
     /// The samples of a row: one, or of a pair the chosen answer and the rejected one. Of what a row judges only the
@@ -139,7 +167,7 @@ impl Encoder {
             (image, ..) => return Err(at(reads_other(image.is_some()))),
         };
         let class = Some(Class { label, types, image });
-        Ok(Sample { target: vec![false; ids.len()], ids, row: row.row, rejected: false, class })
+        Ok(Sample { target: vec![false; ids.len()], ids, row: row.row, class, ..Sample::default() })
     }
 
     /// Writes what the model reads by, so that transformers finds it beside a tuned one.
@@ -160,19 +188,47 @@ impl Encoder {
             ids: ids.to_vec(),
             target: vec![true; ids.len()],
             row: row.row,
-            rejected: false,
-            class: None,
+            ..Sample::default()
         };
         // A rest of one token predicts nothing.
         Ok(ids.chunks(options.cutoff_len).map(sample).filter(|sample| sample.targets() > 0).collect())
     }
 
     /// Token ids of a conversation that waits for the assistant's answer, or for the rest of it where the last message
-    /// is the assistant's.
+    /// is the assistant's; or all of it as a source.
     pub fn encode_prompt(&self, chat: Chat<'_>) -> Result<Vec<u32>, Problem> {
+        if let Some(Seq2Seq { end, .. }) = self.seq2seq {
+            let mut ids = self.tokenizer.encode(&plain(chat.messages))?.ids;
+            ids.push(end);
+            return Ok(ids);
+        }
         let answering = chat.messages.last().is_some_and(|message| message.role() == "assistant");
         let end = if answering { End::Open } else { End::GenerationPrompt };
         Ok(self.tokenizer.encode(&self.template.render(chat, end)?)?.ids)
+    }
+
+    /// The last turn as the target of all before it, which are read as they are: such models know no chat template.
+    fn encode_pair(
+        &self,
+        Seq2Seq { start, end }: Seq2Seq,
+        conversation: &Conversation,
+        options: &EncodeOptions,
+    ) -> Result<Sample, Problem> {
+        let chat = Chat::from(conversation);
+        let (before, answer) = chat.messages.split_at(chat.messages.len() - 1);
+        let encode = |messages: &[Message]| Ok::<_, Problem>(self.tokenizer.encode(&plain(messages))?.ids);
+        let (mut source, mut target) = (encode(before)?, encode(answer)?);
+        let whole = source.len() + target.len() + MARKS;
+        let [of_source, of_target] = shares([source.len(), target.len()], options.cutoff_len.saturating_sub(MARKS));
+        source.truncate(of_source);
+        target.truncate(of_target);
+        if target.is_empty() {
+            return Err(answer_cut(whole, options.cutoff_len));
+        }
+        source.push(end);
+        let ids: Vec<u32> = iter::once(start).chain(target).chain([end]).collect();
+        let target = (0..ids.len()).map(|at| at > 0).collect();
+        Ok(Sample { ids, target, source, row: conversation.row, ..Sample::default() })
     }
 
     fn encode_turns(&self, conversation: &Conversation, options: &EncodeOptions) -> Result<Sample, Problem> {
@@ -188,17 +244,9 @@ impl Encoder {
         let whole = encoding.ids.len();
         let mut ids = encoding.ids;
         ids.truncate(options.cutoff_len);
-        let sample = Sample { ids, target, row: conversation.row, rejected: false, class: None };
+        let sample = Sample { ids, target, row: conversation.row, ..Sample::default() };
         if sample.targets() == 0 {
-            return Err(Problem::warning(
-                ProblemCode::AnswerCut,
-                "cutoff_len cuts the whole answer of this row away; the row is left out",
-                "cutoff_len 把该行的回答全部截掉了，该行将被忽略",
-            )
-            .key("cutoff_len")
-            .found(format!("{whole} tokens"))
-            .expected(format!("an answer within the first {} tokens", options.cutoff_len))
-            .fix("raise cutoff_len, or shorten the row", "请增大 cutoff_len，或缩短该行"));
+            return Err(answer_cut(whole, options.cutoff_len));
         }
         Ok(sample)
     }
@@ -260,6 +308,32 @@ impl Encoder {
         // White space after the mark belongs to the next turn: the model never has to say it.
         Ok(before.len()..after.trim_end().len())
     }
+}
+
+fn answer_cut(whole: usize, cutoff_len: usize) -> Problem {
+    Problem::warning(
+        ProblemCode::AnswerCut,
+        "cutoff_len cuts the whole answer of this row away; the row is left out",
+        "cutoff_len 把该行的回答全部截掉了，该行将被忽略",
+    )
+    .key("cutoff_len")
+    .found(format!("{whole} tokens"))
+    .expected(format!("an answer within the first {cutoff_len} tokens"))
+    .fix("raise cutoff_len, or shorten the row", "请增大 cutoff_len，或缩短该行")
+}
+
+/// Of a source and its target: the token that begins the latter, and those that end both.
+const MARKS: usize = 3;
+
+/// How many tokens of a source and of its target are left in `room`: half for each, unless one of them leaves more to the other.
+pub fn shares([source, target]: [usize; 2], room: usize) -> [usize; 2] {
+    let target = target.min((room / 2).max(room.saturating_sub(source)));
+    [source.min(room - target), target]
+}
+
+/// Messages without a template, one below the other.
+fn plain(messages: &[Message]) -> String {
+    messages.iter().map(Message::text).collect::<Vec<_>>().join("\n")
 }
 
 fn reads_other(image: bool) -> Problem {

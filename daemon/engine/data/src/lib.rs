@@ -19,7 +19,7 @@ pub mod tokenizer;
 
 pub use chat_template::{Chat, ChatTemplate, End};
 pub use check::check;
-pub use encode::{Class, EncodeOptions, Encoder, Images, Sample};
+pub use encode::{Class, EncodeOptions, Encoder, Images, Sample, Seq2Seq, shares};
 pub use formats::{Conversation, Judgement, Loaded, read_conversations};
 pub use images::{ImageProcessor, Pixels};
 pub use labels::Labels;

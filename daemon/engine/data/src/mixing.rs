@@ -148,7 +148,7 @@ mod tests {
     use crate::Sample;
 
     fn sampler(rows: usize) -> Sampler {
-        let sample = |row| Sample { ids: vec![1, 2], target: vec![true; 2], row, rejected: false, class: None };
+        let sample = |row| Sample { ids: vec![1, 2], target: vec![true; 2], row, ..Sample::default() };
         Sampler::new(&(0..rows as u64).map(sample).collect::<Vec<_>>(), 1, None, 3)
     }
 

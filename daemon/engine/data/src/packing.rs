@@ -23,6 +23,9 @@ pub struct Batch {
     pub types: Vec<u32>,
     /// Of the samples that are images.
     pub images: Vec<Arc<Pixels>>,
+    /// What an encoder reads of each sample, one after the other, and where each begins, as in `starts`; empty where there is none.
+    pub source_ids: Vec<u32>,
+    pub source_starts: Vec<usize>,
     /// 1-based data rows.
     pub rows: Vec<u64>,
 }
@@ -30,7 +33,7 @@ pub struct Batch {
 impl Batch {
     /// No target crosses from one sample into the next.
     pub fn new<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Self {
-        let mut batch = Self { starts: vec![0], ..Self::default() };
+        let mut batch = Self { starts: vec![0], source_starts: vec![0], ..Self::default() };
         for sample in samples {
             let start = batch.ids.len();
             if let Some(Class { label, types, image }) = &sample.class {
@@ -48,6 +51,8 @@ impl Batch {
             }
             batch.ids.extend(&sample.ids);
             batch.starts.push(batch.ids.len());
+            batch.source_ids.extend(&sample.source);
+            batch.source_starts.push(batch.source_ids.len());
             batch.rows.push(sample.row);
         }
         batch
@@ -93,7 +98,7 @@ impl Sampler {
         pack_len: Option<usize>,
         seed: u64,
     ) -> Self {
-        let tokens = |row: &[Sample]| row.iter().map(|sample| sample.ids.len()).sum();
+        let tokens = |row: &[Sample]| row.iter().map(Sample::tokens).sum();
         let lengths = samples.chunks(row_samples).map(tokens).collect();
         let state = SamplerState::default();
         let mut sampler = Self { lengths, row_samples, batch_size, pack_len, seed, state, plan: Vec::new() };
@@ -190,8 +195,7 @@ mod tests {
             ids: (0..len as u32).collect(),
             target: (0..len).map(|at| at >= len / 2).collect(),
             row: row as u64 + 1,
-            rejected: false,
-            class: None,
+            ..Sample::default()
         };
         lengths.iter().enumerate().map(sample).collect()
     }
@@ -204,7 +208,7 @@ mod tests {
         assert_eq!(batch.target_rows, [1, 2, 4, 5]);
         assert_eq!(batch.target_ids, [2, 3, 1, 2]);
         // A first token that is marked has nothing before it.
-        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1, rejected: false, class: None };
+        let first = Sample { ids: vec![9, 8], target: vec![true, false], row: 1, ..Sample::default() };
         assert!(Batch::new([&first, &first]).target_rows.is_empty());
     }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use justtrain_worker_api::{DataFile, PreviewRow, PreviewToken, Problem};
 
-use crate::{EncodeOptions, Encoder, End, Judgement, Message, read_conversations};
+use crate::{EncodeOptions, Encoder, Judgement, Message, read_conversations};
 
 /// `rows` usable rows from the `offset`-th on.
 pub fn preview(
@@ -30,16 +30,14 @@ pub fn preview(
         let pieces =
             if text.is_some() { vec![Cow::Borrowed(conversation); samples.len()] } else { conversation.answers() };
         for (sample, answer) in samples.iter().zip(pieces) {
-            let tokens = sample.ids.iter().zip(&sample.target).map(|(&id, &target)| PreviewToken {
-                id,
-                text: encoder.tokenizer.token_text(id),
-                target,
-            });
+            let source = sample.source.iter().map(|&id| (id, false));
+            let tokens = source.chain(sample.ids.iter().copied().zip(sample.target.iter().copied()));
+            let tokens = tokens.map(|(id, target)| PreviewToken { id, text: encoder.tokenizer.token_text(id), target });
             previews.push(PreviewRow {
                 row: conversation.row,
                 rendered: match &text {
                     Some(text) => text.clone(),
-                    None => encoder.template.render(answer.as_ref().into(), End::Complete)?,
+                    None => encoder.rendered(answer.as_ref().into())?,
                 },
                 tokens: tokens.collect(),
                 chosen: matches!(conversation.judgement, Judgement::Over(_) | Judgement::Good(_))

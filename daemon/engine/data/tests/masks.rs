@@ -16,7 +16,7 @@ fn encoder(source: &str) -> Encoder {
     // Its first and last tokens are those of the goldens.
     let tokenizer = Tokenizer::open_gguf(&Gguf::open(&path).unwrap()).unwrap();
     let template = ChatTemplate::new(source, &tokenizer).unwrap();
-    Encoder { tokenizer, template, images: None }
+    Encoder { tokenizer, template, images: None, seq2seq: None }
 }
 
 /// A template's name and text, with conversations that it takes and the bytes that its marks say are the assistant's.

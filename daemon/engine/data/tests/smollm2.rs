@@ -22,7 +22,7 @@ fn open(model: &Path) -> Encoder {
     let tokenizer = Tokenizer::open(&checkpoint).unwrap();
     let (template, warning) = ChatTemplate::open(&checkpoint, &tokenizer).unwrap();
     assert_eq!(warning, None);
-    Encoder { tokenizer, template, images: None }
+    Encoder { tokenizer, template, images: None, seq2seq: None }
 }
 
 /// A JSON file of this crate.
@@ -154,7 +154,7 @@ fn a_template_that_rewrites_history_can_still_train_the_last_answer() {
                   {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     let Encoder { tokenizer, .. } = encoder();
     let template = ChatTemplate::new(source, &tokenizer).unwrap();
-    let encoder = Encoder { tokenizer, template, images: None };
+    let encoder = Encoder { tokenizer, template, images: None, seq2seq: None };
     let turns = conversation(vec![
         Message::new("user", "a"),
         Message::new("assistant", "b"),

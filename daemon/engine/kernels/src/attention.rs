@@ -19,9 +19,10 @@ use crate::buffer::{SharedMut, contiguous, elements, shape2, tensor, uninit};
 use crate::device::on_cpu;
 use crate::kept::{Kept, stand_in};
 use crate::matmul::{Threads, View, Write, matmul_into};
+use crate::position_bias::ByDistance;
 use crate::simd;
 use crate::soft_cap::soft_capped;
-use crate::{Dropout, Products};
+use crate::{Buckets, Dropout, PositionBias, Products};
 
 /// The heads of an attention layer. `query` is a multiple of `key_value` (grouped-query attention, arXiv 2305.13245).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,18 +110,41 @@ pub fn attention(
     segments: Arc<Segments>,
     scores: Scores,
 ) -> Tensor<2> {
+    biased_attention(q, k, v, None, heads, segments, scores)
+}
+
+/// The same with `bias` added to the scores, where the last query stands at the last key.
+pub fn biased_attention(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    bias: Option<PositionBias>,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scores: Scores,
+) -> Tensor<2> {
     assert_ne!(scores.window, Some(0), "a query sees at least itself");
     assert!(scores.causal || scores.window.is_none(), "a window looks back");
     assert_eq!(heads.query % heads.key_value, 0);
     assert_eq!(q.dims()[1], heads.query * heads.dim);
     assert_eq!(k.dims()[1], heads.key_value * heads.dim);
     assert_eq!(k.dims(), v.dims());
-    segments.check(q.dims()[0], k.dims()[0], scores.causal);
+    segments.check(q.dims()[0], k.dims()[0], scores.causal || bias.is_some());
+    if let Some(PositionBias { table, buckets }) = &bias {
+        assert_eq!(table.dims(), [buckets.count, heads.query]);
+        assert!(scores.soft_cap.is_none(), "scores with a bias have no cap");
+    }
     if !on_cpu(&q) {
-        return reference(q, k, v, heads, segments, scores);
+        return reference(q, k, v, bias, heads, segments, scores);
     }
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scores))
+    Tensor::from_dispatch(match bias {
+        None => <Dispatch as AttentionOp>::attention(q, k, v, heads, segments, scores),
+        Some(PositionBias { table, buckets }) => {
+            let table = table.into_dispatch();
+            <Dispatch as AttentionOp>::biased_attention(q, k, v, table, buckets, heads, segments, scores)
+        }
+    })
 }
 
 /// The same by burn's own ops. Scores exist for [`QUERY_ROWS`] queries at a time and the keys that these may see.
@@ -128,6 +152,7 @@ pub fn reference(
     q: Tensor<2>,
     k: Tensor<2>,
     v: Tensor<2>,
+    bias: Option<PositionBias>,
     heads: Heads,
     segments: Arc<Segments>,
     Scores { scale, soft_cap, causal, window, dropout, .. }: Scores,
@@ -151,6 +176,12 @@ pub fn reference(
             let [k, v] = [&k, &v].map(|x| split(x, keys.start..keys.start + seen));
             let scores = soft_capped(q.matmul(k.swap_dims(1, 2)) * scale, soft_cap);
             let scores = scores.reshape([heads.key_value, group, rows, seen]);
+            let scores = match &bias {
+                None => scores,
+                Some(bias) => {
+                    scores + bias.dense(first + hidden, rows, seen).reshape([heads.key_value, group, rows, seen])
+                }
+            };
             let diagonal = (first + hidden) as i64;
             let future = Tensor::<2, Bool>::tril_mask([rows, seen], diagonal, &device);
             let unseen = match window {
@@ -198,6 +229,18 @@ pub trait AttentionOp: Backend {
         segments: Arc<Segments>,
         scores: Scores,
     ) -> FloatTensor<Self>;
+
+    #[allow(clippy::too_many_arguments)]
+    fn biased_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        buckets: Buckets,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scores: Scores,
+    ) -> FloatTensor<Self>;
 }
 
 impl AttentionOp for Flex {
@@ -209,12 +252,20 @@ impl AttentionOp for Flex {
         segments: Arc<Segments>,
         scores: Scores,
     ) -> FlexTensor {
-        // Before the backward a block goes this way once more, and must give the same. A cache goes it only once.
-        let cached = q.layout().shape()[0] != k.layout().shape()[0];
-        let products = if cached { Products::F32 } else { scores.products };
-        let [q, k, v] = [q, k, v].map(|x| Kept::new(x, products).1);
-        let (output, _) = forward(&Inputs { q, k, v, heads, segments, scores });
-        Kept::new(output, products).1
+        untracked([q, k, v], None, heads, segments, scores)
+    }
+
+    fn biased_attention(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        table: FlexTensor,
+        buckets: Buckets,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scores: Scores,
+    ) -> FlexTensor {
+        untracked([q, k, v], Some((table, buckets)), heads, segments, scores)
     }
 }
 
@@ -227,25 +278,64 @@ impl<C: CheckpointStrategy> AttentionOp for Autodiff<Flex, C> {
         segments: Arc<Segments>,
         scores: Scores,
     ) -> FloatTensor<Self> {
-        let products = scores.products;
-        let [((kept_q, q), of_q), ((kept_k, k), of_k), ((kept_v, v), of_v)] = [q, k, v].map(|x| {
-            let (x, node) = x.into_parts();
-            (Kept::new(x, products), stand_in::<C>(node))
-        });
-        let inputs = Inputs { q, k, v, heads, segments, scores };
-        let (output, log_sums) = forward(&inputs);
-        let (kept_output, output) = Kept::new(output, products);
-        // Whoever follows gets what is kept, too.
-        let nodes = [of_q.node(), of_k.node(), of_v.node()];
-        let prep = Attention.prepare::<C>(nodes).memory_bound().retro_forward(kept_output.clone());
-        match prep.parents([&of_q, &of_k, &of_v]).stateful() {
-            OpsKind::Tracked(prep) => {
-                let Inputs { segments, .. } = inputs;
-                let kept = [kept_q, kept_k, kept_v];
-                prep.finish(Saved { kept, heads, segments, scores, output: kept_output, log_sums }, output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(output),
+        tracked::<_, C>([q, k, v], None, heads, segments, scores)
+    }
+
+    fn biased_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        table: FloatTensor<Self>,
+        buckets: Buckets,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scores: Scores,
+    ) -> FloatTensor<Self> {
+        tracked::<_, C>([q, k, v, table], Some(buckets), heads, segments, scores)
+    }
+}
+
+fn untracked(
+    qkv: [FlexTensor; 3],
+    bias: Option<(FlexTensor, Buckets)>,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scores: Scores,
+) -> FlexTensor {
+    // Before the backward a block goes this way once more, and must give the same.
+    let [q, k, v] = qkv.map(|x| Kept::new(x, scores.products).1);
+    let (output, _) = forward(&Inputs::new([q, k, v], bias, heads, segments, scores));
+    Kept::new(output, scores.products).1
+}
+
+/// `inputs` are q, k and v, and with `buckets` the table of a bias.
+fn tracked<const N: usize, C: CheckpointStrategy>(
+    inputs: [FloatTensor<Autodiff<Flex, C>>; N],
+    buckets: Option<Buckets>,
+    heads: Heads,
+    segments: Arc<Segments>,
+    scores: Scores,
+) -> FloatTensor<Autodiff<Flex, C>> {
+    let (mut kept, mut numbers, mut stand_ins) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, input) in inputs.into_iter().enumerate() {
+        let (x, node) = input.into_parts();
+        let (x, as_kept) = Kept::new(x, if index < 3 { scores.products } else { Products::F32 });
+        kept.push(x);
+        numbers.push(as_kept);
+        stand_ins.push(stand_in::<C>(node));
+    }
+    let bias = buckets.and_then(|buckets| Some((numbers.drain(3..).next()?, buckets)));
+    let [q, k, v] = numbers.try_into().expect("three inputs beside the table");
+    let (output, log_sums) = forward(&Inputs::new([q, k, v], bias, heads, segments.clone(), scores));
+    let (kept_output, output) = Kept::new(output, scores.products);
+    // Whoever follows gets what is kept, too.
+    let nodes: [_; N] = std::array::from_fn(|index| stand_ins[index].node());
+    let prep = Attention.prepare::<C>(nodes).memory_bound().retro_forward(kept_output.clone());
+    match prep.parents(&stand_ins).stateful() {
+        OpsKind::Tracked(prep) => {
+            prep.finish(Saved { kept, buckets, heads, segments, scores, output: kept_output, log_sums }, output)
         }
+        OpsKind::UnTracked(prep) => prep.finish(output),
     }
 }
 
@@ -257,6 +347,7 @@ struct Inputs {
     q: FlexTensor,
     k: FlexTensor,
     v: FlexTensor,
+    bias: Option<ByDistance>,
     heads: Heads,
     segments: Arc<Segments>,
     scores: Scores,
@@ -264,8 +355,9 @@ struct Inputs {
 
 #[derive(Debug, Clone)]
 struct Saved {
-    /// q, k and v.
-    kept: [Kept; 3],
+    /// q, k and v, and with `buckets` the table of a bias.
+    kept: Vec<Kept>,
+    buckets: Option<Buckets>,
     heads: Heads,
     segments: Arc<Segments>,
     scores: Scores,
@@ -274,10 +366,10 @@ struct Saved {
     log_sums: Vec<f32>,
 }
 
-impl Backward<Flex, 3> for Attention {
+impl<const N: usize> Backward<Flex, N> for Attention {
     type State = Saved;
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
         for (node, grad) in ops.parents.into_iter().zip(backward(&ops.state, &grad)) {
             if let Some(node) = node {
@@ -306,6 +398,18 @@ struct Tile {
 }
 
 impl Inputs {
+    fn new(
+        [q, k, v]: [FlexTensor; 3],
+        bias: Option<(FlexTensor, Buckets)>,
+        heads: Heads,
+        segments: Arc<Segments>,
+        scores: Scores,
+    ) -> Self {
+        let longest = segments.0.iter().map(|segment| segment.keys.len()).max().unwrap_or(1).max(1);
+        let bias = bias.map(|(table, buckets)| ByDistance::new(table, buckets, longest));
+        Self { q, k, v, bias, heads, segments, scores }
+    }
+
     fn tasks(&self) -> impl ParallelIterator<Item = Task<'_>> {
         let (heads, Scores { causal, window, .. }) = (self.heads.key_value, self.scores);
         self.segments.0.par_iter().flat_map(move |segment| {
@@ -343,10 +447,22 @@ impl Inputs {
         if let Some(cap) = self.scores.soft_cap {
             simd::soft_cap(&mut scores[..tile.queries.len() * tile.keys.len()], cap);
         }
+        if let Some(bias) = &self.bias {
+            let bias_of_head = bias.of_head(head);
+            for (row, scores) in scores.chunks_mut(tile.keys.len()).take(tile.queries.len()).enumerate() {
+                simd::add(scores, &bias_of_head[task.start_in(bias, tile, row)..][..tile.keys.len()]);
+            }
+        }
     }
 }
 
 impl Task<'_> {
+    /// Where a tile's row begins among the numbers of all distances.
+    fn start_in(&self, bias: &ByDistance, tile: &Tile, row: usize) -> usize {
+        let before = self.segment.keys.len() - self.segment.queries.len();
+        bias.start(before + tile.queries.start + row, tile.keys.start)
+    }
+
     /// The keys that the query at `index` of the segment sees.
     fn visible(&self, index: usize) -> Range<usize> {
         if !self.causal {
@@ -446,21 +562,25 @@ fn forward(inputs: &Inputs) -> (FlexTensor, Vec<f32>) {
 
 /// The gradients of q, k and v. With `P` the softmax and `D` each row's `Σ dO·O`:
 /// `dV = Pᵀ·dO`, `dS = P ⊙ (dO·Vᵀ − D)`, `dQ = scale·dS·K`, `dK = scale·dSᵀ·Q`; a cap multiplies `dS` by its slope, and
-/// dropout the `P` of `dV` and `dO·Vᵀ` by its factors.
-fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
-    let Saved { kept, heads, segments, scores, output, log_sums } = saved;
-    let ([q, k, v], output, heads) = (kept.each_ref().map(Kept::tensor), output.tensor(), *heads);
-    let inputs = Inputs { q, k, v, heads, segments: segments.clone(), scores: *scores };
+/// dropout the `P` of `dV` and `dO·Vᵀ` by its factors. A bias has the sum of `dS` over its distances, and comes last.
+fn backward(saved: &Saved, grad: &FlexTensor) -> Vec<FlexTensor> {
+    let Saved { kept, buckets, heads, segments, scores, output, log_sums } = saved;
+    let (output, heads) = (output.tensor(), *heads);
+    let bias = buckets.map(|buckets| (kept[3].tensor(), buckets));
+    let inputs = Inputs::new([0, 1, 2].map(|index| kept[index].tensor()), bias, heads, segments.clone(), *scores);
     let ([query_rows, width], [key_rows, key_width]) = (shape2(&inputs.q), shape2(&inputs.k));
     let mut q_grad = vec![0.0; query_rows * width];
     let mut k_grad = vec![0.0; key_rows * key_width];
     let mut v_grad = vec![0.0; key_rows * key_width];
     let [q_ptr, k_ptr, v_ptr] = [&mut q_grad, &mut k_grad, &mut v_grad].map(|grad| SharedMut::new(grad));
-    inputs.tasks().for_each(|task| {
+    // What each task makes of the distances of its heads.
+    let of_distances = inputs.tasks().map(|task| {
+        let mut of_distances = Vec::new();
         let mut weights = uninit(QUERY_TILE * KEY_TILE);
         let mut score_grads = uninit(QUERY_TILE * KEY_TILE);
         let mut slopes = if inputs.scores.soft_cap.is_some() { uninit(QUERY_TILE * KEY_TILE) } else { Vec::new() };
         for head in task.key_value_head * heads.group()..(task.key_value_head + 1) * heads.group() {
+            let mut of_head = inputs.bias.as_ref().map_or(Vec::new(), ByDistance::zeros);
             for (queries, key_tiles) in task.tiles() {
                 let rows = shift(&queries, task.segment.queries.start);
                 let mut row_dots = [0.0f32; QUERY_TILE];
@@ -517,6 +637,11 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                         let score_grads = &mut score_grads[..queries.len() * cols];
                         score_grads.iter_mut().zip(&slopes).for_each(|(grad, slope)| *grad *= slope);
                     }
+                    if let Some(bias) = &inputs.bias {
+                        for (row, score_grads) in score_grads.chunks(cols).take(queries.len()).enumerate() {
+                            simd::add(&mut of_head[task.start_in(bias, &tile, row)..][..cols], score_grads);
+                        }
+                    }
                     let score_grads = View::new(&score_grads, shape);
                     let q_offset = rows.start * width + head * heads.dim;
                     // SAFETY: as above.
@@ -545,9 +670,21 @@ fn backward(saved: &Saved, grad: &FlexTensor) -> [FlexTensor; 3] {
                     }
                 }
             }
+            of_distances.push((head, of_head));
         }
+        of_distances
     });
-    [tensor(q_grad, [query_rows, width]), tensor(k_grad, [key_rows, key_width]), tensor(v_grad, [key_rows, key_width])]
+    let of_distances: Vec<Vec<(usize, Vec<f32>)>> = of_distances.collect();
+    let keys = [key_rows, key_width];
+    let mut gradients = vec![tensor(q_grad, [query_rows, width]), tensor(k_grad, keys), tensor(v_grad, keys)];
+    if let Some(bias) = &inputs.bias {
+        let shape = shape2(&kept[3].tensor());
+        let mut table = vec![0.0; shape[0] * shape[1]];
+        // One after the other, so that the sum is the same every time.
+        of_distances.iter().flatten().for_each(|(head, of_head)| bias.gather(*head, of_head, &mut table));
+        gradients.push(tensor(table, shape));
+    }
+    gradients
 }
 
 simd::simd_fn! {
@@ -565,7 +702,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, random, track, values};
 
-    type Op = fn(Tensor<2>, Tensor<2>, Tensor<2>, Heads, Arc<Segments>, Scores) -> Tensor<2>;
+    type Op = fn(Tensor<2>, Tensor<2>, Tensor<2>, Option<PositionBias>, Heads, Arc<Segments>, Scores) -> Tensor<2>;
 
     #[test]
     fn forward_and_gradients_equal_the_reference() {
@@ -602,8 +739,19 @@ mod tests {
                 ..plain
             },
         ];
+        let near = Buckets { count: 8, furthest: 20, both_sides: false };
+        let to_both = Buckets { count: 32, furthest: 128, both_sides: true };
+        let dropped = Some(Dropout { probability: 0.2, seed: 8 });
+        let biased = [
+            (plain, near),
+            (Scores { window: Some(140), products: Products::Bf16, ..plain }, near),
+            (Scores { causal: false, dropout: dropped, ..plain }, to_both),
+        ];
+        let kinds = kinds.into_iter().map(|kind| (kind, None));
+        let kinds: Vec<_> = kinds.chain(biased.map(|(kind, buckets)| (kind, Some(buckets)))).collect();
         crate::simd::testing::at_every_level(|level| {
-            for ((starts, heads), scores) in cases.iter().flat_map(|case| kinds.iter().map(move |kind| (case, *kind))) {
+            let all = cases.iter().flat_map(|case| kinds.iter().map(move |kind| (case, *kind)));
+            for ((starts, heads), (scores, buckets)) in all {
                 let rows = *starts.last().unwrap();
                 let segments = Arc::new(Segments::packed(starts));
                 let q = random([rows, heads.query * heads.dim], 1);
@@ -612,14 +760,19 @@ mod tests {
                 let upstream = random([rows, heads.query * heads.dim], 4);
                 let run = |op: Op| {
                     let [q, k, v] = [&q, &k, &v].map(track);
-                    let output = op(q.clone(), k.clone(), v.clone(), *heads, segments.clone(), scores);
+                    let bias = buckets.map(|buckets| PositionBias {
+                        table: track(&random([buckets.count, heads.query], 5)),
+                        buckets,
+                    });
+                    let output = op(q.clone(), k.clone(), v.clone(), bias.clone(), *heads, segments.clone(), scores);
                     let grads = (output.clone() * upstream.clone()).sum().backward();
+                    let leaves = [q, k, v].into_iter().chain(bias.map(|bias| bias.table));
                     let mut results = vec![output.inner()];
-                    results.extend([q, k, v].map(|leaf| leaf.grad(&grads).unwrap()));
+                    results.extend(leaves.map(|leaf| leaf.grad(&grads).unwrap()));
                     results
                 };
-                for (index, (ours, theirs)) in run(attention).into_iter().zip(run(reference)).enumerate() {
-                    let what = format!("{level:?} {starts:?} {heads:?} {scores:?} result {index}");
+                for (index, (ours, theirs)) in run(biased_attention).into_iter().zip(run(reference)).enumerate() {
+                    let what = format!("{level:?} {starts:?} {heads:?} {scores:?} {buckets:?} result {index}");
                     // bfloat16 has 8 bits; the errors of a score's terms add up.
                     let tolerance = match scores.products {
                         Products::F32 => 3e-5,
@@ -636,14 +789,18 @@ mod tests {
     fn queries_with_a_cache_see_what_they_saw_without() {
         let heads = Heads { query: 4, key_value: 2, dim: 6 };
         let (q, k, v) = (random([150, 24], 1), random([150, 12], 2), random([150, 12], 3));
-        for window in [None, Some(7), Some(149)] {
+        let buckets = Buckets { count: 8, furthest: 100, both_sides: false };
+        let bias = PositionBias { table: random([8, 4], 4), buckets };
+        for (window, bias) in [(None, None), (Some(7), None), (Some(149), None), (None, Some(bias))] {
             let scores = Scores { window, ..Scores::scaled(0.3) };
             let packed = Arc::new(Segments::packed(&[0, 150]));
-            let whole = attention(q.clone(), k.clone(), v.clone(), heads, packed, scores);
+            let whole = biased_attention(q.clone(), k.clone(), v.clone(), bias.clone(), heads, packed, scores);
             let last = Arc::new(Segments::cached([(0..3, 0..150)]));
-            let (q, k, v) = (q.clone().narrow(0, 147, 3), k.clone(), v.clone());
-            let cached = attention(q.clone(), k.clone(), v.clone(), heads, last.clone(), scores);
-            for cached in [cached, reference(q, k, v, heads, last, scores)] {
+            let run = |op: Op| {
+                let q = q.clone().narrow(0, 147, 3);
+                op(q, k.clone(), v.clone(), bias.clone(), heads, last.clone(), scores)
+            };
+            for cached in [run(biased_attention), run(reference)] {
                 assert_close(cached, whole.clone().narrow(0, 147, 3), 1e-5, "cached");
             }
         }

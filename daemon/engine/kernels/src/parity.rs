@@ -7,9 +7,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 
 use crate::{
-    Activation, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, Products, RotaryTable, Scores, Segments,
-    Softened, Targets, Weight, attention, divergence, dropout, embedding, gated, linear, linear_cross_entropy,
-    linear_loss, residual, rms_norm, rotary, score_targets, write_rows,
+    Activation, Buckets, Dropout, Factors, Format, Heads, Loss, OutputLayer, Packed, PositionBias, Products,
+    RotaryTable, Scores, Segments, Softened, Targets, Weight, biased_attention, divergence, dropout, embedding, gated,
+    linear, linear_cross_entropy, linear_loss, residual, rms_norm, rotary, score_targets, write_rows,
 };
 
 /// How far one op's results are apart.
@@ -72,9 +72,10 @@ fn cases() -> Vec<Case> {
     let frequencies: Vec<f32> = (0..HEADS.dim / 2).map(|i| 10_000f32.powf(-(i as f32) / 8.0)).collect();
     let table = Arc::new(RotaryTable::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &frequencies));
     let packed = Arc::new(Segments::packed(&[0, 1, 23, TOKENS]));
-    let (windowed, whole) = (packed.clone(), packed.clone());
+    let (windowed, whole, both_ways) = (packed.clone(), packed.clone(), packed.clone());
     let plain = Scores::scaled(0.25);
     let dropped = Scores { dropout: Some(Dropout { probability: 0.2, seed: 4 }), ..plain };
+    let to_both = Scores { causal: false, ..plain };
     let local = Scores { window: Some(9), soft_cap: Some(2.0), ..plain };
     let cached = Arc::new(Segments::cached([(0..3, 0..40), (3..4, 41..TOKENS)]));
     let targets = Arc::new(Targets {
@@ -114,6 +115,11 @@ fn cases() -> Vec<Case> {
         case("attention, dropout", &[q, k, k], Box::new(move |t| attend(t, &whole, dropped))),
         case("dropout", &[x], Box::new(|t| dropout(t[0].clone(), Dropout { probability: 0.2, seed: 3 }))),
         case("attention, window and soft cap", &[q, k, k], Box::new(move |t| attend(t, &windowed, local))),
+        case(
+            "attention, position bias",
+            &[q, k, k, [16, HEADS.query]],
+            Box::new(move |t| attend(t, &both_ways, to_both)),
+        ),
         case("attention, cached", &[[4, q[1]], k, k], Box::new(move |t| attend(t, &cached, plain))),
         case("embedding", &[vocabulary], Box::new(|t| embedding(&t[0].clone().into(), &TOKEN_IDS, &t[0].device()))),
         case(
@@ -163,7 +169,9 @@ fn factors(a: &Tensor<2>, b: &Tensor<2>) -> Factors {
 
 fn attend(inputs: &[Tensor<2>], segments: &Arc<Segments>, scores: Scores) -> Tensor<2> {
     let [q, k, v] = [0, 1, 2].map(|index| inputs[index].clone());
-    attention(q, k, v, HEADS, segments.clone(), scores)
+    let buckets = Buckets { count: 16, furthest: 30, both_sides: true };
+    let bias = inputs.get(3).map(|table| PositionBias { table: table.clone(), buckets });
+    biased_attention(q, k, v, bias, HEADS, segments.clone(), scores)
 }
 
 /// Blocks of a scale, 1/16, and 32 signed bytes.

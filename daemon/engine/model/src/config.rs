@@ -4,15 +4,15 @@ use justtrain_kernels::{Activation, Heads};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::image;
-use crate::names::{JointNames, WeightNames};
+use crate::names::{BlockNames, JointNames, Seq2SeqNames, WeightNames};
 use crate::rotation::Rotation;
 
 /// A first text and a second one.
 pub(crate) const TOKEN_TYPES: usize = 2;
 
-/// Sizes and constants of a transformer of one stack: blocks of grouped-query attention and a feed-forward network, each with
-/// a norm and beside a residual. A decoder sees what came before, an encoder all of its text. Which parts a block has is
-/// told by the names of its weights.
+/// Sizes and constants of a transformer: blocks of grouped-query attention and a feed-forward network, each with a norm and
+/// beside a residual. A decoder sees what came before, an encoder all of its text. Which parts a block has is told by the
+/// names of its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
     pub hidden_size: usize,
@@ -30,10 +30,14 @@ pub struct DecoderConfig {
     pub max_positions: usize,
     /// What embeddings are multiplied by.
     pub embedding_scale: f32,
+    /// What hidden states are multiplied by before the output layer.
+    pub output_scale: f32,
+    /// The first blocks are an encoder's, where there are two stacks.
+    pub seq2seq: Option<Seq2Seq>,
     pub positions: Positions,
     /// One for each block.
     pub layers: Vec<LayerConfig>,
-    /// A token sees none that comes after it; false makes an encoder.
+    /// A token sees none that comes after it; false makes an encoder. Of two stacks this is the decoder's.
     pub causal: bool,
     pub norm_place: NormPlace,
     pub norm: NormKind,
@@ -75,6 +79,26 @@ impl Patches {
     }
 }
 
+/// Two stacks (Sutskever et al. 2014, arXiv 1409.3215): an encoder reads a source, and a decoder, which attends to that, says the
+/// target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seq2Seq {
+    pub encoder_blocks: usize,
+    /// The token that every target begins with.
+    pub start: u32,
+    /// That which ends a source and a target.
+    pub end: u32,
+}
+
+/// Which rows a block is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// There is no other.
+    Only,
+    Encoder,
+    Decoder,
+}
+
 /// How a token's place in its sequence is told.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Positions {
@@ -82,6 +106,8 @@ pub enum Positions {
     Rotary(Vec<Rotation>),
     /// A row of a table is added to the embedding: row `offset` for the first token.
     Learned { rows: usize, offset: usize },
+    /// Scores have a bias by the distance of key and query, of which there are so many; all from the furthest on are one.
+    Distances { buckets: usize, furthest: usize },
 }
 
 /// What differs from block to block.
@@ -175,36 +201,50 @@ impl DecoderConfig {
         [query * dim, key_value * dim, key_value * dim]
     }
 
+    pub fn stack(&self, layer: usize) -> Stack {
+        match self.seq2seq {
+            None => Stack::Only,
+            Some(Seq2Seq { encoder_blocks, .. }) if layer < encoder_blocks => Stack::Encoder,
+            Some(_) => Stack::Decoder,
+        }
+    }
+
+    /// The names of a decoder of two stacks, where the block is one of its.
+    pub(crate) fn decoder_names(&self, layer: usize) -> Option<&'static Seq2SeqNames> {
+        self.names.seq2seq.as_ref().filter(|_| self.stack(layer) == Stack::Decoder)
+    }
+
+    pub(crate) fn block_names(&self, layer: usize) -> &'static BlockNames {
+        self.decoder_names(layer).map_or(&self.names.block, |names| &names.block)
+    }
+
     /// The full name of a part of a block.
     pub fn module(&self, layer: usize, part: &str) -> String {
-        format!("{}.{layer}.{part}", self.names.blocks)
+        let first = self.seq2seq.map_or(0, |stacks| stacks.encoder_blocks);
+        match self.decoder_names(layer) {
+            None => format!("{}.{layer}.{part}", self.names.blocks),
+            Some(names) => format!("{}.{}.{part}", names.blocks, layer - first),
+        }
     }
 
     /// The linear layers of one block that adapters can be put on, in the order of the network. Beside experts these are
     /// attention's alone: PEFT has no name for a feed-forward network there that is not also that of every expert.
-    pub fn linears(&self) -> Vec<LinearShape> {
-        let mut linears = self.qkv();
-        linears.push(self.attention_output());
+    pub fn linears(&self, layer: usize) -> Vec<LinearShape> {
+        let mut linears = self.qkv(layer);
+        linears.push(self.attention_output(layer));
+        linears.extend(self.cross_linears(layer));
         if self.experts.is_none() {
-            linears.extend(self.up(self.intermediate_size));
-            linears.push(self.down(self.intermediate_size));
+            linears.extend(self.up(layer, self.intermediate_size));
+            linears.push(self.down(layer, self.intermediate_size));
         }
         linears
     }
 
-    /// Names and widths of one block's norms.
-    pub fn block_norm_parts(&self) -> Vec<(&'static str, usize)> {
-        let names = &self.names.block;
-        let outputs = [names.attention_output_norm, names.mlp_output_norm].into_iter().flatten();
-        let of_hidden = [names.attention_norm, names.mlp_norm].into_iter().chain(outputs);
-        let of_heads = names.qk_norms.into_iter().flatten().map(|name| (name, self.heads.dim));
-        of_hidden.map(|name| (name, self.hidden_size)).chain(of_heads).collect()
-    }
-
     /// Norms of the whole hidden state in one block.
-    pub fn block_norms(&self) -> usize {
-        let names = &self.names.block;
-        2 + [names.attention_output_norm, names.mlp_output_norm].iter().flatten().count()
+    pub fn block_norms(&self, layer: usize) -> usize {
+        let names = self.block_names(layer);
+        let outputs = [names.attention_output_norm, names.mlp_output_norm];
+        2 + outputs.iter().flatten().count() + usize::from(self.decoder_names(layer).is_some())
     }
 
     /// Whether queries and keys are normed head by head.
@@ -216,7 +256,16 @@ impl DecoderConfig {
     pub fn position_table(&self) -> Option<[usize; 2]> {
         match self.positions {
             Positions::Learned { rows, .. } => Some([rows, self.hidden_size]),
-            Positions::Rotary(_) => None,
+            Positions::Rotary(_) | Positions::Distances { .. } => None,
+        }
+    }
+
+    /// Module and shape of each table of biases by distance: the encoder's, and the decoder's.
+    pub fn position_biases(&self) -> Vec<(&'static str, [usize; 2])> {
+        let modules = self.names.seq2seq.as_ref().map(|names| names.position_biases).into_iter().flatten();
+        match self.positions {
+            Positions::Distances { buckets, .. } => modules.map(|name| (name, [buckets, self.heads.query])).collect(),
+            Positions::Rotary(_) | Positions::Learned { .. } => Vec::new(),
         }
     }
 
@@ -224,7 +273,7 @@ impl DecoderConfig {
     pub fn answer_limit(&self, prompt: usize) -> usize {
         let turning_points = match &self.positions {
             Positions::Rotary(rotations) => rotations.iter().filter_map(Rotation::turning_point).collect(),
-            Positions::Learned { .. } => Vec::new(),
+            Positions::Learned { .. } | Positions::Distances { .. } => Vec::new(),
         };
         turning_points.into_iter().filter(|&point| prompt <= point).fold(self.max_positions, usize::min)
     }
@@ -271,8 +320,11 @@ impl DecoderConfig {
         };
         let embedding_norm = names.embedding_norm.map(|name| norm(name.to_owned(), self.hidden_size));
         tensors.extend(embedding_norm.into_iter().flatten());
+        let biases = self.position_biases().into_iter();
+        tensors.extend(biases.map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
         for layer in 0..self.layers.len() {
-            let full = |part: &str| format!("{}.{layer}.{part}", names.blocks);
+            let (block, decoder) = (self.block_names(layer), self.decoder_names(layer));
+            let full = |part: &str| self.module(layer, part);
             let linear = |(name, shape): (String, LinearShape)| {
                 let bias = shape.bias.then(|| (format!("{name}.bias"), vec![shape.outputs]));
                 let weight = (format!("{name}.weight"), vec![shape.outputs, shape.inputs]);
@@ -280,17 +332,21 @@ impl DecoderConfig {
             };
             let of_attention = |shape: LinearShape| linear((full(shape.name), shape));
             let of_block = |part: &'static str| norm(full(part), self.hidden_size);
-            tensors.extend(of_block(names.block.attention_norm));
-            tensors.extend(self.qkv().into_iter().flat_map(of_attention));
-            let of_heads = names.block.qk_norms.into_iter().flatten();
+            tensors.extend(of_block(block.attention_norm));
+            tensors.extend(self.qkv(layer).into_iter().flat_map(of_attention));
+            let of_heads = block.qk_norms.into_iter().flatten();
             tensors.extend(of_heads.flat_map(|part| norm(full(part), self.heads.dim)));
-            tensors.extend(of_attention(self.attention_output()));
-            tensors.extend(names.block.attention_output_norm.into_iter().flat_map(of_block));
-            tensors.extend(of_block(names.block.mlp_norm));
+            tensors.extend(of_attention(self.attention_output(layer)));
+            tensors.extend(block.attention_output_norm.into_iter().flat_map(of_block));
+            tensors.extend(decoder.into_iter().flat_map(|decoder| of_block(decoder.cross_norm)));
+            tensors.extend(self.cross_linears(layer).into_iter().flat_map(of_attention));
+            tensors.extend(of_block(block.mlp_norm));
             tensors.extend(self.router(layer).map(|(name, shape)| (format!("{name}.weight"), shape.to_vec())));
             let networks = self.networks(layer).into_iter();
             tensors.extend(networks.flat_map(|network| network.up.into_iter().chain([network.down])).flat_map(linear));
-            tensors.extend(names.block.mlp_output_norm.into_iter().flat_map(of_block));
+            tensors.extend(block.mlp_output_norm.into_iter().flat_map(of_block));
+            let encoder_norm = self.encoder_norm(layer).map(|name| norm(name.to_owned(), self.hidden_size));
+            tensors.extend(encoder_norm.into_iter().flatten());
         }
         let last_norm = names.norm.map(|name| norm(name.to_owned(), self.hidden_size));
         tensors.extend(last_norm.into_iter().flatten());
@@ -302,9 +358,10 @@ impl DecoderConfig {
         tensors
     }
 
-    /// `InvalidValue` where one of the blocks is not there.
+    /// `InvalidValue` where one of the blocks is not there. Blocks of two stacks are counted in each.
     pub fn check_layers(&self, layers: &[usize]) -> Result<(), Problem> {
-        let count = self.layers.len();
+        let of_encoder = self.seq2seq.map_or(0, |stacks| stacks.encoder_blocks);
+        let count = of_encoder.max(self.layers.len() - of_encoder);
         let Some(beyond) = layers.iter().find(|&&layer| layer >= count) else { return Ok(()) };
         Err(Problem::error(ProblemCode::InvalidValue, "this model has no such block", "该模型没有这一块")
             .key("layers_to_transform")
@@ -313,19 +370,53 @@ impl DecoderConfig {
             .fix("write numbers from this range", "请写这个范围内的编号"))
     }
 
-    /// The number of the block that a tensor is in, and its name there: 3 and `mlp.up_proj.weight`.
+    /// The number of the block that a tensor is in, and its name there: 3 and `mlp.up_proj.weight`. The norm of an encoder that
+    /// is the first of two stacks is in its last block.
     pub fn place_in_block<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
-        let (layer, rest) = name.strip_prefix(self.names.blocks)?.strip_prefix('.')?.split_once('.')?;
-        Some((layer.parse().ok()?, rest))
+        let within = |blocks: &str| {
+            let (layer, rest) = name.strip_prefix(blocks)?.strip_prefix('.')?.split_once('.')?;
+            Some((layer.parse::<usize>().ok()?, rest))
+        };
+        let of_decoder = || {
+            let (names, stacks) = (self.names.seq2seq.as_ref()?, self.seq2seq?);
+            if name.starts_with(names.encoder_norm) {
+                return Some((stacks.encoder_blocks - 1, name.split_once('.')?.1));
+            }
+            within(names.blocks).map(|(layer, rest)| (stacks.encoder_blocks + layer, rest))
+        };
+        within(self.names.blocks).or_else(of_decoder)
     }
 
-    pub(crate) fn qkv(&self) -> Vec<LinearShape> {
-        joint(&self.names.block.qkv, &self.qkv_widths(), self.hidden_size, self.biases.qkv)
+    /// The norm of the encoder, where the block is its last.
+    pub(crate) fn encoder_norm(&self, layer: usize) -> Option<&'static str> {
+        let names = self.names.seq2seq.as_ref()?;
+        self.seq2seq.filter(|stacks| layer + 1 == stacks.encoder_blocks).map(|_| names.encoder_norm)
     }
 
-    pub(crate) fn attention_output(&self) -> LinearShape {
+    pub(crate) fn qkv(&self, layer: usize) -> Vec<LinearShape> {
+        joint(&self.block_names(layer).qkv, &self.qkv_widths(), self.hidden_size, self.biases.qkv)
+    }
+
+    pub(crate) fn attention_output(&self, layer: usize) -> LinearShape {
+        self.output_of(self.block_names(layer).attention_output)
+    }
+
+    /// Queries, keys, values and output of a decoder's attention to the encoder's tokens.
+    pub(crate) fn cross_linears(&self, layer: usize) -> Vec<LinearShape> {
+        let Some(names) = self.decoder_names(layer) else { return Vec::new() };
+        let shape = |(name, outputs)| LinearShape { name, outputs, inputs: self.hidden_size, bias: self.biases.qkv };
+        let qkv = names.cross_qkv.into_iter().zip(self.qkv_widths()).map(shape);
+        qkv.chain([self.output_of(names.cross_output)]).collect()
+    }
+
+    /// Whether a linear layer of a decoder is multiplied by what the encoder has made.
+    pub fn reads_sources(&self, linear: &LinearShape) -> bool {
+        self.names.seq2seq.as_ref().is_some_and(|names| names.cross_qkv[1..].contains(&linear.name))
+    }
+
+    fn output_of(&self, name: &'static str) -> LinearShape {
         LinearShape {
-            name: self.names.block.attention_output,
+            name,
             outputs: self.hidden_size,
             inputs: self.qkv_widths()[0],
             bias: self.biases.attention_output,
@@ -336,7 +427,7 @@ impl DecoderConfig {
     pub(crate) fn networks(&self, layer: usize) -> Vec<Network> {
         let network = |width: usize, name: &dyn Fn(&'static str) -> String| {
             let named = |shape: LinearShape| (self.module(layer, &name(shape.name)), shape);
-            let (up, down) = (self.up(width), named(self.down(width)));
+            let (up, down) = (self.up(layer, width), named(self.down(layer, width)));
             Network { up: up.into_iter().map(named).collect(), widths: self.up_widths(width), down }
         };
         let (Some(experts), Some(names)) = (self.experts_of(layer), &self.names.block.experts) else {
@@ -369,8 +460,8 @@ impl DecoderConfig {
         names.is_some_and(|(names, part)| part.strip_prefix(names.experts).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    fn up(&self, width: usize) -> Vec<LinearShape> {
-        joint(&self.names.block.up, &self.up_widths(width), self.hidden_size, self.biases.mlp)
+    fn up(&self, layer: usize, width: usize) -> Vec<LinearShape> {
+        joint(&self.block_names(layer).up, &self.up_widths(width), self.hidden_size, self.biases.mlp)
     }
 
     /// Gate and up, or up alone.
@@ -381,8 +472,9 @@ impl DecoderConfig {
         }
     }
 
-    fn down(&self, width: usize) -> LinearShape {
-        LinearShape { name: self.names.block.down, outputs: self.hidden_size, inputs: width, bias: self.biases.mlp }
+    fn down(&self, layer: usize, width: usize) -> LinearShape {
+        let name = self.block_names(layer).down;
+        LinearShape { name, outputs: self.hidden_size, inputs: width, bias: self.biases.mlp }
     }
 }
 

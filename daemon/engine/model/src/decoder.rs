@@ -1,10 +1,12 @@
-//! The transformer of one stack: the only network there is. Most of its families are decoders, hence its name; an encoder is
-//! one whose tokens see all of their text, and that has a classifier in place of an output layer.
+//! The transformer: the only network there is. Most of its families are decoders, hence its name; an encoder is one whose tokens
+//! see all of their text, and that has a classifier in place of an output layer. Where there are two stacks, the first blocks are
+//! an encoder's, and the rows of sources and targets go through all of them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
-use justtrain_kernels::{Factors, Numbers, OutputLayer, Segments, Weight};
+use justtrain_kernels::{Buckets, Factors, Numbers, OutputLayer, Segments, Weight};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Problem;
 
@@ -14,7 +16,7 @@ use crate::config::{Patches, Positions};
 use crate::embeddings::{self, Embeddings};
 use crate::generate::KvCache;
 use crate::image;
-use crate::layers::{InFull, Lora, Norm, Projection};
+use crate::layers::{BiasTable, InFull, Lora, Norm, Projection};
 use crate::parameters::{Parameter, Parameters};
 use crate::weights::Loader;
 use crate::{DecoderConfig, WeightFormats, families};
@@ -29,15 +31,60 @@ pub struct Input {
     pub types: Vec<u32>,
     /// `[images · patches, numbers of a patch]`, where images are read; the ids say nothing then.
     pub patches: Option<Tensor<2>>,
-    /// Which tokens attend to which.
+    /// Which tokens attend to which; of two stacks the targets' alone.
     pub segments: Arc<Segments>,
+    /// What the targets are answers to, where there are two stacks.
+    pub sources: Option<Sources>,
+}
+
+/// What an encoder reads.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// Of their tokens, which come behind all of the targets; 0 where a cache has them.
+    pub rows: usize,
+    /// Which of these attend to which.
+    pub(crate) segments: Arc<Segments>,
+    /// Each target's rows and its source's.
+    pub(crate) pairs: Arc<Segments>,
 }
 
 impl Input {
     /// Whole sequences; `starts` holds each one's first token and, last, the number of all.
     pub fn packed(ids: Vec<u32>, starts: &[usize]) -> Self {
         let positions = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32).collect();
-        Self { ids, positions, types: Vec::new(), patches: None, segments: Arc::new(Segments::packed(starts)) }
+        let segments = Arc::new(Segments::packed(starts));
+        Self { ids, positions, types: Vec::new(), patches: None, segments, sources: None }
+    }
+
+    /// One source for each of its sequences, which are the targets; as [`Self::packed`] has them.
+    pub fn with_sources(mut self, ids: &[u32], starts: &[usize]) -> Self {
+        let read = starts.windows(2).map(|pair| pair[0]..pair[1]);
+        let pairs = self.segments.sequences().map(|(target, _)| target).zip(read);
+        self.sources = Some(Sources {
+            rows: ids.len(),
+            segments: Arc::new(Segments::packed(starts)),
+            pairs: Arc::new(Segments::cached(pairs)),
+        });
+        self.ids.extend(ids);
+        self.positions.extend(starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as u32));
+        self
+    }
+
+    /// The same where a cache has what was made of the sources, which lay in these rows.
+    pub(crate) fn with_sources_read(mut self, rows: impl Iterator<Item = Range<usize>>) -> Self {
+        let pairs = self.segments.sequences().map(|(target, _)| target).zip(rows);
+        let pairs = Arc::new(Segments::cached(pairs));
+        self.sources = Some(Sources { rows: 0, segments: Arc::new(Segments::packed(&[])), pairs });
+        self
+    }
+
+    /// The rows of each sequence: of two stacks the targets', then the sources'.
+    pub fn sequences(&self) -> impl Iterator<Item = Range<usize>> {
+        let sources = self.sources.iter().flat_map(|sources| {
+            let first = self.ids.len() - sources.rows;
+            sources.segments.sequences().map(move |(rows, _)| rows.start + first..rows.end + first)
+        });
+        self.segments.sequences().map(|(rows, _)| rows).chain(sources)
     }
 
     /// Images, each `[channels, size, size]`, one after the other; there are as many ids for each as it has tokens.
@@ -75,6 +122,8 @@ pub struct Decoder {
     config: DecoderConfig,
     formats: WeightFormats,
     embeddings: Embeddings,
+    /// One for each stack, where positions are told by distance.
+    position_biases: Vec<BiasTable>,
     blocks: Vec<Block>,
     norm: Option<Norm>,
     /// None where the embedding table is the output layer, and in encoders.
@@ -98,6 +147,8 @@ struct Table {
 #[derive(Debug, Clone)]
 pub struct Head {
     norm: Option<Norm>,
+    /// What hidden states are multiplied by after the norm.
+    scale: f32,
     judge: HeadKind,
 }
 
@@ -127,10 +178,11 @@ impl Head {
     }
 
     fn norm(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.norm {
+        let x = match &self.norm {
             None => x,
             Some(norm) => norm.forward(x),
-        }
+        };
+        if self.scale == 1.0 { x } else { x * self.scale }
     }
 
     /// `[sequences, labels]`: what a classifier says of each sequence of an input, whose last block gave `x`.
@@ -165,8 +217,20 @@ impl Parameters for Head {
 
 impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> Vec<Parameter<'_>> {
-        let Self { config, formats: _, embeddings, blocks, norm, output, head_lora, classifier, pooler } = self;
+        let Self {
+            config,
+            formats: _,
+            embeddings,
+            position_biases,
+            blocks,
+            norm,
+            output,
+            head_lora,
+            classifier,
+            pooler,
+        } = self;
         let mut parameters = embeddings.parameters_mut();
+        parameters.extend(position_biases.iter_mut().map(BiasTable::parameter));
         parameters.extend(blocks.iter_mut().flat_map(Block::parameters_mut));
         parameters.extend(norm.iter_mut().flat_map(Norm::parameters_mut));
         parameters.extend(output.iter_mut().map(|Table { name, weight }| Parameter::weight(name.clone(), weight)));
@@ -194,6 +258,7 @@ impl Decoder {
         let classifier = Classifier::load(&loader, checkpoint, &config)?;
         let decoder = Self {
             embeddings: Embeddings::load(&loader, &config)?,
+            position_biases: position_biases(&loader, &config)?,
             blocks,
             norm: names.norm.map(|name| loader.norm(name.to_owned(), config.hidden_size, &config)).transpose()?,
             output: output().transpose()?,
@@ -247,6 +312,9 @@ impl Decoder {
             if projection.in_full.weight {
                 dense(&mut projection.weight);
             }
+        }
+        for table in &mut self.position_biases {
+            table.in_full = InFull { weight: which(table.module, false).weight, bias: false };
         }
         let mark = |module: &str, name: &mut String, table: &mut Weight, weight: bool| {
             *name = InFull { weight, bias: false }.weight_name(module);
@@ -316,7 +384,7 @@ impl Decoder {
                 HeadKind::Language { output: self.output_layer(mode), name: name.to_owned(), module }
             }
         };
-        Head { norm: self.norm.clone(), judge }
+        Head { norm: self.norm.clone(), scale: self.config.output_scale, judge }
     }
 
     /// Whether it can say what comes next, as encoders cannot.
@@ -381,9 +449,10 @@ impl Decoder {
     pub fn pass(&self, input: &Input, mode: Mode) -> Pass {
         let tables = match &self.config.positions {
             Positions::Rotary(rotations) => rotations.iter().map(|rotation| rotation.table(input)).collect(),
-            Positions::Learned { .. } => Vec::new(),
+            Positions::Learned { .. } | Positions::Distances { .. } => Vec::new(),
         };
-        Pass { tables, segments: input.segments.clone(), mode }
+        let (segments, sources) = (input.segments.clone(), input.sources.clone());
+        Pass { tables, biases: self.position_biases.clone(), segments, sources, mode }
     }
 
     /// `[tokens, hidden]`: what goes into the first block.
@@ -392,13 +461,9 @@ impl Decoder {
         self.embeddings.norm().map_or(sum.clone(), |norm| norm.forward(sum))
     }
 
-    /// `[tokens, hidden]` after the last norm. With a cache, `input` continues its sequences.
+    /// `[tokens, hidden]`, what the output layer takes. With a cache, `input` continues its sequences.
     pub fn hidden_states(&self, input: &Input, cache: Option<&mut KvCache>, mode: Mode) -> Tensor<2> {
-        let x = self.last_block(input, cache, mode);
-        match &self.norm {
-            None => x,
-            Some(norm) => norm.forward(x),
-        }
+        self.head(mode).norm(self.last_block(input, cache, mode))
     }
 
     /// `[sequences, labels]`: what a classifier says.
@@ -423,4 +488,14 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<2>, mode: Mode) -> Tensor<2> {
         self.output_layer(mode).logits(hidden)
     }
+}
+
+fn position_biases(loader: &Loader<'_>, config: &DecoderConfig) -> Result<Vec<BiasTable>, Problem> {
+    let Positions::Distances { furthest, .. } = config.positions else { return Ok(Vec::new()) };
+    let table = |(index, (module, shape)): (usize, (&'static str, [usize; 2]))| {
+        let weight = loader.reshaped(&format!("{module}.weight"), &shape, shape)?;
+        let buckets = Buckets { count: shape[0], furthest, both_sides: index == 0 };
+        Ok(BiasTable { module, in_full: InFull::default(), weight, buckets })
+    };
+    config.position_biases().into_iter().enumerate().map(table).collect()
 }

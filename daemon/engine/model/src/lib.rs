@@ -26,9 +26,9 @@ pub use block::{Block, Pass};
 pub use classifier::{Classifier, are_unnamed, largest};
 pub use config::{
     Biases, DecoderConfig, ExpertsConfig, LayerConfig, LinearShape, MlpKind, NormKind, NormPlace, Patches,
-    PlainActivation, Positions,
+    PlainActivation, Positions, Seq2Seq, Stack,
 };
-pub use decoder::{Decoder, Head, Input, Mode};
+pub use decoder::{Decoder, Head, Input, Mode, Sources};
 pub use embeddings::{EmbeddingNorm, Embeddings, Taken};
 pub use image::ImageEmbeddings;
 pub use justtrain_kernels as kernels;

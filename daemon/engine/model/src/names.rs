@@ -15,6 +15,8 @@ pub struct WeightNames {
     /// What the names of a block start with, before its number.
     pub blocks: &'static str,
     pub block: BlockNames,
+    /// Where the blocks above are an encoder's.
+    pub seq2seq: Option<Seq2SeqNames>,
     /// After the last block.
     pub norm: Option<&'static str>,
     /// What makes logits of hidden states; an encoder has none.
@@ -44,6 +46,22 @@ impl WeightNames {
     pub fn tables(&self) -> impl Iterator<Item = &'static str> {
         std::iter::once(self.embeddings).chain(self.output)
     }
+}
+
+/// A decoder that attends to what an encoder has made.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seq2SeqNames {
+    /// After the encoder's last block.
+    pub encoder_norm: &'static str,
+    /// What the names of the decoder's blocks start with.
+    pub blocks: &'static str,
+    pub block: BlockNames,
+    /// Of its attention to the encoder's tokens: the norm before it, queries, keys and values, and the output.
+    pub cross_norm: &'static str,
+    pub cross_qkv: [&'static str; 3],
+    pub cross_output: &'static str,
+    /// The tables of the encoder and of the decoder, where positions are told by distance.
+    pub position_biases: [&'static str; 2],
 }
 
 /// What judges whole sequences, where a model is a classifier or a reward model.
@@ -122,6 +140,7 @@ pub(crate) const LLAMA: WeightNames = WeightNames {
     embedding_norm: None,
     blocks: "model.layers",
     block: LLAMA_BLOCK,
+    seq2seq: None,
     norm: Some("model.norm"),
     output: Some("lm_head"),
     classifier: SCORE,

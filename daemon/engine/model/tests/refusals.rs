@@ -105,7 +105,8 @@ fn a_recipe_may_name_every_linear_layer_of_every_family() {
     for family in folders.into_iter().flatten() {
         let path = family.unwrap().path().join("config.json");
         let config = from_config(&serde_json::from_slice(&fs::read(&path).unwrap()).unwrap(), &path).unwrap();
-        seen.extend(config.linears().iter().map(|linear| linear.target()));
+        let linears = (0..config.layers.len()).flat_map(|layer| config.linears(layer));
+        seen.extend(linears.map(|linear| linear.target()));
         if config.patches.is_none() {
             tables.extend(config.names.tables().filter_map(|name| name.rsplit('.').next()));
         }

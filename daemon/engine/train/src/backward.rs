@@ -41,7 +41,7 @@ impl Backward<'_> {
         let input = &batch.input;
         let pass = decoder.pass(input, self.mode);
         let tables_trained = !decoder.embeddings().trained_sizes(self.trained).is_empty();
-        let lowest = self.lowest_trained(decoder, tables_trained);
+        let lowest = self.lowest_trained(decoder, &pass, tables_trained);
         let embedded = self.embedded(decoder, input);
         let mut x = decoder.embeddings().norm().map_or(embedded.clone(), |norm| norm.forward(embedded));
         let mut kept = Vec::new();
@@ -67,7 +67,8 @@ impl Backward<'_> {
         let (tables, rest): (Vec<_>, Vec<_>) =
             head_gradients.into_iter().partition(|(name, _)| name == decoder.embeddings_name());
         self.give(decoder, rest, sink);
-        let Some(mut upstream) = upstream else { return loss };
+        let Some(upstream) = upstream else { return loss };
+        let (mut below, mut of_pass) = (Some(upstream), Gradients::new());
         for index in (lowest..decoder.blocks().len()).rev() {
             let graph = match kept.pop().expect("one for each block") {
                 Kept::Graph(graph) => graph,
@@ -76,11 +77,15 @@ impl Backward<'_> {
                     BlockGraph::new(&decoder.blocks()[index], x, &pass, self.trained, track_input)
                 }
             };
-            let (gradients, below) = graph.backward(self.trained, upstream);
-            self.give(&mut decoder.blocks_mut()[index], gradients, sink);
-            let Some(below) = below else { return loss };
-            upstream = below;
+            let upstream = below.take().expect("every block but the lowest tracks its input");
+            let gradients = graph.backward(self.trained, upstream);
+            self.give(&mut decoder.blocks_mut()[index], gradients.of_block, sink);
+            add_all(&mut of_pass, gradients.of_pass);
+            below = gradients.of_input;
         }
+        // What blocks share has its gradient whole only now.
+        self.give(decoder, of_pass, sink);
+        let Some(upstream) = below else { return loss };
         let table = tables.into_iter().next().map(|(_, gradient)| gradient);
         let gradients = self.embedding_gradients(decoder, input, upstream, table);
         self.give(decoder, gradients, sink);
@@ -111,9 +116,12 @@ impl Backward<'_> {
     }
 
     /// The first block that a gradient must reach.
-    fn lowest_trained(&self, decoder: &Decoder, tables_trained: bool) -> usize {
+    fn lowest_trained(&self, decoder: &Decoder, pass: &Pass, tables_trained: bool) -> usize {
         let blocks = decoder.blocks();
-        let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty();
+        let shared = pass.trained_sizes(self.trained);
+        let shares_trained =
+            |block: &Block| block.shared(pass).is_some_and(|name| shared.iter().any(|(n, _)| *n == name));
+        let has_trained = |block: &Block| !block.trained_sizes(self.trained).is_empty() || shares_trained(block);
         if tables_trained { 0 } else { blocks.iter().position(has_trained).unwrap_or(blocks.len()) }
     }
 
@@ -201,24 +209,46 @@ struct BlockGraph {
     /// A leaf, where a gradient is wanted below.
     input: Option<Tensor<2>>,
     block: Block,
+    pass: Pass,
     output: Tensor<2>,
+}
+
+/// Of one block.
+struct BlockGradients {
+    of_block: Gradients,
+    /// Of what it shares with others.
+    of_pass: Gradients,
+    of_input: Option<Tensor<2>>,
 }
 
 impl BlockGraph {
     fn new(block: &Block, x: Tensor<2>, pass: &Pass, trained: Trained<'_>, track_input: bool) -> Self {
-        let block = block.tracked(trained, &x.device());
+        let (block, pass) = (block.tracked(trained, &x.device()), pass.tracked(trained, &x.device()));
         let x = constant(x);
         let x = if track_input { x.require_grad() } else { x };
-        let output = block.forward(x.clone(), pass);
-        Self { input: track_input.then_some(x), block, output }
+        let output = block.forward(x.clone(), &pass);
+        Self { input: track_input.then_some(x), block, pass, output }
     }
 
-    /// The gradients of the block's parameters, and of its input.
-    fn backward(self, trained: Trained<'_>, upstream: Tensor<2>) -> (Gradients, Option<Tensor<2>>) {
-        let Self { input, mut block, output } = self;
+    fn backward(self, trained: Trained<'_>, upstream: Tensor<2>) -> BlockGradients {
+        let Self { input, mut block, mut pass, output } = self;
         let mut gradients = (output * constant(upstream)).sum().backward();
-        let below = input.map(|input| input.grad_remove(&mut gradients).expect("a block depends on its input"));
-        (block.take_gradients(trained, &mut gradients), below)
+        BlockGradients {
+            of_input: input.map(|input| input.grad_remove(&mut gradients).expect("a block depends on its input")),
+            of_block: block.take_gradients(trained, &mut gradients),
+            of_pass: pass.take_gradients(trained, &mut gradients),
+        }
+    }
+}
+
+/// Adds gradients of the same parameters up.
+fn add_all(sums: &mut Gradients, more: Gradients) {
+    if sums.is_empty() {
+        *sums = more;
+        return;
+    }
+    for ((_, sum), (_, more)) in sums.iter_mut().zip(more) {
+        sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
     }
 }
 

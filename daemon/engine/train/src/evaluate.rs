@@ -18,7 +18,7 @@ use justtrain_worker_api::{
 use crate::EventSink;
 use crate::classes::{attach_head, labels};
 use crate::objectives::{self, Background, Objective, RewardSums, Scored, rewards_of};
-use crate::prepare::{check_lengths, encode_rows, fits, input_of, open_encoder, read_rows};
+use crate::prepare::{check_lengths, encode_rows, fits, input_of, open_reader, read_rows};
 use crate::recipe::{Recipe, Stage};
 use crate::run::no_device;
 
@@ -50,8 +50,7 @@ pub fn evaluate(
     let (_, device) = device::open(recipe.device()).map_err(|problem| no_device(problem, source))?;
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(invalid)?;
-    let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-    let (encoder, _) = open_encoder(&checkpoint, template).map_err(invalid)?;
+    let (encoder, _) = open_reader(&recipe, &checkpoint)?;
     let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(invalid)?;
     let mut rows = held_out_rows(&recipe, data)?;
     if options.max_samples > 0 {
@@ -297,7 +296,7 @@ pub(crate) fn in_batches<'a, T>(
     while !rest.is_empty() {
         let mut tokens = 0;
         let fits = rest.iter().take_while(|sample| {
-            tokens += sample.ids.len();
+            tokens += sample.tokens();
             tokens <= BATCH_TOKENS
         });
         let (now, later) = rest.split_at(fits.count().max(1));

@@ -5,7 +5,7 @@ use std::{fs, mem};
 
 use justtrain_data::{
     Batch, ChatTemplate, Conversation, EncodeOptions, Encoder, ImageProcessor, Images, Judgement, Labels, Loaded,
-    Sample, Tokenizer, read_conversations, split,
+    Sample, Seq2Seq, Tokenizer, read_conversations, split,
 };
 use justtrain_model::families::decoder_config;
 use justtrain_model::{Decoder, DecoderConfig, Input};
@@ -13,7 +13,7 @@ use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DataFile, Event, Failure, FailureReason, Problem, ProblemCode};
 
 use crate::EventSink;
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::{Recipe, Stage, seq2seq_rules};
 
 /// Beside an adapter's weights.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -22,28 +22,44 @@ pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const LISTED: usize = 100;
 
 /// What a model reads by: its tokenizer, and `template` or else the model's own, with a warning where it has none; or what it
-/// makes of images.
+/// makes of images. Models of two stacks have no template.
 pub fn open_encoder(checkpoint: &Checkpoint, template: Option<String>) -> Result<(Encoder, Option<Problem>), Problem> {
     let config = decoder_config(checkpoint).ok();
     if let (Some(patches), Some(folder)) = (config.as_ref().and_then(|config| config.patches), checkpoint.folder()) {
         let (processor, tokenizer) = (ImageProcessor::open(folder)?, Tokenizer::none());
         let images = Images { processor, size: patches.image_size, tokens: patches.tokens() };
         let template = ChatTemplate::new("", &tokenizer)?;
-        return Ok((Encoder { tokenizer, template, images: Some(images) }, None));
+        return Ok((Encoder { tokenizer, template, images: Some(images), seq2seq: None }, None));
     }
     let tokenizer = Tokenizer::open(checkpoint)?;
+    if let Some(stacks) = config.as_ref().and_then(|config| config.seq2seq) {
+        let seq2seq = Some(Seq2Seq { start: stacks.start, end: stacks.end });
+        let template = ChatTemplate::new("", &tokenizer)?;
+        return Ok((Encoder { tokenizer, template, images: None, seq2seq }, None));
+    }
     let (template, warning) = match template {
         Some(source) => (ChatTemplate::new(&source, &tokenizer)?, None),
         None => ChatTemplate::open(checkpoint, &tokenizer)?,
     };
     // Nobody chats with an encoder.
     let warning = warning.filter(|_| config.is_none_or(|config| config.makes_words));
-    Ok((Encoder { tokenizer, template, images: None }, warning))
+    Ok((Encoder { tokenizer, template, images: None, seq2seq: None }, warning))
+}
+
+/// The same for a recipe, where what it asks for goes with the model.
+pub(crate) fn open_reader(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<(Encoder, Option<Problem>), Failure> {
+    let invalid = |problem: Problem| problem.because(FailureReason::ModelInvalid);
+    let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
+    seq2seq_rules::check(recipe, &decoder_config(checkpoint).map_err(invalid)?)?;
+    open_encoder(checkpoint, template).map_err(invalid)
 }
 
 /// A batch as the network takes it.
 pub(crate) fn input_of(batch: &mut Batch, decoder: &Decoder) -> Input {
     let input = Input::packed(mem::take(&mut batch.ids), &batch.starts).with_types(mem::take(&mut batch.types));
+    if !batch.source_ids.is_empty() {
+        return input.with_sources(&batch.source_ids, &batch.source_starts);
+    }
     match decoder.config().patches {
         None => input,
         Some(patches) => {

@@ -24,7 +24,7 @@ use crate::evaluate::{Validation, loss_on, validate};
 use crate::loss_scale::LossScale;
 use crate::objectives::{self, Background};
 use crate::optim;
-use crate::prepare::{check_lengths, encode_rows, open_encoder, read_rows};
+use crate::prepare::{check_lengths, encode_rows, open_reader, read_rows};
 use crate::recipe::{FinetuningType, Recipe};
 use crate::regularizers::Regularizers;
 use crate::tasks::HeldOut;
@@ -99,7 +99,7 @@ pub(crate) fn train_recipe(
     events.phase(Phase::LoadingModel);
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
     let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-    let (encoder, warning) = open_encoder(&checkpoint, template.clone()).map_err(model_invalid)?;
+    let (encoder, warning) = open_reader(recipe, &checkpoint)?;
     warning.iter().for_each(|warning| events.warn(warning));
     let teacher = Teacher::find(recipe, model, &encoder)?;
     let mut decoder = Decoder::load(&checkpoint, &device, recipe.weight_formats()).map_err(model_invalid)?;
@@ -359,8 +359,7 @@ pub(crate) fn plan(stages: &[&Recipe], model: &ModelFiles) -> Result<Vec<Planned
     let checkpoint = Checkpoint::open(&model.path).map_err(model_invalid)?;
     let config = families::decoder_config(&checkpoint).map_err(model_invalid)?;
     let plan_of = |recipe: &&Recipe| {
-        let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-        let (encoder, _) = open_encoder(&checkpoint, template).map_err(model_invalid)?;
+        let (encoder, _) = open_reader(recipe, &checkpoint)?;
         Teacher::find(recipe, model, &encoder)?;
         // What is left out is said when its stage begins.
         let rows = rows_of_tasks(recipe)?;
@@ -567,7 +566,7 @@ fn fingerprint(source: &RecipeSource, samples: &[Sample]) -> String {
     hash.update(source.text.as_bytes());
     for sample in samples {
         hash.update((sample.ids.len() as u64).to_le_bytes());
-        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        sample.source.iter().chain(&sample.ids).for_each(|id| hash.update(id.to_le_bytes()));
         if sample.rejected {
             hash.update([1]);
         }

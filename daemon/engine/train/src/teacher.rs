@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use justtrain_data::{Encoder, Sample, Tokenizer};
-use justtrain_model::{Decoder, DecoderConfig, families};
+use justtrain_model::{Decoder, DecoderConfig, Seq2Seq, families};
 use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{Failure, FailureReason, ModelFiles, Problem, ProblemCode};
 
@@ -25,6 +25,9 @@ impl Teacher {
         let path = model.teachers.get(name).ok_or_else(|| invalid(not_there(name)))?;
         let checkpoint = Checkpoint::open(path).map_err(invalid)?;
         let config = families::decoder_config(&checkpoint).map_err(invalid)?;
+        if config.seq2seq.map(marks) != encoder.seq2seq.map(|stacks| [stacks.start, stacks.end]) {
+            return Err(other_stacks(name, config.seq2seq.is_some()).because(FailureReason::RecipeInvalid));
+        }
         let tokenizer = Tokenizer::open(&checkpoint).map_err(invalid)?;
         let differing = encoder.tokenizer.first_difference(&tokenizer).map(|[own, of_teacher]| {
             let found = of_teacher.map_or("no such token".to_owned(), |token| format!("{token:?}"));
@@ -69,6 +72,25 @@ fn not_there(name: &str) -> Problem {
         .key("teacher")
         .found(name)
         .fix(format!("pull it with `justtrain models pull {name}`"), format!("用 `justtrain models pull {name}` 下载"))
+}
+
+fn marks(stacks: Seq2Seq) -> [u32; 2] {
+    [stacks.start, stacks.end]
+}
+
+/// Of a teacher that reads rows otherwise than the model.
+fn other_stacks(name: &str, has_encoder: bool) -> Problem {
+    let (found, expected) = ("an encoder and a decoder", "a decoder alone");
+    let (found, expected) = if has_encoder { (found, expected) } else { (expected, found) };
+    Problem::error(
+        ProblemCode::InvalidValue,
+        format!("the teacher {name} does not read rows as the model does"),
+        format!("教师模型 {name} 读取数据的方式与被训练的模型不同"),
+    )
+    .key("teacher")
+    .found(found)
+    .expected(format!("{expected}, with the same marks at both ends of a text"))
+    .fix("name a larger model of the same family", "请换同一系列的较大模型")
 }
 
 fn other_vocabulary(name: &str, found: &str, expected: &str) -> Problem {

@@ -85,7 +85,7 @@ impl Trainer<'_> {
         let indices = window.iter().flat_map(|(_, batch)| batch);
         let samples: Vec<&Sample> = indices.map(|&index| &self.samples[index]).collect();
         let target_tokens: usize = samples.iter().map(|sample| sample.targets()).sum();
-        let tokens: u64 = samples.iter().map(|sample| sample.ids.len() as u64).sum();
+        let tokens: u64 = samples.iter().map(|sample| sample.tokens() as u64).sum();
         let mut rows: Vec<u64> = samples.iter().map(|sample| sample.row).collect();
         // Both answers of a pair are of one row.
         rows.dedup();

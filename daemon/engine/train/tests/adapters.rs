@@ -95,7 +95,7 @@ impl Case {
         let (mut decoder, _) = self.tuned();
         for (index, row) in self.rows.iter().enumerate() {
             let expected = self.goldens.read_f32(&format!("adapter_logits.{index}")).unwrap();
-            assert_near(&logits(&decoder, &row.0), &expected, 1e-4, "logits");
+            assert_near(&logits(&decoder, &row.ids), &expected, 1e-4, "logits");
         }
         let (input, targets) = batch(&self.rows);
         let hidden = decoder.hidden_states(&input, None, Mode::TUNED);
@@ -159,7 +159,7 @@ impl Case {
         export_merged(&self.checkpoint(), &decoder, &folder.path().join("merged"), |_, _| {}).unwrap();
         let merged = load(&folder.path().join("merged"));
         for row in &self.rows {
-            assert_near(&logits(&merged, &row.0), &logits(&decoder, &row.0), 2e-4, "merged");
+            assert_near(&logits(&merged, &row.ids), &logits(&decoder, &row.ids), 2e-4, "merged");
         }
     }
 
@@ -168,7 +168,7 @@ impl Case {
         let (mut decoder, config) = self.tuned();
         let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
         train(&mut decoder, Trained::Adapters, &mut adamw(), &self.rows, &schedule);
-        check_export(&self.base, &decoder, &config, self.rows.iter().map(|(ids, _)| ids));
+        check_export(&self.base, &decoder, &config, &self.rows);
     }
 }
 
@@ -237,36 +237,37 @@ fn pissa_and_loftq_start_and_train_as_in_peft() {
 fn a_pair_that_starts_as_a_part_of_its_layer_is_saved_as_what_it_changed() {
     let fixture = root("daemon/engine/model/fixtures/tiny-llama");
     let (checkpoint, rows) = (Checkpoint::open(&fixture).unwrap(), tiny_rows(&fixture));
-    let base = logits_in(&load(&fixture), &rows[0].0, Mode::BASE);
+    let base = logits_in(&load(&fixture), &rows[0].ids, Mode::BASE);
     for (start, formats) in [(PISSA, WeightFormats::default()), (PISSA, nf4()), (loftq(1), nf4()), (loftq(3), nf4())] {
         let what = format!("{start:?} {:?}", formats.linear);
         let (mut decoder, config) = started(start, formats);
         let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
         train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
-        let tuned = logits(&decoder, &rows[0].0);
+        let tuned = logits(&decoder, &rows[0].ids);
         let folder = tempfile::tempdir().unwrap();
         save_peft(&decoder, &config, "tiny", folder.path()).unwrap();
         // Taken apart again it is the same model to the last bit, and without the adapter nearly the base.
         let mut again = Decoder::load(&checkpoint, &Device::flex(), formats).unwrap();
         apply_tuned(&mut again, &checkpoint, folder.path()).unwrap();
-        assert_eq!(logits(&again, &rows[0].0), tuned, "{what}");
+        assert_eq!(logits(&again, &rows[0].ids), tuned, "{what}");
         let quantised = formats != WeightFormats::default();
-        let without = logits_in(&again, &rows[0].0, Mode::BASE);
+        let without = logits_in(&again, &rows[0].ids, Mode::BASE);
         let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-        let rounded = logits_in(&Decoder::load(&checkpoint, &Device::flex(), formats).unwrap(), &rows[0].0, Mode::BASE);
+        let rounded =
+            logits_in(&Decoder::load(&checkpoint, &Device::flex(), formats).unwrap(), &rows[0].ids, Mode::BASE);
         assert!(distance(&without, &base) < if quantised { distance(&rounded, &base) } else { 1e-2 }, "{what}");
         // As a plain adapter it goes onto the original weights.
         let mut plain = load(&fixture);
         let loaded = load_peft(&mut plain, folder.path()).unwrap();
         assert_eq!((loaded.rank, loaded.alpha), (8, 2.0 * config.alpha));
         if !quantised {
-            assert_near(&logits(&plain, &rows[0].0), &tuned, 1e-3, &what);
+            assert_near(&logits(&plain, &rows[0].ids), &tuned, 1e-3, &what);
         }
         for (name, decoder) in [("plain", &plain), ("apart", &again)] {
             export_merged(&checkpoint, decoder, &folder.path().join(name), |_, _| {}).unwrap();
             assert_near(
-                &logits(&load(&folder.path().join(name)), &rows[0].0),
-                &logits(&plain, &rows[0].0),
+                &logits(&load(&folder.path().join(name)), &rows[0].ids),
+                &logits(&plain, &rows[0].ids),
                 1e-3,
                 &what,
             );
@@ -289,7 +290,7 @@ fn pairs_on_packed_tables_and_on_their_decoded_numbers_are_the_same() {
         for decoder in [&mut packed, &mut decoded] {
             load_peft(decoder, &case.adapter).unwrap();
         }
-        for (ids, _) in &case.rows {
+        for Row { ids, .. } in &case.rows {
             assert_near(&logits(&packed, ids), &logits(&decoded, ids), 1e-4, name);
         }
         let [ours, theirs] =
@@ -340,11 +341,11 @@ fn fresh_pairs_on_tables_leave_the_model_as_it_is() {
         let folder = root("daemon/engine/model/fixtures").join(base);
         let rows = tiny_rows(&folder);
         let mut decoder = load(&folder);
-        let before = logits(&decoder, &rows[0].0);
+        let before = logits(&decoder, &rows[0].ids);
         let targets = LoraTargets::Named(["embed_tokens", "lm_head"].map(str::to_owned).to_vec());
         let config = LoraConfig { targets, dropout: 0.5, ..LoraConfig::default() };
         attach_lora(&mut decoder, &config, 1).unwrap();
-        assert_eq!(logits(&decoder, &rows[0].0), before);
+        assert_eq!(logits(&decoder, &rows[0].ids), before);
         train(
             &mut decoder,
             Trained::Adapters,
@@ -352,8 +353,8 @@ fn fresh_pairs_on_tables_leave_the_model_as_it_is() {
             &rows,
             &Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 },
         );
-        assert_ne!(logits(&decoder, &rows[0].0), before);
-        assert_eq!(logits_in(&decoder, &rows[0].0, Mode::BASE), before);
+        assert_ne!(logits(&decoder, &rows[0].ids), before);
+        assert_eq!(logits_in(&decoder, &rows[0].ids, Mode::BASE), before);
     }
 }
 
@@ -370,12 +371,12 @@ fn exports_have_our_logits_in_peft_and_transformers() {
     let (mut decoder, config) = started(PISSA, WeightFormats::default());
     let schedule = Schedule { shape: COSINE, learning_rate: 1e-2, warmup_steps: 2, total_steps: 6 };
     train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
-    check_export(&fixture, &decoder, &config, rows.iter().map(|(ids, _)| ids));
+    check_export(&fixture, &decoder, &config, &rows);
     // A second pair beside the first, of which not every layer has the same rank.
     let (mut decoder, config) = Case::open("rslora", "tiny-llama").tuned();
     attach_beside(&mut decoder, &config, 5).unwrap();
     train(&mut decoder, Trained::Adapters, &mut adamw(), &rows, &schedule);
-    check_export(&fixture, &decoder, &config, rows.iter().map(|(ids, _)| ids));
+    check_export(&fixture, &decoder, &config, &rows);
 }
 
 fn load(folder: &Path) -> Decoder {

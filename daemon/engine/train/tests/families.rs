@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, root, tiny_rows, train, values};
+use common::{COSINE, Row, adamw, assert_relative, batch, doubles, gradients, ints, root, tiny_rows, train, values};
 use exports::check_export;
 use justtrain_kernels::{Format, Products, linear_cross_entropy};
-use justtrain_model::adapters::{load_peft, save_peft};
+use justtrain_model::adapters::{LoraConfig, LoraTargets, attach_lora, load_peft, save_peft};
 use justtrain_model::export::{export_merged, load_model, save_model};
 use justtrain_model::generate::generate;
 use justtrain_model::parameters::{Parameters, Trained};
@@ -77,6 +77,8 @@ families! {
     phi3_longrope,
     gpt2,
     opt,
+    t5,
+    t5_v1_1,
 }
 
 const FORMATS: [Format; 4] =
@@ -261,18 +263,32 @@ impl Fixture {
     /// Prompts of different lengths; what is read and written together is longer than any window.
     fn check_cache(&self) {
         let decoder = self.tuned(WeightFormats::default());
-        let prompts = [self.rows[0].0[..6].to_vec(), self.rows[1].0[..3].to_vec()];
-        let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+        let start = decoder.config().seq2seq.map(|stacks| stacks.start);
+        let prompts: Vec<Vec<u32>> = match start {
+            None => [(0, 6), (1, 3)].map(|(row, length)| self.rows[row].ids[..length].to_vec()).into(),
+            Some(_) => self.rows.iter().map(|row| row.source.clone()).collect(),
+        };
+        let options = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
         let answers = generate(&decoder, &prompts, &options, &[], Mode::TUNED, |_, _| true);
-        for (answer, prompt) in answers.iter().zip(&prompts) {
-            let mut ids = prompt.clone();
-            for _ in 0..6 {
-                let starts = [0, ids.len()];
-                let all = logits(&decoder, &Input::packed(ids.clone(), &starts), Mode::TUNED);
-                let last = &all[all.len() - decoder.config().vocab_size..];
-                ids.push((0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap() as u32);
+        for (index, (answer, prompt)) in answers.iter().zip(&prompts).enumerate() {
+            let (begun, source) = match start {
+                None => (prompt.clone(), Vec::new()),
+                Some(start) => (vec![start], prompt.clone()),
+            };
+            let mut row = Row { ids: begun.clone(), labels: Vec::new(), source };
+            for _ in 0..answer.ids.len() {
+                let all = logits(&decoder, &batch(std::slice::from_ref(&row)).0, Mode::TUNED);
+                let (targets, width) = (row.ids.len(), decoder.config().vocab_size);
+                let last = &all[(targets - 1) * width..targets * width];
+                row.ids.push((0..width).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap() as u32);
             }
-            assert_eq!(answer.ids, ids[prompt.len()..]);
+            assert_eq!(answer.ids, row.ids[begun.len()..]);
+            // Of a decoder with an encoder, what transformers has it say.
+            let said = format!("generated.{index}");
+            if start.is_some() {
+                let expected: Vec<u32> = ints(&self.goldens, &said).into_iter().map(|id| id as u32).collect();
+                assert!(answer.ids.len() > 3 && answer.ids == expected, "{:?} is not {expected:?}", answer.ids);
+            }
         }
     }
 }
@@ -288,8 +304,32 @@ fn exports_of_every_family_have_our_logits_in_peft_and_transformers() {
         let (losses, _) = train(&mut tuned, Trained::Adapters, &mut adamw(), &fixture.rows, &schedule(6));
         assert!(losses[5] < losses[0], "{name}: {losses:?}");
         let config = load_peft(&mut fixture.decoder(), &fixture.folder.join("adapter")).unwrap();
-        check_export(&fixture.folder, &tuned, &config, fixture.rows.iter().map(|(ids, _)| ids));
+        check_export(&fixture.folder, &tuned, &config, &fixture.rows);
     }
+    let (fixture, tuned, config) = t5_with_a_pair_on_its_output();
+    check_export(&fixture.folder, &tuned, &config, &fixture.rows);
+}
+
+/// A pair at one end of T5's one table: a merged model has two, and logits that are scaled by the matrix.
+fn t5_with_a_pair_on_its_output() -> (Fixture, Decoder, LoraConfig) {
+    let fixture = Fixture::open("t5");
+    let targets = LoraTargets::Named(vec!["lm_head".to_owned(), "v".to_owned()]);
+    let (mut tuned, config) = (fixture.decoder(), LoraConfig { rank: 2, targets, ..LoraConfig::default() });
+    attach_lora(&mut tuned, &config, 3).unwrap();
+    let faster = Schedule { learning_rate: 0.05, ..schedule(6) };
+    let (losses, _) = train(&mut tuned, Trained::Adapters, &mut adamw(), &fixture.rows, &faster);
+    assert!(losses[5] < losses[0], "{losses:?}");
+    (fixture, tuned, config)
+}
+
+#[test]
+fn a_pair_on_the_output_of_t5_is_merged_with_its_scale() {
+    let (fixture, tuned, _) = t5_with_a_pair_on_its_output();
+    let folder = tempfile::tempdir().unwrap();
+    export_merged(&fixture.checkpoint(), &tuned, folder.path(), |_, _| {}).unwrap();
+    let (merged, (input, _)) = (load(folder.path(), WeightFormats::default()), batch(&fixture.rows));
+    assert!(!merged.config().tied_embeddings && merged.config().output_scale == 1.0);
+    assert_near(&logits(&merged, &input, Mode::BASE), &logits(&tuned, &input, Mode::TUNED), 2e-4, "merged");
 }
 
 /// Names and shapes of a model's weights.
@@ -302,8 +342,11 @@ fn load(folder: &Path, formats: WeightFormats) -> Decoder {
     Decoder::load(&Checkpoint::open(folder).unwrap(), &Device::flex(), formats).unwrap()
 }
 
+/// After every token but those of sources.
 fn logits(decoder: &Decoder, input: &Input, mode: Mode) -> Vec<f32> {
-    let logits: Tensor<2> = decoder.logits(decoder.hidden_states(input, None, mode), mode);
+    let hidden = decoder.hidden_states(input, None, mode);
+    let targets = input.ids.len() - input.sources.as_ref().map_or(0, |sources| sources.rows);
+    let logits: Tensor<2> = decoder.logits(hidden.narrow(0, 0, targets), mode);
     values(logits)
 }
 

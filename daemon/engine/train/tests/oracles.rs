@@ -101,7 +101,8 @@ impl SmolLm2 {
     fn rows(&self) -> Vec<Row> {
         let ints = |value: &Value| -> Vec<i64> { serde_json::from_value(value.clone()).unwrap() };
         let rows = self.goldens["rows"].as_array().unwrap().iter();
-        rows.map(|row| (ints(&row["ids"]).into_iter().map(|id| id as u32).collect(), ints(&row["labels"]))).collect()
+        let ids = |row: &Value| ints(&row["ids"]).into_iter().map(|id| id as u32).collect();
+        rows.map(|row| Row { ids: ids(row), labels: ints(&row["labels"]), source: Vec::new() }).collect()
     }
 }
 
@@ -199,7 +200,9 @@ fn exports_of_smollm2_have_our_logits_in_peft_and_transformers() {
     let base = std::env::var_os("JUSTTRAIN_TEST_MODEL").unwrap();
     let lora = LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() };
     let prompts = model.goldens["prompts"].as_array().unwrap();
-    let prompts: Vec<Vec<u32>> = prompts.iter().map(|p| serde_json::from_value(p["ids"].clone()).unwrap()).collect();
+    let ids = |prompt: &Value| serde_json::from_value(prompt["ids"].clone()).unwrap();
+    let prompts: Vec<Row> =
+        prompts.iter().map(|prompt| Row { ids: ids(prompt), labels: Vec::new(), source: Vec::new() }).collect();
     check_export(Path::new(&base), &model.decoder, &lora, &prompts);
 }
 
@@ -288,8 +291,8 @@ fn six_lora_steps_of_gemma_3_equal_peft() {
         lora.a = Tensor::from_data(TensorData::new(numbers, shape), &device);
     }
     let ids: Vec<u32> = list(&goldens["train"]["ids"]);
-    let labels = ids.iter().map(|&id| i64::from(id)).collect();
+    let row = Row { labels: ids.iter().map(|&id| i64::from(id)).collect(), ids, source: Vec::new() };
     let schedule = Schedule { shape: COSINE, learning_rate: 1e-3, warmup_steps: 1, total_steps: 6 };
-    let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &[(ids, labels)], &schedule);
+    let (losses, _) = train(&mut decoder, Trained::Adapters, &mut adamw(), &[row], &schedule);
     assert_relative(&losses, &list::<f64>(&goldens["train"]["loss"]), 1e-3, "loss of step");
 }

@@ -38,7 +38,7 @@ impl Goldens {
     fn sample(&self, row: usize, answer: &str, rejected: bool) -> Sample {
         let (prompt, answer) = (self.ids(&format!("prompt.{row}")), self.ids(&format!("{answer}.{row}")));
         let target = (0..prompt.len() + answer.len()).map(|at| at >= prompt.len()).collect();
-        Sample { ids: [prompt, answer].concat(), target, row: row as u64 + 1, rejected, class: None }
+        Sample { ids: [prompt, answer].concat(), target, row: row as u64 + 1, rejected, ..Sample::default() }
     }
 
     fn pairs(&self) -> Vec<Sample> {

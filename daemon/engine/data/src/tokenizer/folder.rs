@@ -1,5 +1,5 @@
 //! A tokenizer out of a Hugging Face folder: `tokenizer.json`, or what came before it: SentencePiece's
-//! `tokenizer.model`, `vocab.json` and `merges.txt`, or BERT's `vocab.txt`.
+//! `tokenizer.model`, T5's `spiece.model`, `vocab.json` and `merges.txt`, or BERT's `vocab.txt`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use tokenizers::{AddedToken, ModelWrapper};
 use super::byte_level::{self, parse_merges};
 use super::sentencepiece::DummyPrefix;
 use super::splitting::Splitting;
-use super::{SpecialTokens, Tokenizer, broken, sentencepiece_model, wordpiece};
+use super::{SpecialTokens, Tokenizer, broken, sentencepiece_model, t5, wordpiece};
 
 pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
     let config = read_json(&folder.join("tokenizer_config.json"))?;
@@ -25,11 +25,17 @@ pub(super) fn open(folder: &Path) -> Result<Tokenizer, Problem> {
     let map = read_json(&folder.join("special_tokens_map.json"))?;
     // Older files hold an object with the token's flags, newer ones the text alone.
     let text = |value: &Value| value.as_str().or(value["content"].as_str()).map(str::to_owned);
-    let default = |key: &str| wordpiece::default_token(key).filter(|token| inner.token_to_id(token).is_some());
-    let is_wordpiece = matches!(inner.get_model(), ModelWrapper::WordPiece(_));
+    let default = |key: &str| {
+        let token = match inner.get_model() {
+            ModelWrapper::WordPiece(_) => wordpiece::default_token(key),
+            ModelWrapper::Unigram(_) if folder.join(t5::FILE).is_file() => t5::default_token(key),
+            _ => None,
+        };
+        token.filter(|token| inner.token_to_id(token).is_some())
+    };
     let special = |key: &str| {
         let written = text(&config[key]).or_else(|| text(&map[key]));
-        written.or_else(|| default(key).filter(|_| is_wordpiece).map(str::to_owned))
+        written.or_else(|| default(key).map(str::to_owned))
     };
     let special = SpecialTokens {
         bos: special("bos_token"),
@@ -62,6 +68,10 @@ fn open_pipeline(folder: &Path, config: &Value) -> Result<tokenizers::Tokenizer,
         };
         return sentencepiece_model::read(&model, prefix)?.build();
     }
+    let model = folder.join(t5::FILE);
+    if model.is_file() {
+        return t5::read(&model, config);
+    }
     let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
     if vocab.is_file() && merges.is_file() {
         let splitting = Splitting::named(if class.starts_with("Qwen2") { "qwen2" } else { "gpt-2" })?;
@@ -73,7 +83,7 @@ fn open_pipeline(folder: &Path, config: &Value) -> Result<tokenizers::Tokenizer,
     }
     Err(Problem::error(ProblemCode::FileNotFound, "the model brings no tokenizer", "模型没有附带分词器")
         .file(path.display())
-        .expected("tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt")
+        .expected("tokenizer.json, tokenizer.model, spiece.model, vocab.txt, or vocab.json with merges.txt")
         .fix("download the model again with its tokenizer.json", "请重新下载模型，并包含 tokenizer.json"))
 }
 

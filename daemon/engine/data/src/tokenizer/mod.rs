@@ -1,5 +1,6 @@
 //! Text to token ids and back, whatever files a model brings: a GGUF's own vocabulary, a folder's `tokenizer.json`,
-//! SentencePiece's `tokenizer.model`, GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`. All become one `tokenizers` pipeline.
+//! SentencePiece's `tokenizer.model`, T5's `spiece.model`, GPT-2's `vocab.json` and `merges.txt`, or BERT's `vocab.txt`. All become one
+//! `tokenizers` pipeline.
 
 mod byte_level;
 mod folder;
@@ -9,6 +10,7 @@ mod sentencepiece;
 mod sentencepiece_model;
 mod splitting;
 mod stream;
+mod t5;
 mod wordpiece;
 
 use std::path::Path;

@@ -11,7 +11,7 @@ use crate::ChatTemplate;
 
 impl Tokenizer {
     /// Writes `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` and `chat_template.jinja` into a
-    /// folder that is there; a second template for tools into `additional_chat_templates/`.
+    /// folder that is there; a second template for tools into `additional_chat_templates/`. An empty template is none.
     pub fn save(&self, folder: &Path, template: &ChatTemplate) -> Result<(), Problem> {
         let write = |name: &str, text: String| {
             let path = folder.join(name);
@@ -33,9 +33,10 @@ impl Tokenizer {
         let mut config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
-            "chat_template": template.source(),
         });
-        config.as_object_mut().expect("an object").extend(special.clone());
+        let chat = !template.source().is_empty();
+        let template_key = chat.then(|| ("chat_template".to_owned(), template.source().into()));
+        config.as_object_mut().expect("an object").extend(special.clone().into_iter().chain(template_key));
         write("tokenizer_config.json", format!("{config:#}\n"))?;
         write("special_tokens_map.json", format!("{:#}\n", Value::Object(special)))?;
         if let Some(source) = template.tool_use_source() {
@@ -43,7 +44,7 @@ impl Tokenizer {
             fs::create_dir_all(&templates).map_err(|error| cannot_write(&templates, &error))?;
             write("additional_chat_templates/tool_use.jinja", source.to_owned())?;
         }
-        write("chat_template.jinja", template.source().to_owned())
+        if chat { write("chat_template.jinja", template.source().to_owned()) } else { Ok(()) }
     }
 }
 

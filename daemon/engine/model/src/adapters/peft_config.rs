@@ -27,7 +27,7 @@ pub(super) fn value(
     let patterns = |of: &mut dyn Iterator<Item = (String, Value)>| Value::Object(of.collect());
     let mut value = json!({
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": if decoder.seq2seq.is_some() { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" },
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": whole(config.alpha),
@@ -46,6 +46,10 @@ pub(super) fn value(
     });
     if tied {
         value["ensure_weight_tying"] = true.into();
+    }
+    // Earlier versions of PEFT take the last number in a name for that of a block, unless they know what stands before it.
+    if config.layers.is_some() && decoder.seq2seq.is_some() {
+        value["layers_pattern"] = names.blocks.rsplit('.').next().into();
     }
     value
 }

@@ -73,6 +73,10 @@ pub fn export_merged(
             let change: Vec<f32> = change.into_data().try_into_vec().expect("adapters are f32");
             weight.iter_mut().zip(change).for_each(|(weight, change)| *weight += change);
         }
+        // Without a table for both ends, no version of transformers scales the logits; so the matrix does.
+        if parted.as_ref() == Some(&entry.name) {
+            weight.iter_mut().for_each(|weight| *weight *= decoder.config().output_scale);
+        }
         if let Some(projection) = adapted(decoder, &entry.name) {
             merge(projection, &mut weight);
         }
@@ -83,6 +87,7 @@ pub fn export_merged(
     let mut config = with_classifier(&in_float32(checkpoint.config()), decoder);
     if parted.is_some() {
         config["tie_word_embeddings"] = false.into();
+        config.as_object_mut().and_then(|config| config.remove("scale_decoder_outputs"));
     }
     let text = format!("{config:#}\n");
     fs::write(folder.join("config.json"), &text).map_err(cannot_write)?;

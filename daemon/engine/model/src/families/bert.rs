@@ -28,6 +28,7 @@ const NAMES: WeightNames = WeightNames {
         experts: None,
         mlp_output_norm: None,
     },
+    seq2seq: None,
     norm: None,
     output: None,
     classifier: ClassifierNames {
@@ -82,6 +83,8 @@ impl Family for Bert {
             tied_embeddings: false,
             max_positions: rows,
             embedding_scale: 1.0,
+            output_scale: 1.0,
+            seq2seq: None,
             positions: Positions::Learned { rows, offset: 0 },
             layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
             causal: false,

@@ -63,6 +63,8 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         tied_embeddings: config.flag_or("tie_word_embeddings", true)?,
         max_positions: config.size("max_position_embeddings")?,
         embedding_scale: (hidden_size as f32).sqrt(),
+        output_scale: 1.0,
+        seq2seq: None,
         positions: Positions::Rotary(Vec::new()),
         layers: Vec::new(),
         causal: true,

@@ -40,6 +40,8 @@ pub(super) fn base(config: &ConfigReader<'_>) -> Result<DecoderConfig, Problem> 
         tied_embeddings: config.flag_or("tie_word_embeddings", false)?,
         max_positions: config.size("max_position_embeddings")?,
         embedding_scale: 1.0,
+        output_scale: 1.0,
+        seq2seq: None,
         positions: Positions::Rotary(vec![rope::rotation(config, heads.dim)?]),
         layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
         causal: true,

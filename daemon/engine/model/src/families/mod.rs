@@ -16,6 +16,7 @@ mod qwen3;
 mod qwen3_moe;
 mod reader;
 mod rope;
+mod t5;
 mod vit;
 
 use std::path::Path;
@@ -45,6 +46,7 @@ const ALL: &[&dyn Family] = &[
     &phi3::Phi3,
     &gpt2::Gpt2,
     &opt::Opt,
+    &t5::T5,
     &bert::Bert,
     &vit::Vit,
 ];
@@ -69,6 +71,15 @@ pub const LINEAR_LAYERS: &[&str] = &[
     "out_proj",
     "fc1",
     "fc2",
+    // T5.
+    "q",
+    "k",
+    "v",
+    "o",
+    "wi",
+    "wi_0",
+    "wi_1",
+    "wo",
     // BERT.
     "query",
     "key",
@@ -77,7 +88,7 @@ pub const LINEAR_LAYERS: &[&str] = &[
 ];
 
 /// The tables of the vocabulary of all families, by the last part of their names: what an adapter is put on where it is asked for.
-pub const TABLES: &[&str] = &["embed_tokens", "lm_head", "wte", "word_embeddings"];
+pub const TABLES: &[&str] = &["embed_tokens", "lm_head", "wte", "shared", "word_embeddings"];
 
 /// The description of a checkpoint's decoder. `UnknownArchitecture` where no family fits.
 pub fn decoder_config(checkpoint: &Checkpoint) -> Result<DecoderConfig, Problem> {

@@ -30,6 +30,7 @@ const NAMES: WeightNames = WeightNames {
         experts: None,
         mlp_output_norm: None,
     },
+    seq2seq: None,
     norm: Some("vit.layernorm"),
     output: None,
     classifier: ClassifierNames {
@@ -83,6 +84,8 @@ impl Family for Vit {
             tied_embeddings: false,
             max_positions: patches.tokens(),
             embedding_scale: 1.0,
+            output_scale: 1.0,
+            seq2seq: None,
             positions: Positions::Learned { rows: patches.tokens(), offset: 0 },
             layers: vec![LayerConfig::default(); config.size("num_hidden_layers")?],
             causal: false,

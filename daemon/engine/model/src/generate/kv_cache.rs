@@ -6,12 +6,18 @@ use burn::tensor::Tensor;
 use justtrain_kernels::write_rows;
 
 use crate::Decoder;
+use crate::config::Stack;
+
+/// Keys and values.
+type Store = Option<(Tensor<2>, Tensor<2>)>;
 
 /// A fixed number of slots, one sequence each, in every layer.
 #[derive(Debug)]
 pub struct KvCache {
     /// Keys and values of each layer, `[slots · capacity, key/value heads · dim]`.
-    layers: Vec<Option<(Tensor<2>, Tensor<2>)>>,
+    layers: Vec<Store>,
+    /// Of two stacks: those of the sources, in each of the decoder's layers.
+    sources: Vec<Store>,
     /// Tokens in each slot.
     lengths: Vec<usize>,
     capacity: usize,
@@ -26,8 +32,10 @@ impl KvCache {
         let config = decoder.config();
         let shape = [slots * capacity, config.heads.key_value * config.heads.dim];
         let store = || Tensor::zeros(shape, &decoder.device());
+        let of_layer = |layer| (config.stack(layer) != Stack::Encoder).then(|| (store(), store()));
         Self {
-            layers: (0..config.layers.len()).map(|_| Some((store(), store()))).collect(),
+            layers: (0..config.layers.len()).map(of_layer).collect(),
+            sources: vec![None; config.layers.len()],
             lengths: vec![0; slots],
             capacity,
             rows: Vec::new(),
@@ -50,13 +58,14 @@ impl KvCache {
 
     pub(crate) fn layer(&mut self, layer: usize) -> LayerCache<'_> {
         self.pass_started = true;
-        LayerCache { store: &mut self.layers[layer], rows: &self.rows }
+        LayerCache { store: &mut self.layers[layer], sources: &mut self.sources[layer], rows: &self.rows }
     }
 }
 
 /// One layer's part of a [`KvCache`] during a pass.
 pub(crate) struct LayerCache<'a> {
-    store: &'a mut Option<(Tensor<2>, Tensor<2>)>,
+    store: &'a mut Store,
+    sources: &'a mut Store,
     rows: &'a [usize],
 }
 
@@ -69,5 +78,13 @@ impl LayerCache<'_> {
         let values = write_rows(values, v, self.rows.to_vec());
         *self.store = Some((keys.clone(), values.clone()));
         (keys, values)
+    }
+
+    /// Keeps the keys and values of sources that are read in this pass; returns those that were read last.
+    pub(crate) fn sources(&mut self, read: Store) -> Store {
+        if read.is_some() {
+            *self.sources = read;
+        }
+        self.sources.clone()
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use justtrain_kernels::{Dropout, Heads, RotaryTable, Scores, attention, rotary};
+use justtrain_kernels::{Dropout, Heads, Products, RotaryTable, Scores, Segments, biased_attention, rotary};
 
 use super::{Joint, Norm, Projection};
 use crate::block::Pass;
@@ -19,16 +19,19 @@ pub(crate) struct Attention {
     pub(crate) scores: Scores,
     /// Index of its table in the pass; none where positions are not rotary.
     pub(crate) rotation: Option<usize>,
+    /// Index of its table in the pass, where positions are told by distance.
+    pub(crate) position_bias: Option<usize>,
 }
 
 impl Attention {
-    /// `x` is `[tokens, hidden]`. With a cache, keys and values are added to it and all of them are attended to.
+    /// `x` is `[tokens, hidden]`, of `segments`. With a cache, keys and values are added to it and all of them are attended to.
     /// `dropout` is of the attention's weights.
     pub(crate) fn forward(
         &self,
         x: Tensor<2>,
+        segments: &Arc<Segments>,
         pass: &Pass,
-        cache: Option<LayerCache<'_>>,
+        cache: Option<&mut LayerCache<'_>>,
         dropout: Option<Dropout>,
     ) -> Tensor<2> {
         let [q, k, v] = self.qkv.forward(x, pass.mode).try_into().expect("queries, keys and values");
@@ -43,11 +46,16 @@ impl Attention {
                 (rotary(q, table.clone()), rotary(k, table.clone()))
             }
         };
-        let (k, v) = match cache {
-            None => (k, v),
-            Some(mut cache) => cache.extend(k, v),
+        // A cache is read whole at every token, too much to round it all anew.
+        let (k, v, products) = match cache {
+            None => (k, v, self.o.weight.products),
+            Some(cache) => {
+                let (k, v) = cache.extend(k, v);
+                (k, v, Products::F32)
+            }
         };
-        let scores = Scores { dropout, products: self.o.weight.products, ..self.scores };
-        self.o.forward(attention(q, k, v, self.heads, pass.segments.clone(), scores), pass.mode)
+        let scores = Scores { dropout, products, ..self.scores };
+        let bias = self.position_bias.map(|index| pass.biases[index].bias());
+        self.o.forward(biased_attention(q, k, v, bias, self.heads, segments.clone(), scores), pass.mode)
     }
 }

@@ -162,8 +162,7 @@ mod tests {
             ids: (first..first + len).collect(),
             target: (0..len).map(|at| at > 2).collect(),
             row: 1,
-            rejected: false,
-            class: None,
+            ..Sample::default()
         })
     }
 

@@ -25,7 +25,7 @@ mod tests {
 
     #[test]
     fn every_sample_has_the_same_chance() {
-        let sample = |row| Sample { ids: vec![1], target: vec![true], row, rejected: false, class: None };
+        let sample = |row| Sample { ids: vec![1], target: vec![true], row, ..Sample::default() };
         let samples: Vec<Sample> = (0..40).map(sample).collect();
         let mut counts = [0u32; 40];
         const TIMES: u64 = 4000;

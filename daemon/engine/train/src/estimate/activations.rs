@@ -2,10 +2,11 @@
 //!
 //! Counted in floats a token. A tensor that two ops share is counted with the first of them.
 
+use justtrain_model::Stack as Kind;
 use justtrain_model::kernels::Products;
 use justtrain_model::kernels::cross_entropy::CHUNK_BYTES;
 
-use super::shape::Shape;
+use super::shape::{Shape, Stack};
 use super::work::BatchSize;
 
 const FLOAT: u64 = 4;
@@ -18,20 +19,37 @@ pub(super) fn with_gaps(bytes: u64) -> u64 {
 
 /// Bytes of the activations at the end of a forward pass. Of blocks below the lowest that is
 /// trained nothing is kept. With gradient checkpointing these are the blocks' inputs, and one block's activations as its turn comes.
-pub(super) fn kept(shape: &Shape, tokens: usize, checkpointing: bool, products: Products) -> u64 {
-    let block = kept_by_block(shape, products);
-    let bytes = match checkpointing {
-        true => (shape.trained.graph_layers * shape.hidden) as u64 * FLOAT + block,
-        false => shape.trained.graph_layers as u64 * block,
-    };
-    bytes * tokens as u64
+pub(super) fn kept(shape: &Shape, batch: BatchSize, checkpointing: bool, products: Products) -> u64 {
+    let reached = shape.stacks.iter().filter(|stack| stack.graph_layers > 0);
+    let blocks = reached.map(|stack| (stack.graph_layers as u64, kept_by_block(shape, stack, batch, products)));
+    if checkpointing {
+        let inputs = (shape.trained.graph_layers * shape.hidden * batch.tokens) as u64 * FLOAT;
+        return inputs + blocks.map(|(_, block)| block).max().unwrap_or(0);
+    }
+    blocks.map(|(layers, block)| layers * block).sum()
 }
 
-fn kept_by_block(shape: &Shape, products: Products) -> u64 {
-    let ranks = shape.linears.iter().map(|linear| linear.rank).sum::<usize>();
-    let exact = shape.block_norms * rms_norm(shape) + softmax(shape) + experts(shape) + ranks + dora(shape);
-    let rounded = attention(shape) + swiglu(shape);
-    exact as u64 * FLOAT + rounded as u64 * bytes(products)
+fn kept_by_block(shape: &Shape, stack: &Stack, batch: BatchSize, products: Products) -> u64 {
+    let a_token = |exact: usize, rounded: usize| exact as u64 * FLOAT + rounded as u64 * bytes(products);
+    let ranks = |of_sources: bool| {
+        let linears = stack.linears.iter().filter(move |linear| linear.of_sources == of_sources);
+        linears.map(|linear| linear.rank).sum::<usize>()
+    };
+    let norms = stack.block_norms * rms_norm(shape);
+    let exact = norms + softmax(shape) + experts(shape) + ranks(false) + dora(shape, stack);
+    let block = a_token(exact, attention(shape) + swiglu(shape));
+    // The rows of the other stack are carried along.
+    let carried = a_token(shape.hidden, 0);
+    let (sources, targets) = (batch.sources as u64, batch.targets_read() as u64);
+    match stack.kind {
+        Kind::Only => batch.tokens as u64 * block,
+        Kind::Encoder => sources * block + targets * carried,
+        Kind::Decoder => {
+            // Of attention to the encoder: queries and the output; keys and values.
+            let (said, read) = (a_token(shape.heads, 2 * shape.query), a_token(ranks(true), 2 * shape.key_value));
+            targets * (block + said) + sources * (carried + read)
+        }
+    }
 }
 
 /// Of a number that is rounded as products are.
@@ -43,8 +61,8 @@ fn bytes(products: Products) -> u64 {
 }
 
 /// The outputs of adapted layers, before they are multiplied by what the magnitudes make of them.
-fn dora(shape: &Shape) -> usize {
-    let adapted = shape.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
+fn dora(shape: &Shape, stack: &Stack) -> usize {
+    let adapted = stack.linears.iter().filter(|linear| shape.trained.magnitudes > 0 && linear.rank > 0);
     adapted.map(|linear| linear.outputs).sum()
 }
 
@@ -77,13 +95,14 @@ fn experts(shape: &Shape) -> usize {
 
 /// Bytes of the tensors at work in the backward of one block: the gradient on its way, and around SwiGLU its output and
 /// three gradients; with products in 16 bits both its inputs in full, and the left side of a product.
-pub(super) fn at_work_in_backward(shape: &Shape, tokens: usize, products: Products) -> u64 {
+pub(super) fn at_work_in_backward(shape: &Shape, batch: BatchSize, products: Products) -> u64 {
     let widened = match products {
         Products::F32 => 0,
         Products::Bf16 => 2 * shape.intermediate + shape.intermediate / 2,
         Products::F16 => 3 * shape.intermediate,
     };
-    ((2 * shape.hidden + 4 * shape.intermediate + widened) * tokens) as u64 * FLOAT
+    let widest = batch.sources.max(batch.targets_read());
+    (2 * shape.hidden * batch.tokens + (4 * shape.intermediate + widened) * widest) as u64 * FLOAT
 }
 
 /// Bytes of the tensors at work in a forward pass that keeps nothing.

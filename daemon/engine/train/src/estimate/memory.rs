@@ -4,7 +4,7 @@ use justtrain_model::{WeightFormat, WeightFormats};
 use justtrain_worker_api::{MemoryEstimate, Moment};
 
 use super::activations::{at_work_in_backward, at_work_in_forward, kept, output_layer, with_gaps};
-use super::shape::Shape;
+use super::shape::{Linear, Shape};
 use super::work::{Rows, Work};
 use crate::optim;
 use crate::recipe::{Recipe, TaskWeighting};
@@ -108,7 +108,7 @@ fn gradients(recipe: &Recipe, shape: &Shape) -> u64 {
 /// The pairs start as part of a layer: the layer as it was, in `f32`, what is taken out of it, what is left, and that once more
 /// while it is rounded.
 fn starting(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
-    let largest = shape.linears.iter().map(|linear| linear.weights()).max().unwrap_or(0);
+    let largest = shape.linears().map(Linear::weights).max().unwrap_or(0);
     MemoryEstimate {
         moment: Moment::Loading,
         optimizer: 0,
@@ -130,12 +130,12 @@ fn reading_data(recipe: &Recipe, shape: &Shape, rows: &Rows) -> MemoryEstimate {
 
 /// Every block has kept its activations; the backward of the last block begins.
 fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
-    let (tokens, products) = (work.largest.tokens, recipe.weight_formats().products);
-    let kept = kept(shape, tokens, recipe.gradient_checkpointing, products);
+    let products = recipe.weight_formats().products;
+    let kept = kept(shape, work.largest, recipe.gradient_checkpointing, products);
     MemoryEstimate {
         // Those of earlier batches of the same step.
         gradients: if recipe.batches_per_step() > 1 { gradients(recipe, shape) } else { 0 },
-        activations: with_gaps(kept + at_work_in_backward(shape, tokens, products)),
+        activations: with_gaps(kept + at_work_in_backward(shape, work.largest, products)),
         output_layer: output_layer(shape, work.largest, recipe.weight_formats().products)
             + if in_16_bits(recipe, shape) { shape.table_bytes() } else { 0 },
         ..throughout(recipe, shape, rows)
@@ -146,7 +146,7 @@ fn forward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> 
 fn backward_is_done(recipe: &Recipe, shape: &Shape, work: &Work, rows: &Rows) -> MemoryEstimate {
     MemoryEstimate {
         gradients: if keeps_gradients(recipe) { gradients(recipe, shape) } else { 0 },
-        activations: with_gaps(at_work_in_backward(shape, work.largest.tokens, recipe.weight_formats().products)),
+        activations: with_gaps(at_work_in_backward(shape, work.largest, recipe.weight_formats().products)),
         // The table's gradient; and the table in `f32` while it is changed, where it is not so already.
         output_layer: match (shape.trained.table, in_16_bits(recipe, shape)) {
             (false, _) => 0,

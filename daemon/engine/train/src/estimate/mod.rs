@@ -36,7 +36,7 @@ use justtrain_worker_api::{
 };
 
 use crate::EventSink;
-use crate::prepare::open_encoder;
+use crate::prepare::open_reader;
 use crate::recipe::Recipe;
 use crate::run::no_device;
 use crate::trainable;
@@ -124,9 +124,7 @@ fn estimate_stage(
     let checkpoint = Checkpoint::open(&model.path).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
     let config =
         families::decoder_config(&checkpoint).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
-    let template = recipe.chat_template().map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
-    let (encoder, _) =
-        open_encoder(&checkpoint, template).map_err(|problem| problem.because(FailureReason::ModelInvalid))?;
+    let (encoder, _) = open_reader(recipe, &checkpoint)?;
     trainable::weights(recipe, &config)
         .map_err(|problems| Failure { reason: FailureReason::RecipeInvalid, problems })?;
     recipe

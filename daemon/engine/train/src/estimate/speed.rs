@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
-use justtrain_model::WeightFormat;
 use justtrain_model::kernels::{Factors, Packed, Weight, linear};
+use justtrain_model::{Stack as Kind, WeightFormat};
 use justtrain_worker_api::{DevicePick, PastRun, SpeedBasis, TimeEstimate};
 use rayon::prelude::*;
 
-use super::shape::{Linear, Shape};
+use super::shape::{Linear, Shape, Stack};
 use super::work::Work;
 use crate::recipe::Recipe;
 
@@ -48,17 +48,30 @@ pub(super) fn time(
 /// Floating-point operations of the whole run, two for each multiply-add.
 pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     let (layers, graph_layers) = (shape.layers as f64, shape.trained.graph_layers as f64);
-    let tokens = work.tokens as f64 + work.baseline_tokens as f64 * SHARE_OF_FORWARD;
+    let baseline = work.baseline_tokens as f64 * SHARE_OF_FORWARD;
     // Gradient checkpointing makes every block's forward a second time.
     let again = f64::from(u8::from(recipe.gradient_checkpointing));
-    let sum = |count: fn(Linear) -> u64| shape.linears.iter().map(|&layer| count(layer) as f64).sum::<f64>();
-    let (weights, adapters) = (sum(Linear::weights), sum(Linear::adapter));
-    // Outputs of all, gradients of what goes into those that the backward goes through, and of the trained themselves.
-    let products = layers * weights
-        + graph_layers * (weights + again * weights)
-        + shape.trained.adapted_layers as f64 * (3.0 + again) * adapters
-        + shape.trained.block_weights as f64;
-    let linears = 2.0 * tokens * products;
+    let sources = work.sources as f64;
+    let adapted = shape.trained.adapted_layers as f64 / layers;
+    let of_stack = |stack: &Stack| {
+        let own = match stack.kind {
+            Kind::Only => work.tokens as f64 + baseline,
+            Kind::Encoder => sources + baseline,
+            Kind::Decoder => work.tokens as f64 - sources + baseline,
+        };
+        let sum = |count: fn(Linear) -> u64| {
+            let numbers = |&layer: &Linear| count(layer) as f64 * if layer.of_sources { sources } else { own };
+            stack.linears.iter().map(numbers).sum::<f64>()
+        };
+        let (weights, adapters) = (sum(Linear::weights), sum(Linear::adapter));
+        // Outputs of all, and gradients of what goes into those that the backward goes through.
+        stack.layers as f64 * (weights + adapted * (3.0 + again) * adapters)
+            + stack.graph_layers as f64 * (weights + again * weights)
+    };
+    let tokens = work.tokens as f64 + baseline;
+    // Gradients of the trained themselves.
+    let own = shape.trained.block_weights as f64 * tokens / shape.stacks.len() as f64;
+    let linears = 2.0 * (shape.stacks.iter().map(of_stack).sum::<f64>() + own);
     // Scores and their product with the values: two products forward and five backward, over half of each square.
     let attention = (2.0 * layers + (5.0 + 2.0 * again) * graph_layers) * work.token_pairs * shape.query as f64;
     // Logits, the gradient of the hidden states, and that of a trained table.
@@ -101,7 +114,7 @@ fn linear_flops(layer: Linear, trained: bool) -> f64 {
 
 /// What this machine does just now on the widest layer of a block, forward and backward.
 fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
-    let widest = shape.linears.iter().copied().max_by_key(|layer| (layer.weights(), layer.outputs));
+    let widest = shape.linears().max_by_key(|layer| (layer.weights(), layer.outputs));
     let layer = widest.expect("a block has linear layers");
     let tokens = (work.tokens / work.batches.max(1)).clamp(1, TIMED_TOKENS) as usize;
     let device = Device::flex().autodiff();

@@ -40,14 +40,17 @@ fn smollm2() -> DecoderConfig {
 }
 
 fn rows(lengths: &[usize]) -> Rows {
-    let sample =
-        |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1, rejected: false, class: None };
+    let sample = |&len: &usize| Sample { ids: vec![0; len], target: vec![true; len], row: 1, ..Sample::default() };
     let train: Vec<_> = lengths.iter().map(sample).collect();
     Rows { read: train.len(), all: train.len(), train, validation: Vec::new(), file_bytes: 0, model_bytes: 0 }
 }
 
 fn job(lengths: &[usize]) -> Job {
     Job { config: smollm2(), teacher: None, rows: rows(lengths), device: DevicePick::Cpu, passed: Passed::default() }
+}
+
+fn tokens(tokens: usize) -> BatchSize {
+    BatchSize { tokens, ..BatchSize::default() }
 }
 
 const NO_END: Room = Room { memory_bytes: u64::MAX, disk_bytes: u64::MAX };
@@ -64,13 +67,13 @@ fn a_token_meets_some_of_the_experts() {
     let config = families::from_config(&config, Path::new("config.json")).unwrap();
     let shape = Shape::new(&config, &recipe("lora_rank: 8\n"));
     assert_eq!(shape.parameters, 30_532_122_624);
-    let met: u64 = shape.linears.iter().map(|linear| linear.weights()).sum();
+    let met: u64 = shape.linears().map(|linear| linear.weights()).sum();
     assert_eq!(met, 18_874_368 + 128 * 2048 + 8 * 3 * 2048 * 768);
     // Pairs are on attention alone.
     assert_eq!(shape.trained.numbers(), 48 * 8 * (2 * (2048 + 4096) + 2 * (2048 + 512)));
     let full = Shape::new(&config, &recipe("finetuning_type: full\n"));
     assert_eq!(full.trained.block_weights, 48 * met);
-    assert!(kept(&shape, 100, false, Products::F32) > 48 * 100 * 4 * (2 * 8 * 768 + 3 * 8 * 2048));
+    assert!(kept(&shape, tokens(100), false, Products::F32) > 48 * 100 * 4 * (2 * 8 * 768 + 3 * 8 * 2048));
 }
 
 #[test]
@@ -98,17 +101,41 @@ fn activations_are_counted_op_by_op() {
     let shape = Shape::new(&smollm2(), &recipe("lora_rank: 16\n"));
     // Two norms keep 577 each; attention 2 · 576 + 2 · 192 + 9; SwiGLU 2 · 1536; seven adapters 16 each.
     let by_hand = 2 * 577 + 1545 + 3072 + 112;
-    assert_eq!(kept(&shape, 100, false, Products::F32), 30 * by_hand * 100 * 4);
+    assert_eq!(kept(&shape, tokens(100), false, Products::F32), 30 * by_hand * 100 * 4);
     // With checkpointing 30 inputs, and one block at a time.
-    assert_eq!(kept(&shape, 100, true, Products::F32), (30 * 576 + by_hand) * 100 * 4);
+    assert_eq!(kept(&shape, tokens(100), true, Products::F32), (30 * 576 + by_hand) * 100 * 4);
     // In 16 bits what attention and SwiGLU keep takes half, but for the softmax's sums.
     let rounded = (2 * 577 + 9 + 112) * 4 + (1536 + 3072) * 2;
-    assert_eq!(kept(&shape, 100, false, Products::Bf16), 30 * rounded * 100);
+    assert_eq!(kept(&shape, tokens(100), false, Products::Bf16), 30 * rounded * 100);
     // 170 rows of logits fill 32 MiB, whatever the number of targets beyond; each with two rows of 576.
-    let batch = BatchSize { tokens: 1000, targets: 500 };
+    let batch = BatchSize { targets: 500, ..tokens(1000) };
     assert_eq!(output_layer(&shape, batch, Products::F32), 170 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
-    let few = BatchSize { tokens: 1000, targets: 3 };
+    let few = BatchSize { targets: 3, ..tokens(1000) };
     assert_eq!(output_layer(&shape, few, Products::F32), 3 * (49_152 + 2 * 576) * 4 + 3 * 1000 * 576 * 4);
+}
+
+/// T5 1.1 small: eight blocks of an encoder, eight of a decoder, six heads of 64 beside a hidden state of 512.
+#[test]
+fn a_token_goes_through_one_of_two_stacks() {
+    let config = json!({
+        "model_type": "t5", "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
+        "vocab_size": 32128, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false,
+    });
+    let config = families::from_config(&config, Path::new("config.json")).unwrap();
+    let shape = Shape::new(&config, &recipe("lora_rank: 4\nlora_target: q,v\n"));
+    assert_eq!(shape.parameters, 76_961_152);
+    assert_eq!(shape.trained.numbers(), (8 * 2 + 8 * 4) * 4 * (512 + 384));
+    // Norms, sums of the softmax, pairs, attention, the gate and what goes through it.
+    let block = |norms: usize, pairs: usize| norms * 513 + 6 + pairs * 4 + 4 * 384 + 2 * 1024;
+    let (encoder, decoder) = (block(2, 2), block(3, 3) + 6 + 2 * 384);
+    let batch = BatchSize { sources: 100, ..tokens(130) };
+    let read = 4 + 2 * 384;
+    let by_hand = 8 * (100 * encoder + 30 * 512 + 30 * decoder + 100 * (512 + read));
+    assert_eq!(kept(&shape, batch, false, Products::F32), by_hand as u64 * 4);
+    // The decoder's last block alone.
+    let last = Shape::new(&config, &recipe("finetuning_type: freeze\nfreeze_trainable_layers: 1\n"));
+    let graph: Vec<usize> = last.stacks.iter().map(|stack| stack.graph_layers).collect();
+    assert_eq!(graph, [0, 1]);
 }
 
 #[test]
@@ -118,7 +145,7 @@ fn magnitudes_are_counted_with_the_outputs_that_they_keep() {
     assert_eq!(dora.trained.numbers() - plain.trained.numbers(), 30 * outputs);
     assert_eq!(dora.trained.tensors() - plain.trained.tensors(), 30 * 7);
     assert_eq!(
-        kept(&dora, 100, false, Products::F32) - kept(&plain, 100, false, Products::F32),
+        kept(&dora, tokens(100), false, Products::F32) - kept(&plain, tokens(100), false, Products::F32),
         30 * outputs * 100 * 4
     );
 }
@@ -144,7 +171,7 @@ fn the_largest_batch_of_the_run_decides() {
     let two = work("per_device_train_batch_size: 2\ngradient_accumulation_steps: 1\nnum_train_epochs: 50\n");
     assert_eq!((two.steps, two.batches, two.tokens), (100, 100, 50 * 100));
     // In 50 shuffles the two longest meet. The first token of a row is never a target.
-    assert_eq!(two.largest, BatchSize { tokens: 70, targets: 68 });
+    assert_eq!(two.largest, BatchSize { targets: 68, ..tokens(70) });
     let cut = work("per_device_train_batch_size: 4\ngradient_accumulation_steps: 1\ncutoff_len: 25\nmax_steps: 1\n");
     assert_eq!((cut.steps, cut.largest.tokens), (1, 10 + 20 + 25 + 25));
     let packed = work("cutoff_len: 50\npacking: true\ngradient_accumulation_steps: 1\nnum_train_epochs: 1\n");
@@ -201,7 +228,7 @@ fn a_frozen_block_takes_its_weights_and_nothing_else() {
     assert_eq!(two.optimizer, 2 * BLOCK * 8);
     // The result is a whole model all the same.
     assert!(on_disk.result.abs_diff(134_515_008 * 4) < 100_000, "{on_disk:?}");
-    let activations = |shape: &Shape| kept(shape, 512, false, Products::F32);
+    let activations = |shape: &Shape| kept(shape, tokens(512), false, Products::F32);
     let four = memory("freeze_trainable_layers: 4\nfreeze_trainable_modules: mlp\n").1;
     assert_eq!(activations(&four), 2 * activations(&shape));
     assert_eq!(four.trained.numbers(), 4 * 3 * 576 * 1536);

@@ -89,7 +89,7 @@ impl TrainedShape {
         let mut pairs = 0;
         for layer in 0..config.layers.len() {
             let before = pairs;
-            for linear in config.linears() {
+            for linear in config.linears(layer) {
                 let name = config.module(layer, linear.name);
                 if !lora.targets(&name) {
                     continue;
@@ -168,8 +168,8 @@ impl TrainedShape {
 /// Whether a tensor of the base model is trained beside the pairs.
 fn in_full(config: &DecoderConfig, lora: &LoraConfig, name: &str) -> bool {
     if let Some(module) = name.strip_suffix(".bias") {
-        let part = config.place_in_block(module).map(|(_, part)| part);
-        let linear = config.linears().iter().any(|linear| Some(linear.name) == part);
+        let is_linear = |(layer, part): (usize, &str)| config.linears(layer).iter().any(|linear| linear.name == part);
+        let linear = config.place_in_block(module).is_some_and(is_linear);
         return lora.in_full(module, linear && lora.targets(module)).bias;
     }
     let saved = |module: &str| lora.in_full(module, false).weight;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use justtrain_data::{Encoder, Labels, Sample};
+use justtrain_data::{Encoder, Labels, Sample, shares};
 use justtrain_worker_api::Failure;
 
 use crate::EventSink;
@@ -55,7 +55,7 @@ impl Rows {
 
     /// One batch of so many tokens, all of which count for the loss.
     pub(super) fn of_one_batch(tokens: usize) -> Self {
-        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1, rejected: false, class: None };
+        let sample = Sample { ids: vec![0; tokens], target: vec![true; tokens], row: 1, ..Sample::default() };
         Self { train: vec![sample], validation: Vec::new(), read: 1, all: 1, file_bytes: 0, model_bytes: 0 }
     }
 
@@ -66,7 +66,7 @@ impl Rows {
 
     /// Bytes of all rows as samples.
     pub(super) fn sample_bytes(&self) -> u64 {
-        let tokens: usize = self.train.iter().chain(&self.validation).map(|sample| sample.ids.len()).sum();
+        let tokens: usize = self.train.iter().chain(&self.validation).map(Sample::tokens).sum();
         let samples = self.train.len() + self.validation.len();
         let classes = self.train.iter().chain(&self.validation).filter_map(|sample| sample.class.as_ref());
         let images: usize = classes.filter_map(|class| Some(class.image.as_ref()?.bytes().len())).sum();
@@ -75,27 +75,39 @@ impl Rows {
     }
 }
 
-/// Tokens of a batch, and those of them that predict a target.
+/// Tokens of a batch, those of them that an encoder reads, and those that predict a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct BatchSize {
     pub(super) tokens: usize,
+    pub(super) sources: usize,
     pub(super) targets: usize,
 }
 
 impl BatchSize {
     fn of<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Self {
         samples.into_iter().fold(Self::default(), |sum, sample| Self {
-            tokens: sum.tokens + sample.ids.len(),
+            tokens: sum.tokens + sample.tokens(),
+            sources: sum.sources + sample.source.len(),
             targets: sum.targets + sample.targets(),
         })
     }
 
+    /// Tokens that no encoder reads.
+    pub(super) fn targets_read(self) -> usize {
+        self.tokens - self.sources
+    }
+
     fn times(self, passes: usize) -> Self {
-        Self { tokens: self.tokens * passes, targets: self.targets * passes }
+        let Self { tokens, sources, targets } = self;
+        Self { tokens: tokens * passes, sources: sources * passes, targets: targets * passes }
     }
 
     fn max(self, other: Self) -> Self {
-        Self { tokens: self.tokens.max(other.tokens), targets: self.targets.max(other.targets) }
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            sources: self.sources.max(other.sources),
+            targets: self.targets.max(other.targets),
+        }
     }
 }
 
@@ -105,6 +117,8 @@ pub(super) struct Work {
     pub(super) steps: u64,
     pub(super) batches: u64,
     pub(super) tokens: u64,
+    /// Of these, the ones that an encoder reads.
+    pub(super) sources: u64,
     pub(super) targets: u64,
     /// Σ length² over all samples.
     pub(super) token_pairs: f64,
@@ -144,12 +158,14 @@ impl Work {
             let size = BatchSize::of(batch.iter().map(|&index| &train[index])).times(recipe.passes());
             work.largest = work.largest.max(size);
             work.tokens += size.tokens as u64;
+            work.sources += size.sources as u64;
             work.targets += size.targets as u64;
-            work.token_pairs += recipe.passes() as f64
-                * batch.iter().map(|&index| (train[index].ids.len() as f64).powi(2)).sum::<f64>();
+            work.token_pairs +=
+                recipe.passes() as f64 * batch.iter().map(|&index| (train[index].tokens() as f64).powi(2)).sum::<f64>();
         }
         let rest = work.batches as f64 / seen as f64;
         work.tokens = (work.tokens as f64 * rest) as u64;
+        work.sources = (work.sources as f64 * rest) as u64;
         work.targets = (work.targets as f64 * rest) as u64;
         work.token_pairs *= rest;
         let objective = objectives::new(recipe);
@@ -177,11 +193,15 @@ impl Work {
 
 /// Samples as a shorter `cutoff_len` would leave them. Those of a row go together.
 fn cut(samples: &[Sample], row_samples: usize, cutoff_len: usize) -> Vec<Sample> {
-    let cut = |sample: &Sample| Sample {
-        ids: sample.ids.iter().copied().take(cutoff_len).collect(),
-        target: sample.target.iter().copied().take(cutoff_len).collect(),
-        class: sample.class.clone(),
-        ..*sample
+    let cut = |sample: &Sample| {
+        let [source, ids] = shares([sample.source.len(), sample.ids.len()], cutoff_len);
+        Sample {
+            ids: sample.ids[..ids].to_vec(),
+            target: sample.target[..ids].to_vec(),
+            source: sample.source[..source].to_vec(),
+            class: sample.class.clone(),
+            ..*sample
+        }
     };
     let rows = samples.chunks(row_samples).map(|row| row.iter().map(cut).collect::<Vec<_>>());
     rows.filter(|row| row.iter().all(|sample| sample.targets() > 0)).flatten().collect()
@@ -191,5 +211,6 @@ fn cut(samples: &[Sample], row_samples: usize, cutoff_len: usize) -> Vec<Sample>
 fn validation_batch(samples: &[Sample]) -> BatchSize {
     let all = BatchSize::of(samples);
     let longest = samples.iter().map(|sample| BatchSize::of([sample])).fold(BatchSize::default(), BatchSize::max);
-    BatchSize { tokens: all.tokens.min(BATCH_TOKENS), targets: all.targets.min(BATCH_TOKENS) }.max(longest)
+    let [tokens, sources, targets] = [all.tokens, all.sources, all.targets].map(|count| count.min(BATCH_TOKENS));
+    BatchSize { tokens, sources, targets }.max(longest)
 }

@@ -103,7 +103,7 @@ fn mismatched(samples: &[Sample], index: usize, cutoff_len: usize) -> Sample {
     let mut ids = [prompt, answer].concat();
     ids.truncate(cutoff_len);
     let target = (0..ids.len()).map(|at| at >= prompt.len()).collect();
-    Sample { ids, target, row: own.row, rejected: false, class: None }
+    Sample { ids, target, row: own.row, ..Sample::default() }
 }
 
 #[cfg(test)]
@@ -116,8 +116,7 @@ mod tests {
             ids: ids.to_vec(),
             target: (0..ids.len()).map(|at| at >= prompt).collect(),
             row: 1,
-            rejected: false,
-            class: None,
+            ..Sample::default()
         };
         let samples = [sample(&[1, 2, 3], 2), sample(&[4, 5, 6, 7], 1), sample(&[8, 9], 1)];
         assert_eq!(mismatched(&samples, 0, 10), sample(&[1, 2, 9], 2));

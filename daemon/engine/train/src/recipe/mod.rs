@@ -36,6 +36,7 @@ mod regularization_rules;
 mod resolve;
 mod rules;
 mod schedule_rules;
+pub(crate) mod seq2seq_rules;
 mod stages;
 mod tasks;
 mod trainable_rules;

@@ -164,8 +164,8 @@ fn a_wrong_value_is_told_what_was_expected() {
             "lora_target: [q_proj, w1]",
             "\"w1\"",
             "all | q_proj | k_proj | v_proj | o_proj | gate_proj | up_proj | down_proj | qkv_proj | gate_up_proj | c_attn | \
-             c_proj | c_fc | out_proj | fc1 | fc2 | query | key | value | dense \
-             | embed_tokens | lm_head | wte | word_embeddings",
+             c_proj | c_fc | out_proj | fc1 | fc2 | q | k | v | o | wi | wi_0 | wi_1 | wo | query | key | value | dense \
+             | embed_tokens | lm_head | wte | shared | word_embeddings",
             "names from this list",
         ),
         ("warmup_steps: 2.5", "2.5", "number < 1 | integer ≥ 1", "a whole number"),

@@ -15,7 +15,7 @@ pub(crate) fn noisy(x: Tensor<2>, input: &Input, alpha: f32, scale: f32, seed: u
 
 fn noise(input: &Input, width: usize, alpha: f32, seed: u64) -> Vec<f32> {
     let mut noise = vec![0.0f32; input.ids.len() * width];
-    for (rows, _) in input.segments.sequences() {
+    for rows in input.sequences() {
         let largest = alpha / ((rows.len() * width) as f32).sqrt();
         let first = rows.start * width;
         noise[first..rows.end * width].par_iter_mut().enumerate().with_min_len(4096).for_each(|(index, value)| {

@@ -26,8 +26,15 @@ pub(crate) fn ints(file: &SafetensorsFile, name: &str) -> Vec<i64> {
     numbers.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
 }
 
-/// Ids and labels (−100 where a token does not count) of one sequence.
-pub(crate) type Row = (Vec<u32>, Vec<i64>);
+/// One sequence.
+#[derive(Clone)]
+pub(crate) struct Row {
+    pub(crate) ids: Vec<u32>,
+    /// −100 where a token does not count.
+    pub(crate) labels: Vec<i64>,
+    /// What an encoder reads, where there is one.
+    pub(crate) source: Vec<u32>,
+}
 
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap()
@@ -35,15 +42,20 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 pub(crate) fn batch(rows: &[Row]) -> (Input, Arc<Targets>) {
     let (mut ids, mut starts, mut targets) = (Vec::new(), vec![0], Targets::default());
-    for (row, labels) in rows {
+    let (mut sources, mut source_starts) = (Vec::new(), vec![0]);
+    for Row { ids: row, labels, source } in rows {
         for (at, &label) in labels.iter().enumerate().skip(1).filter(|&(_, &label)| label >= 0) {
             targets.rows.push(ids.len() + at - 1);
             targets.tokens.push(label as u32);
         }
         ids.extend(row);
         starts.push(ids.len());
+        sources.extend(source);
+        source_starts.push(sources.len());
     }
-    (Input::packed(ids, &starts), Arc::new(targets))
+    let input = Input::packed(ids, &starts);
+    let input = if sources.is_empty() { input } else { input.with_sources(&sources, &source_starts) };
+    (input, Arc::new(targets))
 }
 
 pub(crate) fn micro_batch(rows: &[Row]) -> MicroBatch {
@@ -141,7 +153,11 @@ pub(crate) fn assert_relative(got: &[f64], expected: &[f64], tolerance: f64, wha
 /// The two sequences that a tiny model's reference values are of.
 pub(crate) fn tiny_rows(folder: &Path) -> Vec<Row> {
     let goldens = SafetensorsFile::open(&folder.join("goldens.safetensors")).unwrap();
-    let ints = |name: String| ints(&goldens, &name);
-    let row = |i| (ints(format!("ids.{i}")).into_iter().map(|id| id as u32).collect(), ints(format!("labels.{i}")));
+    let ids = |name: String| -> Vec<u32> { ints(&goldens, &name).into_iter().map(|id| id as u32).collect() };
+    let row = |i| Row {
+        ids: ids(format!("ids.{i}")),
+        labels: ints(&goldens, &format!("labels.{i}")),
+        source: goldens.shape(&format!("source.{i}")).map_or(Vec::new(), |_| ids(format!("source.{i}"))),
+    };
     (0..2).map(row).collect()
 }

@@ -1,19 +1,18 @@
 //! Classifiers, of encoders and of decoders: whole runs, what is left of them, and what is refused.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use justtrain_model::families::from_config;
 use justtrain_train::StopToken;
 use justtrain_train::evaluate::evaluate;
-use justtrain_weights::safetensors::{Dtype, Entry, write};
 use justtrain_worker_api::{
     DataFile, EvaluateOptions, EvaluationReport, Failure, FailureReason, ModelFiles, Problem, RecipeSource,
 };
 use serde_json::{Value, json};
 
 use crate::desk::Desk;
+use crate::random_model::write_weights;
 
 /// Has a random encoder in place of the tiny decoder, as it is before anybody has made a classifier of it.
 fn encoder(desk: &Desk, pooler: bool) {
@@ -35,18 +34,7 @@ fn encoder(desk: &Desk, pooler: bool) {
     let tensors = tensors.into_iter().filter(|(name, _)| pooler || !name.contains("pooler"));
     // What a model for masked words has beside.
     let tensors = tensors.chain([("cls.predictions.bias".to_owned(), vec![3])]);
-    let entries: Vec<Entry> = tensors.map(|(name, shape)| Entry { name, shape, dtype: Dtype::F32 }).collect();
-    let mut state = 1u64;
-    let mut number = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.4
-    };
-    write(&model.join("model.safetensors"), &entries, &BTreeMap::new(), |entry| {
-        let ones = entry.name.ends_with("LayerNorm.weight");
-        let count = entry.shape.iter().product();
-        Ok((0..count).map(|_| if ones { 1.0 } else { number() }).collect())
-    })
-    .unwrap();
+    write_weights(&model, tensors);
 }
 
 /// The rows that are not held out: 52 of 60.
