@@ -22,12 +22,16 @@
 //! | `regularization_rules.rs` | the same for dropout, R-Drop, L2-SP and mixout |
 //! | `stages.rs` | several recipes in one file, one stage after the other |
 //! | `tasks.rs` | several data sets as tasks |
+//! | `choices.rs` | the words that a key can have |
+//! | `default.rs` | what a key is where it is not written |
 //! | `resolve.rs` | values that depend on other keys or on the data |
 
 mod adapter_rules;
 mod check;
+mod choices;
 mod classification_rules;
 mod continual_rules;
+mod default;
 mod distillation_rules;
 mod optimizer_rules;
 mod peers;
@@ -52,11 +56,13 @@ use justtrain_model::adapters::{LoraConfig, read_peft_config};
 use justtrain_worker_api::{Problem, ProblemCode, RecipeSource, RecipeSummary};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub use crate::early_stopping::Metric;
 pub use crate::objectives::Direction;
+use choices::{Bias, OneOrMany, OneOrManyNumbers};
+pub use choices::{DatasetFormat, FinetuningType, Precision, PrefLoss, QuantizationType, Stage};
 pub use stages::StagePlan;
 pub(crate) use tasks::BestMetric;
 pub use tasks::{BestBy, TaskMetric, TaskMixing, TaskPlan, TaskWeighting};
@@ -714,239 +720,4 @@ impl Recipe {
 /// Stages and tasks are taken out before the rest is read.
 fn no_items<'de, D: serde::Deserializer<'de>, T>(deserializer: D) -> Result<Vec<T>, D::Error> {
     serde::de::IgnoredAny::deserialize(deserializer).map(|_| Vec::new())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    Pt,
-    #[default]
-    Sft,
-    Rm,
-    Dpo,
-    Kto,
-    Cls,
-}
-
-impl Stage {
-    /// Whether the loss is one of single tokens.
-    pub(crate) fn learns_tokens(self) -> bool {
-        matches!(self, Self::Pt | Self::Sft)
-    }
-
-    /// Whether whole answers are judged.
-    pub(crate) fn judges_answers(self) -> bool {
-        !self.learns_tokens() && self != Self::Cls
-    }
-
-    /// How many samples a row becomes.
-    pub(crate) fn samples_of_row(self) -> usize {
-        if matches!(self, Self::Dpo | Self::Rm) { 2 } else { 1 }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PrefLoss {
-    #[default]
-    Sigmoid,
-    Hinge,
-    Ipo,
-    Orpo,
-    Simpo,
-    KtoPair,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum FinetuningType {
-    #[default]
-    Lora,
-    Full,
-    Freeze,
-}
-
-impl FinetuningType {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Lora => "lora",
-            Self::Full => "full",
-            Self::Freeze => "freeze",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum Bias {
-    #[default]
-    None,
-    All,
-    /// Of layers with a LoRA pair.
-    LoraOnly,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DatasetFormat {
-    #[default]
-    Auto,
-    Alpaca,
-    Sharegpt,
-    /// OpenAI's `messages`.
-    Messages,
-    /// `prompt` and `completion`.
-    PromptCompletion,
-    /// `chosen` and `rejected` beside a prompt.
-    Preference,
-    /// An answer with `kto_tag` or `label`.
-    Kto,
-    /// Plain texts under `text`.
-    Text,
-    /// `text`, or a pair of texts, with the class under `label`.
-    Classification,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    #[default]
-    Auto,
-    Fp32,
-    Bf16,
-    Fp16,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum QuantizationType {
-    Nf4,
-    Int8,
-    Gguf,
-}
-
-/// A text, or a list of texts.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-/// A number, or a list of numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
-enum OneOrManyNumbers {
-    One(usize),
-    Many(Vec<usize>),
-}
-
-/// Defaults that are not the type's own.
-mod default {
-    use super::OneOrMany;
-
-    pub(super) fn replay_buffer() -> usize {
-        1000
-    }
-    pub(super) fn fisher_samples() -> usize {
-        128
-    }
-    pub(super) fn lwf_temperature() -> f64 {
-        2.0
-    }
-    pub(super) fn task_temperature() -> f64 {
-        2.0
-    }
-    pub(super) fn task_weights_lr() -> f64 {
-        0.01
-    }
-    pub(super) fn gradnorm_alpha() -> f64 {
-        1.5
-    }
-
-    pub(super) fn pref_beta() -> f64 {
-        0.1
-    }
-    pub(super) fn simpo_gamma() -> f64 {
-        0.5
-    }
-    pub(super) fn weight() -> f64 {
-        1.0
-    }
-    pub(super) fn kd_alpha() -> f64 {
-        0.5
-    }
-    pub(super) fn lora_rank() -> usize {
-        16
-    }
-    pub(super) fn pissa_iter() -> i64 {
-        16
-    }
-    pub(super) fn loftq_iter() -> usize {
-        1
-    }
-    pub(super) fn freeze_trainable_layers() -> i64 {
-        2
-    }
-    pub(super) fn auto() -> String {
-        "auto".to_owned()
-    }
-
-    pub(super) fn all() -> OneOrMany {
-        OneOrMany::One("all".to_owned())
-    }
-    pub(super) fn cutoff_len() -> usize {
-        2048
-    }
-    pub(super) fn val_size() -> f64 {
-        0.1
-    }
-    pub(super) fn learning_rate() -> f64 {
-        1e-4
-    }
-    pub(super) fn warmup_steps() -> f64 {
-        0.03
-    }
-    pub(super) fn num_train_epochs() -> f64 {
-        3.0
-    }
-    pub(super) fn max_steps() -> i64 {
-        -1
-    }
-    pub(super) fn one() -> usize {
-        1
-    }
-    pub(super) fn gradient_accumulation_steps() -> usize {
-        8
-    }
-    pub(super) fn adam_beta1() -> f64 {
-        0.9
-    }
-    pub(super) fn galore_update_interval() -> u64 {
-        200
-    }
-    pub(super) fn galore_scale() -> f64 {
-        2.0
-    }
-    pub(super) fn adam_epsilon() -> f64 {
-        1e-8
-    }
-    pub(super) fn max_grad_norm() -> f64 {
-        1.0
-    }
-    pub(super) fn max_bad_steps() -> u64 {
-        5
-    }
-    pub(super) fn seed() -> u64 {
-        42
-    }
-    pub(super) fn save_steps() -> u64 {
-        500
-    }
-    pub(super) fn save_total_limit() -> usize {
-        3
-    }
-    pub(super) fn logging_steps() -> u64 {
-        10
-    }
 }
