@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, GradientCheckpointingStrategy, Gradients, Tensor, TensorData};
-use justtrain_kernels::{Numbers, Packed, Weight};
+use justtrain_kernels::{Numbers, Weight};
 
 use crate::layers::InFull;
 
@@ -154,7 +154,7 @@ impl<'a> Parameter<'a> {
             Place::Weight(Weight { numbers: Numbers::Packed(packed), .. }) => {
                 let mut numbers = packed.to_f32();
                 change(&mut numbers);
-                *packed = Packed::bf16_by_chance(&numbers, packed.dims(), rounding_seed);
+                packed.set_by_chance(&numbers, rounding_seed);
             }
         }
     }

@@ -23,10 +23,17 @@ impl Bf16 {
     }
 
     pub(super) fn rounded_by_chance(weights: &[f32], seed: u64) -> Self {
+        let mut rounded = Self(vec![bf16::ZERO; weights.len()]);
+        rounded.set_by_chance(weights, seed);
+        rounded
+    }
+}
+
+impl Form for Bf16 {
+    fn set_by_chance(&mut self, weights: &[f32], seed: u64) -> bool {
         /// As many chances as a random number holds.
         const GROUP: usize = 4;
-        let mut rounded = vec![bf16::ZERO; weights.len()];
-        let groups = rounded.par_chunks_mut(GROUP).zip(weights.par_chunks(GROUP)).enumerate();
+        let groups = self.0.par_chunks_mut(GROUP).zip(weights.par_chunks(GROUP)).enumerate();
         groups.with_min_len(4096).for_each(|(index, (rounded, weights))| {
             let mut chances = random::at(seed, index);
             for (rounded, &weight) in rounded.iter_mut().zip(weights) {
@@ -34,7 +41,24 @@ impl Bf16 {
                 chances >>= 16;
             }
         });
-        Self(rounded)
+        true
+    }
+
+    fn decode(&self, start: usize, output: &mut [f32]) {
+        widen(cast_slice(&self.0[start..][..output.len()]), output);
+    }
+
+    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
+        output.copy_from_slice(cast_slice(&self.0[start..][..output.len()]));
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.len() * 2
+    }
+
+    #[cfg(feature = "gpu")]
+    fn upload(&self, _: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
+        Box::new(super::on_gpu::Plain::narrow(&self.0, device))
     }
 }
 
@@ -53,25 +77,6 @@ impl Builder for Bf16 {
 
     fn finish(self: Box<Self>) -> Arc<dyn Form> {
         Arc::new(*self)
-    }
-}
-
-impl Form for Bf16 {
-    fn decode(&self, start: usize, output: &mut [f32]) {
-        widen(cast_slice(&self.0[start..][..output.len()]), output);
-    }
-
-    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
-        output.copy_from_slice(cast_slice(&self.0[start..][..output.len()]));
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.len() * 2
-    }
-
-    #[cfg(feature = "gpu")]
-    fn upload(&self, _: usize, device: &burn::tensor::Device) -> Box<dyn super::on_gpu::OnGpu> {
-        Box::new(super::on_gpu::Plain::narrow(&self.0, device))
     }
 }
 

@@ -82,6 +82,11 @@ trait Form: Debug + Send + Sync {
         });
     }
 
+    /// Takes other numbers, rounded by chance; false where it is no form that is trained.
+    fn set_by_chance(&mut self, _weights: &[f32], _seed: u64) -> bool {
+        false
+    }
+
     /// Bytes in memory.
     fn bytes(&self) -> usize;
 
@@ -137,11 +142,19 @@ impl Packed {
         })
     }
 
-    /// In bfloat16, each number rounded up or down by chance, so that on average it stays what it was. The same `seed`
-    /// gives the same matrix.
-    pub fn bf16_by_chance(weights: &[f32], dims: [usize; 2], seed: u64) -> Self {
-        assert_eq!(weights.len(), dims[0] * dims[1]);
-        Self::new(dims, Arc::new(bf16::Bf16::rounded_by_chance(weights, seed)))
+    /// Takes other numbers, in bfloat16, each rounded up or down by chance, so that on average it stays what it was. The same
+    /// `seed` gives the same matrix. In place where nothing else holds it: memory for every matrix at every step would lie
+    /// where gradients had been, and keep those of the next step from fitting there.
+    pub fn set_by_chance(&mut self, weights: &[f32], seed: u64) {
+        assert_eq!(weights.len(), self.dims[0] * self.dims[1]);
+        let in_place = Arc::get_mut(&mut self.form).is_some_and(|form| form.set_by_chance(weights, seed));
+        if !in_place {
+            self.form = Arc::new(bf16::Bf16::rounded_by_chance(weights, seed));
+        }
+        #[cfg(feature = "gpu")]
+        {
+            self.on_gpu = Arc::default();
+        }
     }
 
     /// The blocks of a GGUF as they are.
@@ -319,6 +332,18 @@ mod tests {
             let rows = Packed::from_f32(format, &weights[1536 * 1000..], [65, 1000]);
             assert_eq!(whole.to_f32()[1536 * 1000..], rows.to_f32(), "{format:?}");
         }
+    }
+
+    #[test]
+    fn other_numbers_are_taken_in_place_unless_a_copy_is_held() {
+        let mut packed = Packed::from_f32(Format::Bf16, &[1.0; 64], [8, 8]);
+        let copy = packed.clone();
+        packed.set_by_chance(&[2.0; 64], 1);
+        assert_eq!((copy.to_f32(), packed.to_f32()), (vec![1.0; 64], vec![2.0; 64]));
+        let place = Arc::as_ptr(&packed.form).cast::<u8>();
+        packed.set_by_chance(&[3.0; 64], 1);
+        assert_eq!(packed.to_f32(), vec![3.0; 64]);
+        assert_eq!(Arc::as_ptr(&packed.form).cast::<u8>(), place);
     }
 
     #[test]
