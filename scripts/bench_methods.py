@@ -87,10 +87,11 @@ FORMS = {
 
 def compare(options: argparse.Namespace, forms: list[str]) -> None:
     """The quickstart's job in each form, or one with other data."""
-    generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
-    run_worker(options.worker, {"command": "data_generate"} | generate)
-    recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text()
-    if options.what != "qlora":
+    if options.what == "qlora":
+        generate = {"kind": "numbers", "count": 1000, "seed": 7, "language": "en", "output": str(options.work / "numbers.json")}
+        run_worker(options.worker, {"command": "data_generate"} | generate)
+        recipe = (ROOT / "bundle/recipes/quickstart.yaml").read_text()
+    else:
         write_manual(options.work / "manual.jsonl")
         recipe = MANUAL
     recipe = re.sub("^max_steps: .*", f"max_steps: {options.steps}", recipe, flags=re.MULTILINE)

@@ -31,6 +31,7 @@ impl Crash {
     pub(crate) fn into_failure(self) -> Failure {
         let (how_en, how_zh, memory) = describe(self.status);
         let memory = memory && !self.killed;
+        let out_of_memory = memory && self.out_of_memory;
         let mut found = how_en.clone();
         if let Some(garbage) = &self.garbage {
             found = format!("it printed {garbage:?} where a message belongs; {found}");
@@ -39,7 +40,7 @@ impl Crash {
             found = format!("{found}; its last words: {}", self.log);
         }
         let (fix_en, fix_zh) = match memory {
-            true if self.out_of_memory => (
+            true if out_of_memory => (
                 "lower per_device_train_batch_size or cutoff_len, then resume the job; train --dry-run says what a recipe takes",
                 "请减小 per_device_train_batch_size 或 cutoff_len，然后恢复任务；train --dry-run 会说明一份配方需要多少内存",
             ),
@@ -52,7 +53,7 @@ impl Crash {
                 "请恢复任务，将从最近的检查点继续；详情见任务目录下的 worker.log",
             ),
         };
-        let (en, zh) = match memory && self.out_of_memory {
+        let (en, zh) = match out_of_memory {
             true => (
                 "the machine ran out of memory, and the system ended the worker process",
                 "内存耗尽，系统结束了工作进程",
@@ -63,7 +64,7 @@ impl Crash {
             Problem::error(ProblemCode::WorkerCrashed, format!("{en} ({how_en})"), format!("{zh}（{how_zh}）"))
                 .found(found)
                 .fix(fix_en, fix_zh);
-        problem.because(if memory && self.out_of_memory { FailureReason::HostOom } else { FailureReason::Internal })
+        problem.because(if out_of_memory { FailureReason::HostOom } else { FailureReason::Internal })
     }
 }
 
