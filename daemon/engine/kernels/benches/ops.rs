@@ -261,6 +261,12 @@ fn whole_rows(bench: &Bench) {
         bench.run(&format!("attention, {name}, forward"), 4 * scores(len) * heads.dim, 2 * TOKENS * 768, || {
             black_box(attention(q.clone(), k.clone(), v.clone(), heads, segments.clone(), Scores::scaled(0.125)));
         });
+        let [q, k, v] = [&q, &k, &v].map(|x| x.clone().require_grad());
+        // Five more products in the backward.
+        bench.run(&format!("attention, {name}, with backward"), 14 * scores(len) * heads.dim, 6 * TOKENS * 768, || {
+            let output = attention(q.clone(), k.clone(), v.clone(), heads, segments.clone(), Scores::scaled(0.125));
+            black_box(output.sum().backward());
+        });
     }
     let hidden = tensor([TOKENS, HIDDEN]).require_grad();
     let output = OutputLayer::from(Weight::from(tensor([VOCABULARY, HIDDEN])));

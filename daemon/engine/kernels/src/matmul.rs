@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 
@@ -46,6 +47,11 @@ impl<'a> View<'a> {
         (self.elements, self.row_stride)
     }
 
+    /// Elements from one row to the next, and from one column to the next.
+    pub(crate) fn strides(self) -> [usize; 2] {
+        [self.row_stride, self.col_stride]
+    }
+
     /// Where it starts; of a matrix of one row, its elements.
     pub(crate) fn elements(self) -> &'a [f32] {
         self.elements
@@ -71,27 +77,52 @@ pub(crate) enum Write {
     Accumulate,
 }
 
-/// How many threads one product may use.
-#[derive(Clone, Copy)]
-pub(crate) enum Threads {
-    /// The caller is already one of many parallel tasks.
-    One,
-    All,
-}
+/// Below so many multiply-adds a product is not worth waking a thread for.
+const SHARED: usize = 1 << 17;
+/// Every micro-kernel's width divides these.
+const ROWS_OF_A_PIECE: usize = 12;
+const COLS_OF_A_PIECE: usize = 16;
 
-/// `destination (=|+=) scale · a · b`, row-major without gaps.
+/// `destination (=|+=) scale · a · b`, row-major without gaps, by all threads.
 pub(crate) fn matmul(destination: &mut [f32], write: Write, scale: f32, a: View<'_>, b: View<'_>) {
-    assert!(destination.len() >= a.rows * b.cols);
-    let destination_stride = b.cols;
-    // SAFETY: the whole destination is borrowed mutably and large enough.
-    unsafe { matmul_into(SharedMut::new(destination), 0, destination_stride, write, scale, a, b, Threads::All) }
+    let (rows, inner, cols) = (a.rows, a.cols, b.cols);
+    assert!(destination.len() >= rows * cols);
+    let (piece_rows, piece_cols) = piece([rows, inner, cols], rayon::current_num_threads());
+    let destination = SharedMut::new(destination);
+    let pieces: Vec<_> = parts(rows, piece_rows)
+        .flat_map(|rows| parts(cols, piece_cols).map(move |cols| (rows.clone(), cols)))
+        .collect();
+    pieces.into_par_iter().for_each(|(piece_rows, piece_cols)| {
+        let (a, b) = (a.part(piece_rows.clone(), 0..inner), b.part(0..inner, piece_cols.clone()));
+        // SAFETY: the whole destination is borrowed mutably and large enough, and this piece is this task's alone.
+        unsafe { matmul_into(destination, piece_rows.start * cols + piece_cols.start, cols, write, scale, a, b) };
+    });
 }
 
-/// As [`matmul`], into rows that start at `offset` and lie `stride` apart.
+/// Rows and columns of the output that one task makes. A task puts both of its sides in order for the micro-kernel: that
+/// of the weights, which has to be turned, costs most, so tasks share its columns, unless these are few.
+fn piece([rows, inner, cols]: [usize; 3], threads: usize) -> (usize, usize) {
+    if threads == 1 || rows * inner * cols < SHARED {
+        return (rows.max(1), cols.max(1));
+    }
+    // Twice as many pieces as threads: one that is held up leaves the other something to do.
+    let part = |len: usize, of_a_piece: usize| len.div_ceil(2 * threads).next_multiple_of(of_a_piece);
+    if inner >= 64 && cols >= rows / 4 {
+        (rows, part(cols, COLS_OF_A_PIECE))
+    } else {
+        (part(rows, ROWS_OF_A_PIECE), cols)
+    }
+}
+
+/// `0..len` in parts of `size`; the last may be smaller.
+pub(crate) fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(size).map(move |start| start..len.min(start + size))
+}
+
+/// As [`matmul`], by the calling thread alone, into rows that start at `offset` and lie `stride` apart.
 ///
 /// # Safety
 /// The rows lie inside `destination`'s slice and no other task touches them meanwhile.
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn matmul_into(
     destination: SharedMut,
     offset: usize,
@@ -100,13 +131,8 @@ pub(crate) unsafe fn matmul_into(
     scale: f32,
     a: View<'_>,
     b: View<'_>,
-    threads: Threads,
 ) {
     assert_eq!(a.cols, b.rows);
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
-    };
     // SAFETY: both views were bounds-checked when made; the destination is the caller's promise.
     unsafe {
         gemm::gemm(
@@ -128,7 +154,7 @@ pub(crate) unsafe fn matmul_into(
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
 }

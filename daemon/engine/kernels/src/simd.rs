@@ -109,10 +109,14 @@ pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 #[allow(clippy::excessive_precision)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     const LOWEST: f32 = -87.336_54;
-    let clamped = x.clamp(LOWEST, 88.722_8);
-    // Adding and taking away 1.5 · 2²³ rounds to the nearest integer.
+    const HIGHEST: f32 = 88.722_8;
+    // In this order what is not a number stays so.
+    let capped = if x > HIGHEST { HIGHEST } else { x };
+    let clamped = if capped < LOWEST { LOWEST } else { capped };
+    // Adding 1.5 · 2²³ rounds to the nearest integer, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    let n = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = mul_add::<FMA>(n, -0.693_359_375, clamped);
     let r = mul_add::<FMA>(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_15e-4;
@@ -122,11 +126,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p = mul_add::<FMA>(p, r, 1.666_666_545_9e-1);
     p = mul_add::<FMA>(p, r, 5.000_000_120_1e-1);
     let y = mul_add::<FMA>(p, r * r, r) + 1.0;
-    // 2ⁿ by its exponent bits, in two halves so that n = 128 does not overflow.
-    let n = n as i32;
-    let half = n >> 1;
-    let scale = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-    let y = y * scale(half) * scale(n - half);
+    // Times 2ⁿ, by adding n to the exponent: both ends were clamped so that it stays one.
+    let y = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
     if x < LOWEST { 0.0 } else { y }
 }
 
@@ -285,6 +286,20 @@ mod tests {
                     let relative = (f64::from(*got) / want - 1.0).abs();
                     assert!(relative < 2.4e-7, "{level:?}: exp({input}) = {got}, want {want}");
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn exp_has_ends_and_passes_on_what_is_not_a_number() {
+        at_every_level(|level| {
+            // Whole vectors and a rest.
+            let mut x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, 88.722_84, -87.4].repeat(7);
+            exp_sum(&mut x, 0.0);
+            for found in x.chunks(6) {
+                assert!(found[0].is_nan(), "{level:?}: {found:?}");
+                assert!(found[1] > 3.4e38 && found[4] > 3.4e38, "{level:?}: {found:?}");
+                assert_eq!([found[2], found[3], found[5]], [0.0, 1.0, 0.0], "{level:?}");
             }
         });
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{Threads, View, Write, matmul_into};
+use crate::matmul::{View, Write, matmul_into, parts};
 use crate::simd;
 
 /// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide; a
@@ -51,7 +51,7 @@ pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f
             with_tile(weight, slab.clone(), depth, |tile| {
                 let first = tokens.start * outputs + slab.start;
                 // SAFETY: this piece of the output is this task's alone.
-                unsafe { matmul_into(output, first, outputs, write, scale, x, tile.t(), Threads::One) };
+                unsafe { matmul_into(output, first, outputs, write, scale, x, tile.t()) };
             });
         }
     });
@@ -69,7 +69,7 @@ pub(crate) fn times(grad: View<'_>, weight: &impl Tiles, output: &mut [f32], wri
             with_tile(weight, depth, slab.clone(), |tile| {
                 let first = tokens.start * inputs + slab.start;
                 // SAFETY: this piece of the output is this task's alone.
-                unsafe { matmul_into(output, first, inputs, write, scale, grad, tile, Threads::One) };
+                unsafe { matmul_into(output, first, inputs, write, scale, grad, tile) };
             });
         }
     });
@@ -92,10 +92,6 @@ fn pieces(tokens: usize, width: usize) -> Vec<Piece> {
     parts(width, slab)
         .flat_map(|slab| parts(tokens, size).map(move |tokens| Piece { tokens, slab: slab.clone() }))
         .collect()
-}
-
-fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(size).map(move |start| start..len.min(start + size))
 }
 
 /// As [`times_transposed`]: the time goes into reading the matrix, so it is read once and in order.
