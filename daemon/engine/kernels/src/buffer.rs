@@ -26,9 +26,9 @@ pub(crate) fn tensor<const D: usize>(elements: Vec<f32>, shape: [usize; D]) -> F
 /// Memory that the caller writes completely before reading: clearing it first would cost as much as a whole
 /// element-wise op.
 #[allow(clippy::uninit_vec)]
-pub(crate) fn uninit(len: usize) -> Vec<f32> {
+pub(crate) fn uninit<T: bytemuck::Pod>(len: usize) -> Vec<T> {
     let mut elements = Vec::with_capacity(len);
-    // SAFETY: the capacity is `len`, every bit pattern is a valid f32, and callers overwrite each element.
+    // SAFETY: the capacity is `len`, every bit pattern is a valid number, and callers overwrite each element.
     unsafe { elements.set_len(len) };
     elements
 }

@@ -50,7 +50,7 @@ impl Kept {
         let mut tensor = contiguous(tensor);
         let Some(narrow) = Narrow::of(products) else { return (Kept::Exact(tensor.clone()), tensor) };
         let shape = shape2(&tensor);
-        let mut bits = vec![0; shape[0] * shape[1]];
+        let mut bits = uninit(shape[0] * shape[1]);
         let chunks = tensor.storage_mut::<f32>().par_chunks_mut(CHUNK).zip(bits.par_chunks_mut(CHUNK));
         chunks.for_each(|(numbers, bits)| {
             (narrow.round)(numbers, bits);

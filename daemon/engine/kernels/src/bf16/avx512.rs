@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Output;
-use super::block::{LANES, Left, PANEL, ROWS, Right};
+use super::block::{LANES, Left, PANEL, ROWS, Right, round};
 use crate::matmul::Write;
 
 /// `output (=|+=) scale · left · right`.
@@ -86,6 +86,22 @@ unsafe fn sums<const R: usize, const V: usize>(left: Left<'_>, right: &[u32], pa
             }
         }
     }
+}
+
+/// As `block::round_all`.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
+    let (vectors, rest) = numbers.as_chunks::<{ 2 * LANES }>();
+    let (places, rest_of_places) = rounded[..numbers.len()].as_chunks_mut::<{ 2 * LANES }>();
+    for (numbers, place) in vectors.iter().zip(places) {
+        // SAFETY: both halves lie in the chunk, and as many places of 16 bits are 512.
+        unsafe {
+            let (lower, upper) = (numbers.as_ptr(), numbers.as_ptr().add(LANES));
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(upper), _mm512_loadu_ps(lower));
+            place.as_mut_ptr().cast::<__m512bh>().write_unaligned(both);
+        }
+    }
+    rest.iter().zip(rest_of_places).for_each(|(&number, place)| *place = round(number));
 }
 
 #[target_feature(enable = "avx512f")]

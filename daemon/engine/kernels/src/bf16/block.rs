@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::Source;
 use crate::matmul::View;
-use crate::simd::simd_fn;
+use crate::simd::{Level, level, simd_fn};
 
 /// Rows of the left side that are multiplied at a time; twice as many where the right side is narrow.
 pub(super) const ROWS: usize = 8;
@@ -198,14 +198,25 @@ impl Right {
 
 /// The upper half of the bits, rounded to nearest even; not a number stays one.
 #[inline(always)]
-fn round(number: f32) -> u16 {
+pub(super) fn round(number: f32) -> u16 {
     let bits = number.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     (if number.is_nan() { bits >> 16 | 0x40 } else { rounded }) as u16
 }
 
+/// The bits of numbers as bfloat16. Where an instruction does it, what is below the smallest normal number becomes 0, as
+/// which products take it anyhow.
+pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
+    #[cfg(target_arch = "x86_64")]
+    if level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the processor has the instructions.
+        return unsafe { super::avx512::round_all(numbers, rounded) };
+    }
+    round_plainly(numbers, rounded);
+}
+
 simd_fn! {
-    pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
+    fn round_plainly(numbers: &[f32], rounded: &mut [u16]) {
         let _ = FMA;
         for (rounded, &number) in rounded.iter_mut().zip(numbers) {
             *rounded = round(number);
@@ -213,19 +224,20 @@ simd_fn! {
     }
 }
 
-simd_fn! {
-    /// Rows of a left side as they are.
-    fn round_rows(
-        numbers: &[f32], stride: usize, rows: usize, depth: Range<usize>, words: &mut [u32], pairs: usize, step: usize,
-    ) {
-        let _ = FMA;
-        for (row, words) in words.chunks_mut(pairs).enumerate().take(rows) {
-            let words: &mut [u16] = cast_slice_mut(words);
-            for (rounded, &number) in words.iter_mut().zip(&numbers[row * stride..][depth.clone()]) {
-                *rounded = round(number);
-            }
-            words[depth.len()..depth.len().next_multiple_of(2 * step)].fill(0);
-        }
+/// Rows of a left side as they are.
+fn round_rows(
+    numbers: &[f32],
+    stride: usize,
+    rows: usize,
+    depth: Range<usize>,
+    words: &mut [u32],
+    pairs: usize,
+    step: usize,
+) {
+    for (row, words) in words.chunks_mut(pairs).enumerate().take(rows) {
+        let words: &mut [u16] = cast_slice_mut(words);
+        round_all(&numbers[row * stride..][depth.clone()], &mut words[..depth.len()]);
+        words[depth.len()..depth.len().next_multiple_of(2 * step)].fill(0);
     }
 }
 

@@ -315,7 +315,11 @@ mod tests {
             round_all(&numbers, &mut bits);
             for (number, bits) in numbers.iter().zip(bits) {
                 let (got, want) = (half::bf16::from_bits(bits), half::bf16::from_f32(*number));
-                assert!(got == want || got.is_nan() && want.is_nan(), "{level:?} {number}: {got}, want {want}");
+                let is_zero_where_tiny = got.to_f32() == 0.0 && want.to_f32().is_subnormal();
+                assert!(
+                    got == want || got.is_nan() && want.is_nan() || is_zero_where_tiny,
+                    "{level:?} {number}: {got}, want {want}"
+                );
             }
         });
     }

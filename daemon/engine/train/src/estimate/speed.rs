@@ -16,9 +16,9 @@ use crate::recipe::Recipe;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Most tokens of the timed batch.
 const TIMED_TOKENS: u64 = 1024;
-/// Share of the passes' time that goes into matrix products; the rest is attention's tiles, norms, SwiGLU. Measured
-/// (`scripts/estimate-check`).
-const SHARE_OF_PRODUCTS: f64 = 0.75;
+/// How often what goes into a product and what comes out of it passes through memory in a forward or a backward, beside
+/// the product itself: norms, activation functions, residuals, roundings. Measured (`scripts/estimate-check`).
+const PASSES_OF_ACTIVATIONS: f64 = 8.0;
 
 /// What a forward pass takes of a step: one of three products.
 const SHARE_OF_FORWARD: f64 = 1.0 / 3.0;
@@ -36,9 +36,9 @@ pub(super) fn time(
         Some(run) => (run.tokens_per_second, SpeedBasis::PastRun),
         None if device != DevicePick::Cpu => return None,
         None => {
-            let per_second = flops_per_second(recipe, shape, work) * SHARE_OF_PRODUCTS;
-            let updates = work.steps as f64 * update_bytes(recipe, shape) / bytes_per_second();
-            (work.tokens as f64 / (flops(recipe, shape, work) / per_second + updates), SpeedBasis::Measured)
+            let products = flops(recipe, shape, work) / flops_per_second(recipe, shape, work);
+            let bytes = activation_bytes(recipe, shape, work) + work.steps as f64 * update_bytes(recipe, shape);
+            (work.tokens as f64 / (products + bytes / bytes_per_second()), SpeedBasis::Measured)
         }
     };
     let tokens = work.tokens as f64 + work.reference_tokens as f64 * SHARE_OF_FORWARD;
@@ -48,29 +48,18 @@ pub(super) fn time(
 /// Floating-point operations of the whole run, two for each multiply-add.
 pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     let (layers, graph_layers) = (shape.layers as f64, shape.trained.graph_layers as f64);
-    let baseline = work.baseline_tokens as f64 * SHARE_OF_FORWARD;
-    // Gradient checkpointing makes every block's forward a second time.
-    let again = f64::from(u8::from(recipe.gradient_checkpointing));
-    let sources = work.sources as f64;
+    let again = passes_again(recipe);
     let adapted = shape.trained.adapted_layers as f64 / layers;
     let of_stack = |stack: &Stack| {
-        let own = match stack.kind {
-            Kind::Only => work.tokens as f64 + baseline,
-            Kind::Encoder => sources + baseline,
-            Kind::Decoder => work.tokens as f64 - sources + baseline,
-        };
-        let sum = |count: fn(Linear) -> u64| {
-            let numbers = |&layer: &Linear| count(layer) as f64 * if layer.of_sources { sources } else { own };
-            stack.linears.iter().map(numbers).sum::<f64>()
-        };
+        let sum = |count: fn(Linear) -> u64| sum_over_tokens(stack, work, count);
         let (weights, adapters) = (sum(Linear::weights), sum(Linear::adapter));
         // Outputs of all, and gradients of what goes into those that the backward goes through.
         stack.layers as f64 * (weights + adapted * (3.0 + again) * adapters)
             + stack.graph_layers as f64 * (weights + again * weights)
     };
-    let tokens = work.tokens as f64 + baseline;
     // Gradients of the trained themselves.
-    let own = shape.trained.block_weights as f64 * tokens / shape.stacks.len() as f64;
+    let own =
+        shape.trained.block_weights as f64 * (work.tokens as f64 + baseline_tokens(work)) / shape.stacks.len() as f64;
     let linears = 2.0 * (shape.stacks.iter().map(of_stack).sum::<f64>() + own);
     // Scores and their product with the values: two products forward and five backward, over half of each square.
     let attention = (2.0 * layers + (5.0 + 2.0 * again) * graph_layers) * work.token_pairs * shape.query as f64;
@@ -78,6 +67,38 @@ pub(super) fn flops(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     let products = if shape.trained.output { 3.0 } else { 2.0 };
     let head = 2.0 * products * work.targets as f64 * (shape.vocabulary * shape.hidden) as f64;
     linears + attention + head
+}
+
+/// Gradient checkpointing makes every block's forward a second time.
+fn passes_again(recipe: &Recipe) -> f64 {
+    f64::from(u8::from(recipe.gradient_checkpointing))
+}
+
+/// A baseline's pass over the training's rows, counted as tokens of a whole step.
+fn baseline_tokens(work: &Work) -> f64 {
+    work.baseline_tokens as f64 * SHARE_OF_FORWARD
+}
+
+/// What each matrix of a block counts, for each of the tokens that are multiplied by it.
+fn sum_over_tokens(stack: &Stack, work: &Work, count: fn(Linear) -> u64) -> f64 {
+    let sources = work.sources as f64;
+    let own = baseline_tokens(work)
+        + match stack.kind {
+            Kind::Only => work.tokens as f64,
+            Kind::Encoder => sources,
+            Kind::Decoder => work.tokens as f64 - sources,
+        };
+    stack.linears.iter().map(|&layer| count(layer) as f64 * if layer.of_sources { sources } else { own }).sum()
+}
+
+/// Bytes that the whole run reads and writes between its products. Small models spend a larger part of their time on them:
+/// products grow with the square of the width.
+fn activation_bytes(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
+    let of_stack = |stack: &Stack| {
+        let numbers = sum_over_tokens(stack, work, |layer| (layer.inputs + layer.outputs) as u64);
+        numbers * (stack.layers as f64 * (1.0 + passes_again(recipe)) + stack.graph_layers as f64)
+    };
+    PASSES_OF_ACTIVATIONS * 4.0 * shape.stacks.iter().map(of_stack).sum::<f64>()
 }
 
 /// Bytes that a step's update reads and writes: the gradients of a window's batches are added up and their norm is taken;
@@ -139,10 +160,14 @@ fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
     let pass = || linear(x.clone(), &weight, adapter.clone()).sum().backward();
     // The first pass starts threads and touches memory for the first time.
     drop(pass());
-    let (start, mut passes) = (Instant::now(), 0);
+    let (start, mut passes) = (Instant::now(), Vec::new());
     while start.elapsed() < PATIENCE {
+        let start = Instant::now();
         drop(pass());
-        passes += 1;
+        passes.push(start.elapsed());
     }
-    f64::from(passes) * tokens as f64 * linear_flops(layer, shape.full) / start.elapsed().as_secs_f64()
+    // The median: another program's burst should not count.
+    passes.sort_unstable();
+    let median = passes[passes.len() / 2].as_secs_f64();
+    tokens as f64 * linear_flops(layer, shape.full) / median
 }
