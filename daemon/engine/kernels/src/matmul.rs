@@ -158,3 +158,28 @@ pub(crate) unsafe fn matmul_into(
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{random, values};
+
+    #[test]
+    fn pieces_make_the_whole_product() {
+        // Few columns and many, a short inner dimension, and what is not shared out at all.
+        for [rows, inner, cols] in [[3, 5, 7], [50, 70, 130], [130, 100, 500], [700, 80, 20], [700, 8, 60]] {
+            let (a, b) = (values(random([rows, inner], 1)), values(random([cols, inner], 2)));
+            let a_columns: Vec<f32> = (0..inner * rows).map(|i| a[i % rows * inner + i / rows]).collect();
+            let (a, a_columns) = (View::new(&a, [rows, inner]), View::new(&a_columns, [inner, rows]).t());
+            let b = View::new(&b, [cols, inner]).t();
+            let mut product = vec![f32::NAN; rows * cols];
+            matmul(&mut product, Write::Replace, 1.5, a, b);
+            matmul(&mut product, Write::Accumulate, 0.5, a_columns, b);
+            for (at, &got) in product.iter().enumerate() {
+                let (a, b) = (&a.elements[at / cols * inner..][..inner], &b.elements[at % cols * inner..][..inner]);
+                let want: f64 = a.iter().zip(b).map(|(&a, &b)| 2.0 * f64::from(a) * f64::from(b)).sum();
+                assert!((f64::from(got) - want).abs() < 1e-4, "{rows}x{inner}x{cols} at {at}: {got}, want {want}");
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use pulp::{Simd, WithSimd};
 
 use crate::buffer::SharedMut;
 use crate::matmul::{View, Write};
-use crate::simd::{Level, level};
+use crate::simd;
 
 /// Rows whose sums stay in registers.
 pub(super) const ROWS: usize = 6;
@@ -28,15 +28,15 @@ pub(super) unsafe fn multiply(
     assert!(!b.is_transposed());
     // SAFETY: the caller's promise.
     let product = Product { output: unsafe { destination.at(offset) }, stride, write, scale, a, b };
-    match level() {
+    match simd::level() {
         // SAFETY: `level` returns only what the processor has.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => Simd::vectorize(unsafe { pulp::x86::V4::new_unchecked() }, product),
+        simd::Level::Avx512 => Simd::vectorize(unsafe { pulp::x86::V4::new_unchecked() }, product),
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => Simd::vectorize(unsafe { pulp::x86::V3::new_unchecked() }, product),
+        simd::Level::Avx2 => Simd::vectorize(unsafe { pulp::x86::V3::new_unchecked() }, product),
         #[cfg(target_arch = "x86_64")]
-        Level::Scalar => pulp::Scalar128b.vectorize(product),
+        simd::Level::Scalar => pulp::Scalar128b.vectorize(product),
         #[cfg(not(target_arch = "x86_64"))]
         _ => pulp::Arch::new().dispatch(product),
     }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::Source;
 use crate::matmul::View;
-use crate::simd::{Level, level, simd_fn};
+use crate::simd::simd_fn;
 
 /// Rows of the left side that are multiplied at a time; twice as many where the right side is narrow.
 pub(super) const ROWS: usize = 8;
@@ -208,7 +208,7 @@ pub(super) fn round(number: f32) -> u16 {
 /// which products take it anyhow.
 pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
-    if level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+    if crate::simd::level() == crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the processor has the instructions.
         return unsafe { super::avx512::round_all(numbers, rounded) };
     }

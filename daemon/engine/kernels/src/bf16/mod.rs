@@ -20,7 +20,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{View, Write};
+use crate::matmul::{View, Write, parts};
 pub(crate) use block::round_all;
 use block::{LANES, Left, Lefts, ROWS, Right, depth, slab};
 
@@ -137,7 +137,7 @@ impl Rounded {
         pieces(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
             // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
             let mut panels = RIGHT.take();
-            for (part, inside) in ranges(inner, depth).enumerate() {
+            for (part, inside) in parts(inner, depth).enumerate() {
                 match right.transposed {
                     true => panels.fill_transposed(right.matrix, inside, step, slab.clone()),
                     false => panels.fill(right.matrix, inside, step, slab.clone()),
@@ -225,12 +225,8 @@ fn pieces(rows: usize, cols: usize, depth: usize) -> Vec<Piece> {
     let slab = slab(cols, depth);
     let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
     let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
-    let pieces = |cols: Range<usize>| ranges(rows, size).map(move |rows| Piece { rows, cols: cols.clone() });
-    ranges(cols, slab).flat_map(pieces).collect()
-}
-
-fn ranges(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(size).map(move |start| start..len.min(start + size))
+    let pieces = |cols: Range<usize>| parts(rows, size).map(move |rows| Piece { rows, cols: cols.clone() });
+    parts(cols, slab).flat_map(pieces).collect()
 }
 
 #[cfg(test)]
