@@ -162,18 +162,20 @@ fn a_model_with_a_weight_that_is_no_number_ends_the_run_with_step_and_rows() {
     assert!(!desk.path("run/adapter").exists());
 }
 
-/// A rate with which descent really diverges.
+/// A pull so strong that every step ends further on the other side: it diverges whatever the data and the processor.
 #[test]
 fn a_run_that_diverges_goes_back_to_its_last_good_checkpoint() {
     let desk = Desk::new();
     let recipe = desk.full_recipe(
-        "optim: sgd\nmomentum: 0.9\nmax_grad_norm: 0\nwarmup_steps: 0\nlr_scheduler_type: constant\nmax_steps: 200\n",
+        "optim: sgd\nmomentum: 0.9\nmax_grad_norm: 0\nwarmup_steps: 0\nlr_scheduler_type: constant\nmax_steps: 200\n\
+         l2sp_alpha: 10\n",
     );
     let text = recipe
         .text
         .replace("learning_rate: 0.002", "learning_rate: 1")
         .replace("save_steps: 3", "save_steps: 1")
-        .replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 2");
+        // All rows in every step: one of one batch alone would be half done when its gradient turns out bad.
+        .replace("gradient_accumulation_steps: 1", "gradient_accumulation_steps: 5");
     let (outcome, events) = run(&desk, &RecipeSource { text, ..recipe });
     let failure = outcome.unwrap_err();
     assert_eq!(failure.reason, FailureReason::LossDiverged);
