@@ -87,21 +87,31 @@ const COLS_OF_A_PIECE: usize = 16;
 pub(crate) fn matmul(destination: &mut [f32], write: Write, scale: f32, a: View<'_>, b: View<'_>) {
     let (rows, inner, cols) = (a.rows, a.cols, b.cols);
     assert!(destination.len() >= rows * cols);
-    let (piece_rows, piece_cols) = piece([rows, inner, cols], rayon::current_num_threads());
+    let (piece_rows, piece_cols) = size_of_piece([rows, inner, cols], rayon::current_num_threads());
     let destination = SharedMut::new(destination);
-    let pieces: Vec<_> = parts(rows, piece_rows)
-        .flat_map(|rows| parts(cols, piece_cols).map(move |cols| (rows.clone(), cols)))
-        .collect();
-    pieces.into_par_iter().for_each(|(piece_rows, piece_cols)| {
-        let (a, b) = (a.part(piece_rows.clone(), 0..inner), b.part(0..inner, piece_cols.clone()));
+    pieces(rows, piece_rows, cols, piece_cols).into_par_iter().for_each(|piece| {
+        let first = piece.rows.start * cols + piece.cols.start;
+        let (a, b) = (a.part(piece.rows, 0..inner), b.part(0..inner, piece.cols));
         // SAFETY: the whole destination is borrowed mutably and large enough, and this piece is this task's alone.
-        unsafe { matmul_into(destination, piece_rows.start * cols + piece_cols.start, cols, write, scale, a, b) };
+        unsafe { matmul_into(destination, first, cols, write, scale, a, b) };
     });
 }
 
-/// Rows and columns of the output that one task makes. A task puts both of its sides in order for the micro-kernel: that
+/// A part of the output that one task makes.
+pub(crate) struct Piece {
+    pub(crate) rows: Range<usize>,
+    pub(crate) cols: Range<usize>,
+}
+
+/// The whole output in pieces of so many rows and columns, one slab of columns after the other.
+pub(crate) fn pieces(rows: usize, piece_rows: usize, cols: usize, piece_cols: usize) -> Vec<Piece> {
+    let of_slab = |cols: Range<usize>| parts(rows, piece_rows).map(move |rows| Piece { rows, cols: cols.clone() });
+    parts(cols, piece_cols).flat_map(of_slab).collect()
+}
+
+/// Rows and columns of a piece. A task puts both of its sides in order for the micro-kernel: that
 /// of the weights, which has to be turned, costs most, so tasks share its columns, unless these are few.
-fn piece([rows, inner, cols]: [usize; 3], threads: usize) -> (usize, usize) {
+fn size_of_piece([rows, inner, cols]: [usize; 3], threads: usize) -> (usize, usize) {
     if threads == 1 || rows * inner * cols < SHARED {
         return (rows.max(1), cols.max(1));
     }

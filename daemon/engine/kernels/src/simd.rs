@@ -235,13 +235,18 @@ simd_fn! {
     }
 }
 
+/// The derivative of [`soft_cap`] where its result is `capped`: `1 − (capped / cap)²`.
+#[inline(always)]
+pub(crate) fn cap_slope<const FMA: bool>(capped: f32, inverse_cap: f32) -> f32 {
+    let tanh = capped * inverse_cap;
+    mul_add::<FMA>(-tanh, tanh, 1.0)
+}
+
 simd_fn! {
-    /// The derivative of [`soft_cap`] where its result is `capped`: `1 − (capped / cap)²`.
     pub(crate) fn cap_slopes(capped: &[f32], cap: f32, slopes: &mut [f32]) {
         let inverse = 1.0 / cap;
         for (slope, &capped) in slopes.iter_mut().zip(capped) {
-            let tanh = capped * inverse;
-            *slope = mul_add::<FMA>(-tanh, tanh, 1.0);
+            *slope = cap_slope::<FMA>(capped, inverse);
         }
     }
 }

@@ -313,7 +313,7 @@ pub(super) fn backward(saved: &Saved, grad: &FlexTensor) -> Vec<FlexTensor> {
         let mut of_distances = Vec::new();
         let mut weights = uninit(QUERY_TILE * KEY_TILE);
         let mut score_grads = uninit(QUERY_TILE * KEY_TILE);
-        let mut dropped = if scores.dropout.is_some() { uninit(QUERY_TILE * KEY_TILE) } else { Vec::new() };
+        let mut dropped: Option<Vec<f32>> = scores.dropout.map(|_| uninit(QUERY_TILE * KEY_TILE));
         let [k_panels, v_panels] = [&inputs.k, &inputs.v].map(|x| inputs.transposed(x, &task));
         let k = inputs.head_view(&inputs.k, task.segment.keys.clone(), task.key_value_head);
         for head in task.query_heads(heads) {
@@ -347,12 +347,12 @@ pub(super) fn backward(saved: &Saved, grad: &FlexTensor) -> Vec<FlexTensor> {
                             simd::add(&mut of_head[start..][..seen.len()], score_grads);
                         }
                     }
-                    if scores.dropout.is_some() {
+                    if let Some(dropped) = &mut dropped {
                         dropped.copy_from_slice(&weights);
-                        inputs.drop_some(&task, head, &tile, &mut dropped);
+                        inputs.drop_some(&task, head, &tile, dropped);
                     }
                     let shape = [QUERY_TILE, KEY_TILE];
-                    let weights = View::new(if scores.dropout.is_some() { &dropped } else { &weights }, shape);
+                    let weights = View::new(dropped.as_deref().unwrap_or(&weights), shape);
                     let score_grads = View::new(&score_grads, shape);
                     for rows_of_tile in parts(queries.len(), ROWS) {
                         let seen = task.seen_by(&tile, &rows_of_tile);
@@ -409,8 +409,7 @@ simd::simd_fn! {
     fn capped_score_grad_row(scores: &mut [f32], log_sum: f32, dot: f32, cap: f32, grads: &mut [f32]) {
         let inverse = 1.0 / cap;
         for (grad, score) in grads.iter_mut().zip(scores) {
-            let tanh = *score * inverse;
-            let slope = simd::mul_add::<FMA>(-tanh, tanh, 1.0);
+            let slope = simd::cap_slope::<FMA>(*score, inverse);
             *score = simd::exp::<FMA>(*score - log_sum);
             *grad = *score * (*grad - dot) * slope;
         }

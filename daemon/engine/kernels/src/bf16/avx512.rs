@@ -7,6 +7,11 @@ use super::Output;
 use super::block::{LANES, Left, PANEL, ROWS, Right, round};
 use crate::matmul::Write;
 
+/// Whether the processor has AVX512-BF16.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
 /// `output (=|+=) scale · left · right`.
 ///
 /// # Safety

@@ -208,7 +208,7 @@ pub(super) fn round(number: f32) -> u16 {
 /// which products take it anyhow.
 pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
-    if crate::simd::level() == crate::simd::Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+    if crate::simd::level() == crate::simd::Level::Avx512 && super::avx512::available() {
         // SAFETY: the processor has the instructions.
         return unsafe { super::avx512::round_all(numbers, rounded) };
     }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{View, Write, parts};
+use crate::matmul::{Piece, View, Write, parts, pieces};
 pub(crate) use block::round_all;
 use block::{LANES, Left, Lefts, ROWS, Right, depth, slab};
 
@@ -69,7 +69,7 @@ impl Instructions {
             if amx::available() {
                 return Self::Amx;
             }
-            if is_x86_feature_detected!("avx512bf16") {
+            if avx512::available() {
                 return Self::Avx512;
             }
         }
@@ -134,7 +134,7 @@ impl Rounded {
         let destination = SharedMut::new(destination);
         let step = self.instructions.step();
         let depth = depth(inner, step);
-        pieces(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+        share(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
             // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
             let mut panels = RIGHT.take();
             for (part, inside) in parts(inner, depth).enumerate() {
@@ -214,19 +214,12 @@ unsafe fn multiply(instructions: Instructions, left: Left<'_>, right: &Right, ou
     }
 }
 
-/// A part of the output that one task makes.
-struct Piece {
-    rows: Range<usize>,
-    cols: Range<usize>,
-}
-
 /// Where there are fewer slabs than threads, the rows are shared out too.
-fn pieces(rows: usize, cols: usize, depth: usize) -> Vec<Piece> {
+fn share(rows: usize, cols: usize, depth: usize) -> Vec<Piece> {
     let slab = slab(cols, depth);
     let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
     let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
-    let pieces = |cols: Range<usize>| parts(rows, size).map(move |rows| Piece { rows, cols: cols.clone() });
-    parts(cols, slab).flat_map(pieces).collect()
+    pieces(rows, size, cols, slab)
 }
 
 #[cfg(test)]
@@ -246,7 +239,7 @@ mod tests {
         at_every_level(|level| {
             test(level, Instructions::Plain);
             #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx512bf16") {
+            if avx512::available() {
                 test(level, Instructions::Avx512);
             }
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{View, Write, matmul_into, parts};
+use crate::matmul::{Piece, View, Write, matmul_into, parts, pieces};
 use crate::simd;
 
 /// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide; a
@@ -44,7 +44,7 @@ pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f
         return few_tokens(x.elements(), weight, output, write);
     }
     let output = SharedMut::new(output);
-    pieces(tokens, outputs).into_par_iter().for_each(|Piece { tokens, slab }| {
+    share(tokens, outputs).into_par_iter().for_each(|Piece { rows: tokens, cols: slab }| {
         for (part, depth) in parts(inputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
             let x = x.part(tokens.clone(), depth.clone());
@@ -62,7 +62,7 @@ pub(crate) fn times(grad: View<'_>, weight: &impl Tiles, output: &mut [f32], wri
     let [outputs, inputs] = weight.dims();
     assert_eq!(grad.dims()[1], outputs);
     let output = SharedMut::new(output);
-    pieces(grad.dims()[0], inputs).into_par_iter().for_each(|Piece { tokens, slab }| {
+    share(grad.dims()[0], inputs).into_par_iter().for_each(|Piece { rows: tokens, cols: slab }| {
         for (part, depth) in parts(outputs, DEPTH).enumerate() {
             let write = if part == 0 { write } else { Write::Accumulate };
             let grad = grad.part(tokens.clone(), depth.clone());
@@ -75,13 +75,7 @@ pub(crate) fn times(grad: View<'_>, weight: &impl Tiles, output: &mut [f32], wri
     });
 }
 
-/// A part of the output that one task makes.
-struct Piece {
-    tokens: Range<usize>,
-    slab: Range<usize>,
-}
-
-fn pieces(tokens: usize, width: usize) -> Vec<Piece> {
+fn share(tokens: usize, width: usize) -> Vec<Piece> {
     let threads = rayon::current_num_threads();
     // As many slabs for every thread; borders on whole blocks.
     let count = width.div_ceil(SLAB).next_multiple_of(threads);
@@ -89,9 +83,7 @@ fn pieces(tokens: usize, width: usize) -> Vec<Piece> {
     let slabs = width.div_ceil(slab);
     let token_parts = threads.div_ceil(slabs).min(tokens.div_ceil(TOKENS));
     let size = tokens.div_ceil(token_parts);
-    parts(width, slab)
-        .flat_map(|slab| parts(tokens, size).map(move |tokens| Piece { tokens, slab: slab.clone() }))
-        .collect()
+    pieces(tokens, size, width, slab)
 }
 
 /// As [`times_transposed`]: the time goes into reading the matrix, so it is read once and in order.
