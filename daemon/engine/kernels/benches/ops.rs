@@ -207,11 +207,14 @@ fn linears(bench: &Bench) {
     let (inputs, outputs, rank) = (HIDDEN, INTERMEDIATE, 16);
     let (x, weights) = (tensor([TOKENS, inputs]), numbers(outputs * inputs));
     let packed = |format| Weight::from(Packed::from_f32(format, &weights, [outputs, inputs]));
-    let forms: [(&str, Weight); 4] = [
+    let nf4 = Format::Nf4 { double_quantization: true };
+    let forms: [(&str, Weight); 6] = [
         ("f32", tensor([outputs, inputs]).into()),
         ("bf16", packed(Format::Bf16)),
         ("int8", packed(Format::Int8)),
-        ("nf4", packed(Format::Nf4 { double_quantization: true })),
+        ("nf4", packed(nf4)),
+        ("bf16 in bf16", packed(Format::Bf16).with_products(Products::Bf16)),
+        ("nf4 in bf16", packed(nf4).with_products(Products::Bf16)),
     ];
     let base = 2 * TOKENS * inputs * outputs;
     let floats = TOKENS * (inputs + outputs) + inputs * outputs;

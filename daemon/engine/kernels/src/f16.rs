@@ -106,14 +106,6 @@ impl Half {
     pub(crate) fn times(&self, weight: &impl Tiles, output: &mut [f32], write: Write, scale: f32) {
         times(self.view(), &Rounded(weight), output, write, scale);
     }
-
-    /// `scale · selfᵀ · W`.
-    pub(crate) fn transpose_times(&self, weight: &impl Tiles, scale: f32) -> Vec<f32> {
-        let left = self.view().t();
-        let mut output = uninit(left.dims()[0] * weight.dims()[1]);
-        times(left, &Rounded(weight), &mut output, Write::Replace, scale);
-        output
-    }
 }
 
 /// The right side, whose tiles are rounded when they are decoded.

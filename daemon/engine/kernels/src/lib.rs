@@ -35,6 +35,7 @@ mod buffer;
 mod kept;
 mod matmul;
 mod matrix;
+mod small;
 mod soft_cap;
 #[cfg(test)]
 mod testing;

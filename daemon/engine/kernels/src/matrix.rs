@@ -5,11 +5,12 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use crate::Products;
-use crate::bf16::{self, Factor, Rounded, Source};
-use crate::buffer::{contiguous, elements, shape2};
+use crate::bf16::{self, Factor, Prepared, Source, Terms};
+use crate::buffer::{contiguous, elements, shape2, uninit};
 use crate::f16::Half;
 use crate::matmul::{View, Write, matmul};
 use crate::packed::{self, Packed, Tiles};
+use crate::small::thin;
 
 /// `[outputs, inputs]`, without gaps.
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ impl Matrix {
     /// `output = x · Wᵀ`; `x` is `[tokens, inputs]`.
     pub(crate) fn times_transposed(&self, x: &Side<'_>, output: &mut [f32]) {
         match (&self.numbers, x) {
-            (_, Side::Rounded(x)) => {
+            (_, Side::Prepared(x)) => {
                 x.times(output, Write::Replace, 1.0, Factor { matrix: self, transposed: true });
             }
             (Numbers::Dense(weight), Side::Exact(x)) => {
@@ -56,10 +57,32 @@ impl Matrix {
         }
     }
 
+    /// `output = x · Wᵀ + low · bᵀ`; `low` is `[tokens, rank]`, for which the left side has room, and `b` `[outputs, rank]`.
+    pub(crate) fn times_transposed_with(&self, x: &mut Side<'_>, output: &mut [f32], low: View<'_>, b: View<'_>) {
+        if let Side::Prepared(x) = x {
+            let factor = |matrix| Factor { matrix, transposed: true };
+            x.times_with(output, factor(self), low, factor(&b));
+        } else {
+            self.times_transposed(x, output);
+            self.products.side(low).matmul(output, Write::Accumulate, 1.0, b.t());
+        }
+    }
+
+    /// `output = grad · W + low · a`; `low` is `[tokens, rank]`, for which the left side has room, and `a` `[rank, inputs]`.
+    pub(crate) fn times_with(&self, grad: &mut Side<'_>, output: &mut [f32], low: View<'_>, a: View<'_>) {
+        if let Side::Prepared(grad) = grad {
+            let factor = |matrix| Factor { matrix, transposed: false };
+            grad.times_with(output, factor(self), low, factor(&a));
+        } else {
+            self.times(grad, output, Write::Replace);
+            self.products.side(low).matmul(output, Write::Accumulate, 1.0, a);
+        }
+    }
+
     /// `output (=|+=) grad · W`; `grad` is `[tokens, outputs]`.
     pub(crate) fn times(&self, grad: &Side<'_>, output: &mut [f32], write: Write) {
         match (&self.numbers, grad) {
-            (_, Side::Rounded(grad)) => {
+            (_, Side::Prepared(grad)) => {
                 grad.times(output, write, 1.0, Factor { matrix: self, transposed: false });
             }
             (Numbers::Dense(weight), Side::Exact(grad)) => {
@@ -76,10 +99,10 @@ impl Source for Matrix {
         Matrix::dims(self)
     }
 
-    fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
+    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
         match &self.numbers {
-            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).read(row, cols, output),
-            Numbers::Packed(packed) => packed.read_bf16(row, cols, output),
+            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).read(row, cols, terms, output),
+            Numbers::Packed(packed) => packed.read(row, cols, terms, output),
         }
     }
 }
@@ -100,20 +123,42 @@ impl Tiles for Matrix {
 /// The left side of products, as they take it.
 pub(crate) enum Side<'a> {
     Exact(View<'a>),
-    Rounded(Rounded),
+    /// In terms of bfloat16.
+    Prepared(Prepared),
     Half(Half),
 }
 
 impl Products {
     /// `rows` come without gaps, one after the other.
     pub(crate) fn side(self, rows: View<'_>) -> Side<'_> {
+        self.side_with_room(rows, 0)
+    }
+
+    /// The same with room for as many more columns.
+    pub(crate) fn side_with_room(self, rows: View<'_>, room: usize) -> Side<'_> {
         // With few tokens the time goes into reading the other side, not into multiplying.
         match self {
             _ if rows.dims()[0] <= packed::FEW_TOKENS => Side::Exact(rows),
-            Products::Bf16 if bf16::available() => Side::Rounded(Rounded::new(rows)),
+            Products::Bf16 if bf16::available() => Side::Prepared(Prepared::new(rows, room, Terms::One)),
+            Products::F32 if bf16::is_fast() => Side::Prepared(Prepared::new(rows, room, Terms::Three)),
             Products::F16 => Side::Half(Half::new(rows)),
             Products::F32 | Products::Bf16 => Side::Exact(rows),
         }
+    }
+}
+
+impl Products {
+    /// `scale · leftᵀ · right`, row-major; `left` is `[tokens, rank]` and `right` `[tokens, cols]`. Where a right side would be put in
+    /// order for a few rows only, it is multiplied as it lies, and nothing is rounded.
+    pub(crate) fn outer(self, left: View<'_>, right: View<'_>, scale: f32) -> Vec<f32> {
+        let ([_, rank], [_, cols]) = (left.dims(), right.dims());
+        let mut output = uninit(rank * cols);
+        if self == Self::F16 {
+            self.side(left.t()).matmul(&mut output, Write::Replace, scale, right);
+        } else {
+            thin(&mut output, scale, left.t(), right);
+        }
+        output
     }
 }
 
@@ -122,7 +167,7 @@ impl Side<'_> {
     pub(crate) fn matmul(&self, destination: &mut [f32], write: Write, scale: f32, b: View<'_>) {
         match self {
             Side::Exact(a) => matmul(destination, write, scale, *a, b),
-            Side::Rounded(a) => {
+            Side::Prepared(a) => {
                 let transposed = b.is_transposed();
                 let rows = if transposed { b.t() } else { b };
                 a.times(destination, write, scale, Factor { matrix: &rows, transposed });

@@ -4,7 +4,6 @@
 //! Heads lie side by side, `[tokens, heads · head_dim]`, so that neither projection needs a transposed copy.
 
 mod reference;
-mod small;
 mod tiled;
 
 use std::ops::Range;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::small::{ROWS, multiply};
 use super::{Heads, Saved, Scores, Segment, Segments, dropout_place};
 use crate::Buckets;
 use crate::buffer::{SharedMut, elements, shape2, tensor, uninit};
 use crate::matmul::{View, Write, parts};
 use crate::position_bias::ByDistance;
 use crate::simd;
+use crate::small::{ROWS, multiply};
 
 /// Queries and keys of one tile. Its scores (64 × 128 floats, 32 KiB) stay in the nearest caches.
 const QUERY_TILE: usize = 64;

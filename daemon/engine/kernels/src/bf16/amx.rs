@@ -10,17 +10,15 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 use super::Output;
-use super::block::{LANES, Left, PANEL, Right};
+use super::block::{LANES, Left, Right, TILE, Terms};
 use crate::matmul::Write;
 use crate::simd::simd_fn;
 
-/// Rows of a tile.
-const TILE: usize = 16;
 /// Rows of the left side that go past each panel at a time: twice a tile's, so that each tile of the right side that
 /// comes from the second-level cache is used twice.
 const BLOCK: usize = 2 * TILE;
-/// From one row of sums, and from one pair of a panel, to the next.
-const ROW_BYTES: usize = 4 * PANEL;
+/// Columns of the right side: with as many rows, four tiles of sums, which leaves two tiles for each side.
+pub(super) const PANEL: usize = 2 * LANES;
 
 /// Whether the processor has the instructions and the kernel lets this process use them, asked for once.
 pub(super) fn available() -> bool {
@@ -58,8 +56,9 @@ fn is_permitted() -> bool {
 ///
 /// # Safety
 /// [`available`] is true; the output's rows and columns lie in memory that is this caller's alone.
-pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
-    assert!(!left.is_in_panels() && right.pairs.is_multiple_of(LANES) && right.pairs <= left.row);
+pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, terms: Terms, output: Output) {
+    assert!(left.row == LANES && right.pairs.is_multiple_of(LANES * terms.count()));
+    assert!(TILE * right.pairs <= 2 * left.panel && right.width == PANEL);
     // SAFETY: this is palette 1 as the manual has it; nothing else in this process uses tiles.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly)) };
     let mut sums = Sums([0.0; BLOCK * PANEL]);
@@ -67,11 +66,18 @@ pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, output: Output) {
         let (left, rows) = (left.rows_from(row), BLOCK.min(output.rows - row));
         for (panel, col) in (0..output.cols).step_by(PANEL).enumerate() {
             let (panel, cols) = (right.panel(panel), PANEL.min(output.cols - col));
-            // SAFETY: tiles are configured.
-            unsafe { block(left, panel, right.pairs, [rows, cols], &mut sums) };
             // SAFETY: the place lies inside the output.
             let start = unsafe { output.start.add(row * output.stride + col) };
-            write(&sums, Output { start, rows, cols, ..output });
+            let output = Output { start, rows, cols, ..output };
+            let is_whole = (rows == BLOCK || rows == TILE && terms == Terms::One) && cols == PANEL;
+            if is_whole && output.write == Write::Replace && output.scale == 1.0 {
+                // SAFETY: tiles are configured, and the output has as many rows and columns as they.
+                unsafe { block(left, panel, right.pairs, terms, [rows, cols], start, output.stride) };
+            } else {
+                // SAFETY: tiles are configured; there is room for all of them.
+                unsafe { block(left, panel, right.pairs, terms, [rows, cols], sums.0.as_mut_ptr(), PANEL) };
+                write(&sums, output);
+            }
         }
     }
     // SAFETY: no tile is in use any more. Without this the kernel would go on saving them.
@@ -100,71 +106,103 @@ static CONFIG: Config = Config {
 #[repr(align(64))]
 struct Sums([f32; BLOCK * PANEL]);
 
-/// Chooses the code for as many tiles as there are. What lies in them beyond the rows is of no use and does no harm.
+/// Chooses the code for as many tiles as there are, and puts the sums at `sums` in rows that are `stride` apart. What lies
+/// in tiles beyond the rows and columns is of no use and does no harm.
 ///
 /// # Safety
-/// Tiles are configured as by [`CONFIG`].
-unsafe fn block(left: Left<'_>, right: &[u32], pairs: usize, [rows, cols]: [usize; 2], sums: &mut Sums) {
+/// Tiles are configured as by [`CONFIG`]; there is room for the sums of every tile that is used.
+unsafe fn block(
+    left: Left<'_>,
+    right: &[u32],
+    pairs: usize,
+    terms: Terms,
+    [rows, cols]: [usize; 2],
+    sums: *mut f32,
+    stride: usize,
+) {
     let whole = rows.next_multiple_of(TILE);
-    assert!(left.words.len() >= (whole - 1) * left.row + pairs && right.len() >= pairs * PANEL && pairs > 0);
+    let (has_lower, next_tile) = (whole > TILE, 2 * left.panel);
+    assert!(left.words.len() >= (whole / TILE - 1) * next_tile + TILE * pairs);
+    assert!(right.len().is_multiple_of(pairs) && pairs > 0);
     let upper = left.words.as_ptr();
-    let lower = upper.wrapping_add(if whole > TILE { TILE * left.row } else { 0 });
-    let multiply = match (whole / TILE, cols.div_ceil(LANES)) {
-        (1, 1) => sums_1_1,
-        (1, 2) => sums_1_2,
-        (1, _) => sums_1_3,
-        (_, 1) => sums_2_1,
-        (_, 2) => sums_2_2,
-        (_, _) => sums_2_3,
+    let lower = upper.wrapping_add(if has_lower { next_tile } else { 0 });
+    let multiply = match (terms, has_lower, cols > LANES) {
+        (Terms::One, true, true) => sums_2_2,
+        (Terms::One, true, false) => sums_2_1,
+        (Terms::One, false, _) => sums_1_2,
+        (Terms::Three, ..) => sums_of_three,
     };
-    // SAFETY: both sides hold whole tiles of as many pairs, as was just asserted; the sums have room for six tiles.
-    unsafe { multiply(upper, lower, 4 * left.row, right.as_ptr(), pairs / LANES, sums.0.as_mut_ptr()) }
+    let steps = pairs / LANES / terms.count();
+    let strides = [left.row, right.len() / pairs, stride].map(|words| 4 * words);
+    // SAFETY: both sides hold whole tiles of as many pairs, as was just asserted, or the upper tile twice; the sums have
+    // room.
+    unsafe { multiply([upper, lower], right.as_ptr(), steps, sums, strides) }
 }
 
-/// One step of [`sums`]: `A` and `B` load the upper and the lower tile of the left side, `0`, `1` and `2` one of the
-/// right side; `A0` to `B2` multiply what was loaded.
+/// One step of [`sums`]. `U` and `L` load a tile of the upper and the lower rows, `X` and `Y` one of the left and the right
+/// columns: the only terms, or those that the number says. `UX` to `LY` multiply. Of numbers of one term, the left side's block stays in the
+/// first-level cache while all panels go past it, and these are not to drive it out, hence the hint in `tileloaddt1`.
 #[rustfmt::skip]
 macro_rules! instruction {
-    (A) => { "tileloadd tmm6, [{upper} + {left_row}*1]" };
-    (B) => { "tileloadd tmm6, [{lower} + {left_row}*1]" };
-    (0) => { "tileloadd tmm7, [{right} + {row}*1]" };
-    (1) => { "tileloadd tmm7, [{right} + {row}*1 + 64]" };
-    (2) => { "tileloadd tmm7, [{right} + {row}*1 + 128]" };
-    (A0) => { "tdpbf16ps tmm0, tmm6, tmm7" };
-    (A1) => { "tdpbf16ps tmm1, tmm6, tmm7" };
-    (A2) => { "tdpbf16ps tmm2, tmm6, tmm7" };
-    (B0) => { "tdpbf16ps tmm3, tmm6, tmm7" };
-    (B1) => { "tdpbf16ps tmm4, tmm6, tmm7" };
-    (B2) => { "tdpbf16ps tmm5, tmm6, tmm7" };
+    (U) => { "tileloadd tmm4, [{upper} + {left_row}*1]" };
+    (L) => { "tileloadd tmm5, [{lower} + {left_row}*1]" };
+    (X) => { "tileloaddt1 tmm6, [{right} + {right_row}*1]" };
+    (Y) => { "tileloaddt1 tmm7, [{right} + {right_row}*1 + 64]" };
+    (U0) => { "tileloadd tmm4, [{upper} + {left_row}*1]" };
+    (U1) => { "tileloadd tmm4, [{upper} + {left_row}*1 + 1024]" };
+    (U2) => { "tileloadd tmm4, [{upper} + {left_row}*1 + 2048]" };
+    (L0) => { "tileloadd tmm5, [{lower} + {left_row}*1]" };
+    (L1) => { "tileloadd tmm5, [{lower} + {left_row}*1 + 1024]" };
+    (L2) => { "tileloadd tmm5, [{lower} + {left_row}*1 + 2048]" };
+    (X0) => { "tileloadd tmm6, [{right} + {right_row}*1]" };
+    (X1) => { "tileloadd tmm6, [{right} + {right_row}*1 + 2048]" };
+    (X2) => { "tileloadd tmm6, [{right} + {right_row}*1 + 4096]" };
+    (Y0) => { "tileloadd tmm7, [{right} + {right_row}*1 + 64]" };
+    (Y1) => { "tileloadd tmm7, [{right} + {right_row}*1 + 2112]" };
+    (Y2) => { "tileloadd tmm7, [{right} + {right_row}*1 + 4160]" };
+    (UX) => { "tdpbf16ps tmm0, tmm4, tmm6" };
+    (UY) => { "tdpbf16ps tmm1, tmm4, tmm7" };
+    (LX) => { "tdpbf16ps tmm2, tmm5, tmm6" };
+    (LY) => { "tdpbf16ps tmm3, tmm5, tmm7" };
 }
 
-/// A function that multiplies one or two tiles of the left side with up to three of the right side: which lines a step
-/// has, and which tiles hold sums and where these go. A tile is loaded again only where none is left to keep it in.
+/// A function that multiplies one or two tiles of the left side with one or two of the right side: which lines a step
+/// has, how many terms a number, and which tiles hold sums and where in a row these go. A tile is loaded again only where none
+/// is left to keep it in.
 macro_rules! sums {
-    ($name:ident: [$($line:tt)*], $($tile:literal => $place:literal),*) => {
+    ($name:ident, $terms:literal, [$($line:tt)*], $($tile:literal => $place:literal),*; $($low:literal => $low_place:literal),*) => {
         /// # Safety
-        /// Tiles are configured; all pointers are to whole tiles.
-        unsafe fn $name(upper: *const u32, lower: *const u32, left_row: usize, right: *const u32, steps: usize, sums: *mut f32) {
+        /// Tiles are configured; all pointers are to whole tiles, whose rows are so many bytes apart: those of the left
+        /// side, the right side and the sums.
+        unsafe fn $name(left: [*const u32; 2], right: *const u32, steps: usize, sums: *mut f32, strides: [usize; 3]) {
             // SAFETY: the caller's promise. No tile is expected to keep anything after the block.
             unsafe {
                 asm!(
                     $(concat!("tilezero tmm", $tile),)*
+                    $(concat!("tilezero tmm", $low),)*
                     "2:",
                     $(instruction!($line),)*
-                    "add {upper}, 64",
-                    "add {lower}, 64",
-                    "add {right}, {step}",
+                    "add {upper}, {left_step}",
+                    "add {lower}, {left_step}",
+                    "add {right}, {right_step}",
                     "dec {steps}",
                     "jnz 2b",
                     $(concat!("tilestored [{sums} + {row}*1 + ", $place, "], tmm", $tile),)*
-                    upper = inout(reg) upper => _,
-                    lower = inout(reg) lower => _,
+                    // Sixteen rows below.
+                    "mov {lower}, {row}",
+                    "shl {lower}, 4",
+                    "add {sums}, {lower}",
+                    $(concat!("tilestored [{sums} + {row}*1 + ", $low_place, "], tmm", $low),)*
+                    upper = inout(reg) left[0] => _,
+                    lower = inout(reg) left[1] => _,
                     right = inout(reg) right => _,
                     steps = inout(reg) steps => _,
-                    sums = in(reg) sums,
-                    left_row = in(reg) left_row,
-                    row = in(reg) ROW_BYTES,
-                    step = const LANES * ROW_BYTES,
+                    sums = inout(reg) sums => _,
+                    left_row = in(reg) strides[0],
+                    right_row = in(reg) strides[1],
+                    row = in(reg) strides[2],
+                    left_step = const $terms * 4 * LANES * TILE,
+                    right_step = const $terms * 4 * LANES * PANEL,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
@@ -174,13 +212,21 @@ macro_rules! sums {
     };
 }
 
-// A lower tile's sums begin 16 rows below: at 16 · 192 bytes.
-sums!(sums_1_1: [A 0 A0], 0 => 0);
-sums!(sums_1_2: [A 0 A0 1 A1], 0 => 0, 1 => 64);
-sums!(sums_1_3: [A 0 A0 1 A1 2 A2], 0 => 0, 1 => 64, 2 => 128);
-sums!(sums_2_1: [A 0 A0 B B0], 0 => 0, 3 => 3072);
-sums!(sums_2_2: [A 0 A0 1 A1 B B1 0 B0], 0 => 0, 1 => 64, 3 => 3072, 4 => 3136);
-sums!(sums_2_3: [A 0 A0 1 A1 2 A2 B B2 1 B1 0 B0], 0 => 0, 1 => 64, 2 => 128, 3 => 3072, 4 => 3136, 5 => 3200);
+sums!(sums_2_2, 1, [U X UX Y UY L LX LY], 0 => 0, 1 => 64; 2 => 0, 3 => 64);
+sums!(sums_2_1, 1, [U X UX L LX], 0 => 0; 2 => 0);
+sums!(sums_1_2, 1, [U X UX Y UY], 0 => 0, 1 => 64;);
+// Six of the nine products of terms: first with all three, second with first and second, third with first. What the
+// others would add is less than half a unit in the last place of the product of both numbers.
+sums!(
+    sums_of_three, 3,
+    [
+        X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY
+        X1 UX LX Y1 UY LY U0 UX UY L0 LX LY
+        X2 UX LX Y2 UY LY
+        X0 UX LX Y0 UY LY
+    ],
+    0 => 0, 1 => 64; 2 => 0, 3 => 64
+);
 
 simd_fn! {
     /// Of the sums, the rows and columns that the output has.

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Output;
-use super::block::{LANES, Left, PANEL, ROWS, Right, round};
+use super::block::{GROUP, LANES, Left, PANEL, ROWS, Right, round};
 use crate::matmul::Write;
 
 /// Whether the processor has AVX512-BF16.
@@ -109,20 +109,46 @@ pub(super) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     rest.iter().zip(rest_of_places).for_each(|(&number, place)| *place = round(number));
 }
 
+/// As `block::split`, of one group after the other.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) fn split<'a>(groups: impl Iterator<Item = (&'a [f32; GROUP], [&'a mut [u16; GROUP]; 3])>) {
+    for (numbers, places) in groups {
+        // SAFETY: both halves lie in the group.
+        let mut rest = unsafe { [0, LANES].map(|half| _mm512_loadu_ps(numbers.as_ptr().add(half))) };
+        for place in places {
+            let both = _mm512_cvtne2ps_pbh(rest[1], rest[0]);
+            // SAFETY: as many places of 16 bits are 512.
+            unsafe { place.as_mut_ptr().cast::<__m512bh>().write_unaligned(both) };
+            let bits = as_bits(both);
+            let halves = [_mm512_castsi512_si256(bits), _mm512_extracti64x4_epi64::<1>(bits)];
+            for (rest, half) in rest.iter_mut().zip(halves) {
+                let widened = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+                *rest = _mm512_sub_ps(*rest, widened);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn as_bits(pairs: __m512bh) -> __m512i {
+    // SAFETY: both are 512 bits of which any are valid.
+    unsafe { std::mem::transmute(pairs) }
+}
+
 #[target_feature(enable = "avx512f")]
 fn as_bf16(pairs: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits of which any are valid.
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// [`PANEL`] rows of pairs, `stride` apart, into a panel.
+/// Rows of pairs, `stride` apart, into a panel that is as wide as they are many.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32]) {
-    assert!(stride.is_multiple_of(LANES) && stride >= pairs);
-    assert!(rows.len() >= PANEL * stride && panel.len() >= pairs * PANEL);
+pub(super) fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32], width: usize) {
+    assert!(stride.is_multiple_of(LANES) && stride >= pairs && width.is_multiple_of(LANES));
+    assert!(rows.len() >= width * stride && panel.len() >= pairs * width);
     for at in (0..pairs).step_by(LANES) {
         // The last square may reach beyond the pairs, not beyond the stride; nothing is written of that.
-        for col in (0..PANEL).step_by(LANES) {
+        for col in (0..width).step_by(LANES) {
             // SAFETY: `col + 15` is one of the rows and `at + 15` lies inside each.
             let square = std::array::from_fn(|row| unsafe {
                 _mm512_loadu_si512(rows.as_ptr().add((col + row) * stride + at).cast())
@@ -130,7 +156,7 @@ pub(super) fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [
             let square = transpose_square(square);
             for (pair, vector) in (at..pairs).zip(square) {
                 // SAFETY: the place of these columns in the pair.
-                unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add(pair * PANEL + col).cast(), vector) };
+                unsafe { _mm512_storeu_si512(panel.as_mut_ptr().add(pair * width + col).cast(), vector) };
             }
         }
     }

@@ -1,13 +1,15 @@
 //! How blocks of the two sides of a product lie in memory: numbers of 16 bits, two neighbours along the inner dimension
 //! in one word of 32 bits.
+//!
+//! Where a number stands as three ([`Terms`]), those of a [`GROUP`] lie together: its first terms, its second, its third.
 
 use std::ops::Range;
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::Source;
-use crate::matmul::View;
+use crate::matmul::{View, parts};
 use crate::simd::simd_fn;
 
 /// Rows of the left side that are multiplied at a time; twice as many where the right side is narrow.
@@ -17,30 +19,113 @@ pub(super) const ROWS: usize = 8;
 pub(super) const PANEL: usize = 48;
 /// Words of a register.
 pub(super) const LANES: usize = 16;
+/// Numbers of a register.
+pub(crate) const GROUP: usize = 2 * LANES;
 /// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
 /// as much as a whole pass over the output.
 const DEPTH: usize = 768;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
 const SLAB: usize = 192 << 10;
 
-/// Of the parts of an inner dimension; whole steps of so many pairs.
-pub(super) fn depth(inner: usize, step: usize) -> usize {
-    inner.div_ceil(inner.div_ceil(DEPTH).max(1)).next_multiple_of(2 * step)
+/// By how many bfloat16 numbers a number of 32 bits is represented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Terms {
+    /// By the nearest.
+    One,
+    /// By their sum: the nearest, what is nearest to the rest, and the rest of that. Each holds 8 significant bits, so
+    /// the sum is the number itself, unless a term is smaller than a normal number (then it is zero) or the first is
+    /// larger than the largest (then nothing is a number).
+    Three,
 }
 
-/// Of the pieces of a right side: whole panels, and as many slabs for every thread.
-pub(super) fn slab(cols: usize, depth: usize) -> usize {
-    let widest = (SLAB / depth).next_multiple_of(PANEL);
-    cols.div_ceil(cols.div_ceil(widest).next_multiple_of(rayon::current_num_threads())).next_multiple_of(PANEL)
+impl Terms {
+    pub(super) fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Three => 3,
+        }
+    }
+
+    /// Places that numbers of a row take.
+    pub(crate) fn places(self, numbers: usize) -> usize {
+        match self {
+            Self::One => numbers,
+            Self::Three => 3 * numbers.next_multiple_of(GROUP),
+        }
+    }
+
+    /// Writes the numbers' bits. A group that is not full is filled up with zeros.
+    pub(crate) fn write(self, numbers: &[f32], places: &mut [u16]) {
+        match self {
+            Self::One => round_all(numbers, places),
+            Self::Three => split_all(numbers, places),
+        }
+    }
+
+    /// Writes the numbers of each of up to [`TILE`] rows into one tile for each term.
+    fn write_tiles(self, rows: &[[f32; GROUP]], tiles: &mut [[u16; GROUP]]) {
+        match self {
+            Self::One => round_all(rows.as_flattened(), &mut tiles.as_flattened_mut()[..GROUP * rows.len()]),
+            Self::Three => {
+                let (first, rest) = tiles.split_at_mut(TILE);
+                let (second, third) = rest.split_at_mut(TILE);
+                let places =
+                    first.iter_mut().zip(second).zip(third).map(|((first, second), third)| [first, second, third]);
+                split(rows.iter().zip(places));
+            }
+        }
+    }
+
+    /// Where the terms number `term` of columns from a multiple of [`LANES`] on lie in a row.
+    fn place(self, col: usize, term: usize) -> usize {
+        match self {
+            Self::One => col,
+            Self::Three => (col / GROUP * 3 + term) * GROUP + col % GROUP,
+        }
+    }
+}
+
+/// What a product's instructions take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    pub(super) terms: Terms,
+    /// Pairs along the inner dimension that are multiplied at a time.
+    pub(super) step: usize,
+    /// Columns of the right side that are.
+    pub(super) panel: usize,
+}
+
+impl Layout {
+    /// So many numbers, and what fills up the last step.
+    pub(super) fn whole(self, numbers: usize) -> usize {
+        numbers.next_multiple_of(2 * self.step)
+    }
+
+    /// Of the parts of an inner dimension.
+    pub(super) fn depth(self, inner: usize) -> usize {
+        self.whole(inner.div_ceil(inner.div_ceil(DEPTH).max(1)))
+    }
+
+    /// Pairs that so many numbers take.
+    fn pairs(self, numbers: usize) -> usize {
+        self.whole(numbers) / 2 * self.terms.count()
+    }
+
+    /// Of the pieces of a right side: whole panels, and as many slabs for every thread.
+    pub(super) fn slab(self, cols: usize, depth: usize) -> usize {
+        let widest = (SLAB / depth).next_multiple_of(self.panel);
+        let slabs = cols.div_ceil(widest).next_multiple_of(rayon::current_num_threads());
+        cols.div_ceil(slabs).next_multiple_of(self.panel)
+    }
 }
 
 /// The left side over one part of the inner dimension.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     pub(super) words: &'a [u32],
-    /// From one row to the next; in panels of [`ROWS`] rows.
+    /// From one row to the next; in panels of [`ROWS`] rows, in tiles of [`TILE`].
     pub(super) row: usize,
-    /// From one pair to the next.
+    /// From one pair to the next; in tiles inside one.
     pub(super) pair: usize,
     /// From one panel to the next.
     pub(super) panel: usize,
@@ -57,141 +142,199 @@ impl Left<'_> {
     }
 }
 
-/// The whole left side, one part of the inner dimension after the other.
+/// Memory that begins where a line of the cache does: what straddles two takes twice as long to load.
 #[derive(Default)]
+struct Words(Vec<Line>);
+
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C, align(64))]
+struct Line([u32; LANES]);
+
+impl Words {
+    fn grow(&mut self, words: usize) {
+        let lines = words.div_ceil(LANES);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line::zeroed());
+        }
+    }
+
+    fn get(&self) -> &[u32] {
+        cast_slice(&self.0)
+    }
+
+    fn get_mut(&mut self) -> &mut [u32] {
+        cast_slice_mut(&mut self.0)
+    }
+}
+
+/// The whole left side, one part of the inner dimension after the other.
 pub(super) struct Lefts {
-    words: Vec<u32>,
+    words: Words,
     /// A multiple of twice [`ROWS`].
     rows: usize,
-    depth: usize,
-    in_panels: bool,
+    /// Of a row of one part.
+    pairs: usize,
+    order: Order,
+}
+
+/// In which order the words of a left side lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Rows,
+    /// [`ROWS`] rows' words of a pair, one pair after the other.
+    Panels,
+    /// Twice [`ROWS`] rows' [`LANES`] words, one term and one step after the other: as they are multiplied, so that memory is
+    /// read from one end to the other.
+    Tiles,
+}
+
+/// Rows of a tile.
+pub(super) const TILE: usize = 2 * ROWS;
+
+impl Default for Lefts {
+    fn default() -> Self {
+        Self { words: Words::default(), rows: 0, pairs: 0, order: Order::Rows }
+    }
 }
 
 impl Lefts {
-    /// Rounds a matrix into memory that is used again. What takes one pair at a time takes a transposed matrix in panels;
-    /// what takes steps of more finds rows, and zeros up to the end of its last step.
-    pub(super) fn fill(&mut self, matrix: View<'_>, depth: usize, step: usize) {
+    /// Writes a matrix into memory that is used again, and leaves room for as many more columns. What takes one pair at a
+    /// time takes a transposed matrix in panels; what takes steps of more finds tiles, and zeros up to the end of its last step.
+    pub(super) fn fill(&mut self, matrix: View<'_>, depth: usize, room: usize, layout: Layout) {
         let [rows, inner] = matrix.dims();
         *self = Self {
             words: std::mem::take(&mut self.words),
             rows: rows.next_multiple_of(2 * ROWS),
-            depth,
-            in_panels: matrix.is_transposed() && step == 1,
+            pairs: layout.pairs(depth) + layout.pairs(room),
+            order: match (layout.step, matrix.is_transposed()) {
+                (1, false) => Order::Rows,
+                (1, true) => Order::Panels,
+                _ => Order::Tiles,
+            },
         };
-        let (pairs, per_part) = (depth / 2, self.rows / ROWS);
-        let len = inner.div_ceil(depth) * self.rows * pairs;
-        if self.words.len() < len {
-            self.words.resize(len, 0);
+        self.words.grow(inner.div_ceil(depth) * self.rows * self.pairs);
+        for (part, inside) in parts(inner, depth).enumerate() {
+            self.write(matrix.part(0..rows, inside), part, 0, layout);
         }
-        self.words[..len].par_chunks_mut(ROWS * pairs).with_min_len(4).enumerate().for_each(|(index, words)| {
-            let (part, panel) = (index / per_part, index % per_part);
-            let inside = part * depth..inner.min((part + 1) * depth);
-            let rows = panel * ROWS..rows.min((panel + 1) * ROWS);
+    }
+
+    /// Columns of one part, behind as many numbers.
+    pub(super) fn write(&mut self, matrix: View<'_>, part: usize, behind: usize, layout: Layout) {
+        let &mut Self { ref mut words, rows: all, pairs, order } = self;
+        let ([rows, inner], skipped) = (matrix.dims(), layout.pairs(behind));
+        let of_a_task = if order == Order::Tiles { TILE } else { ROWS };
+        let words = &mut words.get_mut()[part * all * pairs..][..all * pairs];
+        words.par_chunks_mut(of_a_task * pairs).with_min_len(4).enumerate().for_each(|(index, words)| {
+            let rows = index * of_a_task..rows.min((index + 1) * of_a_task);
             if rows.is_empty() {
                 return;
             }
-            if matrix.is_transposed() {
-                let (numbers, stride) = matrix.t().lines();
-                let numbers = &numbers[inside.start * stride..];
-                if self.in_panels {
-                    round_panel(numbers, stride, inside.len(), rows, words);
-                } else {
-                    round_columns(numbers, stride, inside.len(), rows, words, pairs);
-                }
-            } else {
-                let (numbers, stride) = matrix.lines();
-                round_rows(&numbers[rows.start * stride..], stride, rows.len(), inside, words, pairs, step);
+            let matrix = matrix.part(rows, 0..inner);
+            match order {
+                Order::Rows => round_rows(matrix, &mut words[skipped..], pairs),
+                Order::Panels => round_panel(matrix, &mut words[skipped * ROWS..]),
+                Order::Tiles => write_tiles(matrix, layout.terms, &mut words[skipped * TILE..]),
             }
         });
     }
 
-    /// Of a matrix that is not in panels.
-    pub(super) fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
-        assert!(!self.in_panels);
-        let (mut col, mut rest) = (cols.start, output);
-        while !rest.is_empty() {
-            let (part, at) = (col / self.depth, col % self.depth);
-            let (now, later) = rest.split_at_mut(rest.len().min(self.depth - at));
-            let numbers: &[u16] =
-                cast_slice(&self.words[(part * self.rows + row) * self.depth / 2..][..self.depth / 2]);
-            now.copy_from_slice(&numbers[at..at + now.len()]);
-            col += now.len();
-            rest = later;
-        }
-    }
-
     pub(super) fn part(&self, index: usize) -> Left<'_> {
-        let pairs = self.depth / 2;
-        let words = &self.words[index * self.rows * pairs..][..self.rows * pairs];
-        let (row, pair) = if self.in_panels { (1, ROWS) } else { (pairs, 1) };
+        let pairs = self.pairs;
+        let words = &self.words.get()[index * self.rows * pairs..][..self.rows * pairs];
+        let (row, pair) = match self.order {
+            Order::Rows => (pairs, 1),
+            Order::Panels => (1, ROWS),
+            Order::Tiles => (LANES, 1),
+        };
         Left { words, row, pair, panel: ROWS * pairs }
     }
 }
 
 /// Some columns of the right side over one part of the inner dimension, in panels: in each, column `c`'s pair `p` at
-/// `p · PANEL + c`. Columns of the last panel and pairs of the last step that do not exist are zero.
+/// `p` times the panel's width and `c`. Columns of the last panel and pairs of the last step that do not exist are zero.
 #[derive(Default)]
 pub(super) struct Right {
-    words: Vec<u32>,
-    /// Whole steps.
+    words: Words,
+    /// Whole steps; as many as their terms take.
     pub(super) pairs: usize,
+    /// Columns of a panel.
+    pub(super) width: usize,
     /// Where numbers lie before they are put in order.
-    rows: Vec<u16>,
+    rows: Words,
 }
 
 impl Right {
     pub(super) fn panel(&self, index: usize) -> &[u32] {
-        &self.words[index * self.pairs * PANEL..][..self.pairs * PANEL]
+        &self.words.get()[index * self.pairs * self.width..][..self.pairs * self.width]
     }
 
-    fn make_room(&mut self, depth: usize, step: usize, cols: usize, rows: usize) {
-        self.pairs = depth.div_ceil(2).next_multiple_of(step);
-        let len = cols.next_multiple_of(PANEL) * self.pairs;
-        if self.words.len() < len {
-            self.words.resize(len, 0);
-        }
-        if self.rows.len() < rows {
-            self.rows.resize(rows, 0);
-        }
+    /// Makes room for as many columns of so many numbers.
+    pub(super) fn begin(&mut self, depth: usize, cols: usize, layout: Layout) {
+        (self.pairs, self.width) = (layout.pairs(depth), layout.panel);
+        self.words.grow(cols.next_multiple_of(self.width) * self.pairs);
     }
 
-    /// Of a matrix `[inner, columns]`, in steps of so many pairs.
-    pub(super) fn fill(&mut self, matrix: &dyn Source, depth: Range<usize>, step: usize, cols: Range<usize>) {
-        self.make_room(depth.len(), step, cols.len(), 2 * cols.len());
-        let (first, second) = self.rows[..2 * cols.len()].split_at_mut(cols.len());
+    /// Writes a part of a matrix `[inner, columns]`, behind as many numbers of each column.
+    pub(super) fn fill(
+        &mut self,
+        matrix: &dyn Source,
+        depth: Range<usize>,
+        cols: Range<usize>,
+        behind: usize,
+        layout: Layout,
+    ) {
+        let Layout { terms, step, panel: width } = layout;
+        let (places, panel) = (terms.places(cols.len()), self.pairs * width);
+        let room = places.next_multiple_of(LANES);
+        self.rows.grow(room);
+        let words = &mut self.words.get_mut()[layout.pairs(behind) * width..];
+        if !depth.len().is_multiple_of(2 * step) {
+            let last = depth.len() / (2 * step) * step * terms.count() * width;
+            let step = step * terms.count() * width;
+            words.chunks_mut(panel).take(cols.len().div_ceil(width)).for_each(|panel| panel[last..][..step].fill(0));
+        }
+        let rows: &mut [u16] = cast_slice_mut(self.rows.get_mut());
+        let (first, second) = rows[..2 * room].split_at_mut(room);
+        for row in [&mut *first, second] {
+            row[places..].fill(0);
+        }
         for (pair, at) in depth.clone().step_by(2).enumerate() {
-            matrix.read(at, cols.clone(), first);
+            matrix.read(at, cols.clone(), terms, &mut first[..places]);
             if at + 1 < depth.end {
-                matrix.read(at + 1, cols.clone(), second);
+                matrix.read(at + 1, cols.clone(), terms, &mut second[..places]);
             } else {
                 second.fill(0);
             }
-            interleave(first, second, &mut self.words[pair * PANEL..], self.pairs * PANEL);
-        }
-        for panel in self.words.chunks_mut(self.pairs * PANEL).take(cols.len().div_ceil(PANEL)) {
-            panel[depth.len().div_ceil(2) * PANEL..].fill(0);
+            for term in 0..terms.count() {
+                let pair = (pair / step * terms.count() + term) * step + pair % step;
+                interleave([first, second], terms, term, cols.len(), &mut words[pair * width..], width, panel);
+            }
         }
     }
 
-    /// Of a matrix `[columns, inner]`, in steps of so many pairs.
+    /// The same of a matrix `[columns, inner]`.
     pub(super) fn fill_transposed(
         &mut self,
         matrix: &dyn Source,
         depth: Range<usize>,
-        step: usize,
         cols: Range<usize>,
+        behind: usize,
+        layout: Layout,
     ) {
-        let stride = depth.len().next_multiple_of(2 * LANES);
-        self.make_room(depth.len(), step, cols.len(), PANEL * stride);
-        for (panel, start) in cols.clone().step_by(PANEL).enumerate() {
-            let rows = start..cols.end.min(start + PANEL);
-            for (row, numbers) in rows.clone().zip(self.rows.chunks_mut(stride)) {
-                matrix.read(row, depth.clone(), &mut numbers[..depth.len()]);
-                numbers[depth.len()..2 * self.pairs].fill(0);
+        let Layout { terms, panel: width, .. } = layout;
+        let (places, stride) = (terms.places(depth.len()), depth.len().next_multiple_of(GROUP) * terms.count());
+        self.rows.grow(width * stride / 2);
+        let (skipped, pairs) = (layout.pairs(behind), layout.pairs(depth.len()));
+        for (panel, start) in cols.clone().step_by(width).enumerate() {
+            let rows = start..cols.end.min(start + width);
+            let numbers: &mut [u16] = cast_slice_mut(self.rows.get_mut());
+            for (row, numbers) in rows.clone().zip(numbers.chunks_mut(stride)) {
+                matrix.read(row, depth.clone(), terms, &mut numbers[..places]);
+                numbers[places..stride].fill(0);
             }
-            self.rows[rows.len() * stride..PANEL * stride].fill(0);
-            let words = &mut self.words[panel * self.pairs * PANEL..][..self.pairs * PANEL];
-            transpose(cast_slice(&self.rows), stride / 2, self.pairs, words);
+            numbers[rows.len() * stride..width * stride].fill(0);
+            let words = &mut self.words.get_mut()[(panel * self.pairs + skipped) * width..][..pairs * width];
+            transpose(self.rows.get(), stride / 2, pairs, words, width);
         }
     }
 }
@@ -215,6 +358,45 @@ pub(crate) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     round_plainly(numbers, rounded);
 }
 
+/// The bits of numbers as three terms, group by group.
+fn split_all(numbers: &[f32], places: &mut [u16]) {
+    let (whole, rest) = numbers.as_chunks::<GROUP>();
+    let (groups, last) = places[..Terms::Three.places(numbers.len())].split_at_mut(3 * GROUP * whole.len());
+    split_groups(whole, cast_slice_mut(groups));
+    if let [last] = cast_slice_mut(last) {
+        let mut numbers = [0.0; GROUP];
+        numbers[..rest.len()].copy_from_slice(rest);
+        split_groups(&[numbers], std::slice::from_mut(last));
+    }
+}
+
+/// Into one row of three terms' groups each.
+fn split_groups(numbers: &[[f32; GROUP]], places: &mut [[[u16; GROUP]; 3]]) {
+    split(numbers.iter().zip(places.iter_mut().map(|place| place.each_mut())));
+}
+
+/// Three terms of each group.
+fn split<'a>(groups: impl Iterator<Item = (&'a [f32; GROUP], [&'a mut [u16; GROUP]; 3])>) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::level() == crate::simd::Level::Avx512 && super::avx512::available() {
+        // SAFETY: the processor has the instructions.
+        return unsafe { super::avx512::split(groups) };
+    }
+    for (numbers, [first, second, third]) in groups {
+        for (((&number, first), second), third) in numbers.iter().zip(first).zip(second).zip(third) {
+            *first = round(number);
+            let rest = number - widened(*first);
+            *second = round(rest);
+            *third = round(rest - widened(*second));
+        }
+    }
+}
+
+#[inline(always)]
+fn widened(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 simd_fn! {
     fn round_plainly(numbers: &[f32], rounded: &mut [u16]) {
         let _ = FMA;
@@ -225,30 +407,44 @@ simd_fn! {
 }
 
 /// Rows of a left side as they are.
-fn round_rows(
-    numbers: &[f32],
-    stride: usize,
-    rows: usize,
-    depth: Range<usize>,
-    words: &mut [u32],
-    pairs: usize,
-    step: usize,
-) {
+fn round_rows(matrix: View<'_>, words: &mut [u32], pairs: usize) {
+    let ([rows, inner], (numbers, stride)) = (matrix.dims(), matrix.lines());
     for (row, words) in words.chunks_mut(pairs).enumerate().take(rows) {
         let words: &mut [u16] = cast_slice_mut(words);
-        round_all(&numbers[row * stride..][depth.clone()], &mut words[..depth.len()]);
-        words[depth.len()..depth.len().next_multiple_of(2 * step)].fill(0);
+        round_all(&numbers[row * stride..][..inner], &mut words[..inner]);
+        words[inner..inner.next_multiple_of(2)].fill(0);
     }
 }
 
-/// Rows of a left side whose columns lie without gaps, with zeros up to a multiple of [`LANES`] pairs.
-fn round_columns(numbers: &[f32], stride: usize, depth: usize, rows: Range<usize>, words: &mut [u32], pairs: usize) {
-    for at in (0..depth).step_by(2 * LANES) {
-        let mut panel = [0; ROWS * LANES];
-        round_panel(&numbers[at * stride..], stride, (depth - at).min(2 * LANES), rows.clone(), &mut panel);
-        for (row, words) in words.chunks_mut(pairs).enumerate().take(rows.len()) {
-            for (pair, word) in words[at / 2..][..LANES].iter_mut().enumerate() {
-                *word = panel[pair * ROWS + row];
+/// Up to [`TILE`] rows of a left side, with zeros up to whole groups.
+fn write_tiles(matrix: View<'_>, terms: Terms, words: &mut [u32]) {
+    let [rows, inner] = matrix.dims();
+    let tiles: &mut [[u16; GROUP]] = cast_slice_mut(words);
+    for (tiles, at) in tiles.chunks_mut(TILE * terms.count()).zip((0..inner).step_by(GROUP)) {
+        let mut square = [[0.0; GROUP]; TILE];
+        copy_square(matrix.part(0..rows, at..inner.min(at + GROUP)), &mut square);
+        terms.write_tiles(&square[..rows], tiles);
+    }
+}
+
+simd_fn! {
+    /// A part of a matrix, by rows.
+    fn copy_square(matrix: View<'_>, square: &mut [[f32; GROUP]; TILE]) {
+        let _ = FMA;
+        let [rows, cols] = matrix.dims();
+        if matrix.is_transposed() {
+            let (numbers, stride) = matrix.t().lines();
+            for col in 0..cols {
+                square.iter_mut().zip(&numbers[col * stride..][..rows]).for_each(|(row, &number)| row[col] = number);
+            }
+        } else {
+            let (numbers, stride) = matrix.lines();
+            for (row, square) in square.iter_mut().enumerate().take(rows) {
+                let numbers = &numbers[row * stride..][..cols];
+                match numbers.first_chunk() {
+                    Some(whole) => *square = *whole,
+                    None => square[..cols].copy_from_slice(numbers),
+                }
             }
         }
     }
@@ -256,12 +452,13 @@ fn round_columns(numbers: &[f32], stride: usize, depth: usize, rows: Range<usize
 
 simd_fn! {
     /// A panel of a left side whose columns lie without gaps.
-    fn round_panel(numbers: &[f32], stride: usize, depth: usize, rows: Range<usize>, words: &mut [u32]) {
+    fn round_panel(matrix: View<'_>, words: &mut [u32]) {
         let _ = FMA;
+        let ([rows, depth], (numbers, stride)) = (matrix.dims(), matrix.t().lines());
         for (pair, words) in words.chunks_mut(ROWS).enumerate().take(depth.div_ceil(2)) {
-            let first = &numbers[2 * pair * stride..][rows.clone()];
+            let first = &numbers[2 * pair * stride..][..rows];
             if 2 * pair + 1 < depth {
-                let second = &numbers[(2 * pair + 1) * stride..][rows.clone()];
+                let second = &numbers[(2 * pair + 1) * stride..][..rows];
                 for ((word, &first), &second) in words.iter_mut().zip(first).zip(second) {
                     *word = u32::from(round(first)) | u32::from(round(second)) << 16;
                 }
@@ -273,27 +470,40 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Two rows of a right side into one pair of all panels, which lie `stride` apart.
-    fn interleave(first: &[u16], second: &[u16], words: &mut [u32], stride: usize) {
+    /// One term of two rows of a right side into one pair of all panels, each of so many words; these lie `stride` apart.
+    fn interleave(
+        rows: [&[u16]; 2],
+        terms: Terms,
+        term: usize,
+        cols: usize,
+        words: &mut [u32],
+        width: usize,
+        stride: usize,
+    ) {
         let _ = FMA;
-        for (panel, (first, second)) in first.chunks(PANEL).zip(second.chunks(PANEL)).enumerate() {
-            let words = &mut words[panel * stride..][..PANEL];
-            for ((word, &first), &second) in words.iter_mut().zip(first).zip(second) {
-                *word = u32::from(first) | u32::from(second) << 16;
+        for (panel, start) in (0..cols).step_by(width).enumerate() {
+            for (col, words) in (start..).step_by(LANES).zip(words[panel * stride..][..width].chunks_mut(LANES)) {
+                if col >= cols {
+                    words.fill(0);
+                    continue;
+                }
+                let [first, second] = rows.map(|row| &row[terms.place(col, term)..][..LANES]);
+                for ((word, &first), &second) in words.iter_mut().zip(first).zip(second) {
+                    *word = u32::from(first) | u32::from(second) << 16;
+                }
             }
-            words[first.len()..].fill(0);
         }
     }
 }
 
-/// [`PANEL`] rows of pairs into a panel. A multiple of [`LANES`] words lies between one row and the next.
-fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32]) {
+/// Rows of pairs into a panel that is as wide as they are many. A multiple of [`LANES`] words lies between one row and the next.
+fn transpose(rows: &[u32], stride: usize, pairs: usize, panel: &mut [u32], width: usize) {
     #[cfg(target_arch = "x86_64")]
     if crate::simd::level() == crate::simd::Level::Avx512 {
         // SAFETY: `level` returns only what the processor has.
-        return unsafe { super::avx512::transpose(rows, stride, pairs, panel) };
+        return unsafe { super::avx512::transpose(rows, stride, pairs, panel, width) };
     }
-    for (pair, words) in panel.chunks_mut(PANEL).enumerate().take(pairs) {
+    for (pair, words) in panel.chunks_mut(width).enumerate().take(pairs) {
         words.iter_mut().enumerate().for_each(|(col, word)| *word = rows[col * stride + pair]);
     }
 }

@@ -21,16 +21,16 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, parts, pieces};
-pub(crate) use block::round_all;
-use block::{LANES, Left, Lefts, ROWS, Right, depth, slab};
+pub(crate) use block::{GROUP, Terms, round_all};
+use block::{LANES, Layout, Left, Lefts, PANEL, ROWS, Right};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {
     /// `[rows, cols]`.
     fn dims(&self) -> [usize; 2];
 
-    /// Writes the bits of a part of a row.
-    fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]);
+    /// Writes a part of a row, as [`Terms::write`] does.
+    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]);
 }
 
 impl Source for View<'_> {
@@ -38,9 +38,9 @@ impl Source for View<'_> {
         View::dims(*self)
     }
 
-    fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
+    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
         let (numbers, stride) = self.lines();
-        round_all(&numbers[row * stride..][cols], output);
+        terms.write(&numbers[row * stride..][cols], output);
     }
 }
 
@@ -85,18 +85,24 @@ impl Instructions {
         }
     }
 
-    /// Pairs along the inner dimension that are multiplied at a time.
-    fn step(self) -> usize {
-        match self {
-            Self::Plain | Self::Avx512 => 1,
-            Self::Amx => LANES,
-        }
+    fn layout(self, terms: Terms) -> Layout {
+        let (step, panel) = match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => (LANES, amx::PANEL),
+            _ => (1, PANEL),
+        };
+        Layout { terms, step, panel }
     }
 }
 
 /// Whether this processor multiplies bfloat16.
 pub fn available() -> bool {
     Instructions::current() != Instructions::Plain
+}
+
+/// Whether it does so that much faster than it multiplies `f32` that six products of terms take less time than one.
+pub(crate) fn is_fast() -> bool {
+    Instructions::current() == Instructions::Amx
 }
 
 /// Fewer rows are not worth putting a slab in order twice.
@@ -107,40 +113,66 @@ thread_local! {
     static RIGHT: RefCell<Right> = RefCell::default();
 }
 
-/// The left side of products, rounded once for all of them.
-pub(crate) struct Rounded {
+/// The left side of products, put into terms once for all of them; more columns may follow it.
+pub(crate) struct Prepared {
     dims: [usize; 2],
     instructions: Instructions,
+    layout: Layout,
     lefts: Lefts,
 }
 
-impl Rounded {
-    pub(crate) fn new(matrix: View<'_>) -> Self {
-        Self::for_instructions(Instructions::current(), matrix)
+impl Prepared {
+    /// With room for as many more columns.
+    pub(crate) fn new(matrix: View<'_>, room: usize, terms: Terms) -> Self {
+        Self::for_instructions(Instructions::current(), matrix, room, terms)
     }
 
-    fn for_instructions(instructions: Instructions, matrix: View<'_>) -> Self {
-        let (dims, step) = (matrix.dims(), instructions.step());
+    fn for_instructions(instructions: Instructions, matrix: View<'_>, room: usize, terms: Terms) -> Self {
+        let (dims, layout) = (matrix.dims(), instructions.layout(terms));
         let mut lefts = LEFT.with_borrow_mut(Vec::pop).unwrap_or_default();
-        lefts.fill(matrix, depth(dims[1], step), step);
-        Self { dims, instructions, lefts }
+        lefts.fill(matrix, layout.depth(dims[1]), room, layout);
+        Self { dims, instructions, layout, lefts }
     }
 
     /// `destination (=|+=) scale · self · right`, row-major without gaps.
     pub(crate) fn times(&self, destination: &mut [f32], write: Write, scale: f32, right: Factor<'_>) {
+        self.multiply(destination, write, scale, right, None);
+    }
+
+    /// `destination = self · right + more · below` in one pass over the destination, where there is room for `more`.
+    pub(crate) fn times_with(&mut self, destination: &mut [f32], right: Factor<'_>, more: View<'_>, below: Factor<'_>) {
+        let [_, inner] = self.dims;
+        let (depth, layout) = (self.layout.depth(inner), self.layout);
+        let last = inner.div_ceil(depth) - 1;
+        self.lefts.write(more, last, inner - last * depth, layout);
+        self.multiply(destination, Write::Replace, 1.0, right, Some(below));
+    }
+
+    fn multiply(
+        &self,
+        destination: &mut [f32],
+        write: Write,
+        scale: f32,
+        right: Factor<'_>,
+        below: Option<Factor<'_>>,
+    ) {
         let ([rows, inner], [right_inner, cols]) = (self.dims, right.dims());
         assert_eq!(inner, right_inner);
+        assert!(below.is_none_or(|below| below.dims()[1] == cols));
         assert!(destination.len() >= rows * cols);
         let destination = SharedMut::new(destination);
-        let step = self.instructions.step();
-        let depth = depth(inner, step);
-        share(rows, cols, depth).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+        let layout = self.layout;
+        let depth = layout.depth(inner);
+        share(rows, cols, layout.slab(cols, depth)).into_par_iter().for_each(|Piece { rows, cols: slab }| {
             // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
             let mut panels = RIGHT.take();
             for (part, inside) in parts(inner, depth).enumerate() {
-                match right.transposed {
-                    true => panels.fill_transposed(right.matrix, inside, step, slab.clone()),
-                    false => panels.fill(right.matrix, inside, step, slab.clone()),
+                let (len, below) = (layout.whole(inside.len()), below.filter(|_| inside.end == inner));
+                let more = below.map_or(0, |below| layout.whole(below.dims()[0]));
+                panels.begin(len + more, slab.len(), layout);
+                right.write(&mut panels, inside, slab.clone(), 0, layout);
+                if let Some(below) = below {
+                    below.write(&mut panels, 0..below.dims()[0], slab.clone(), len, layout);
                 }
                 let output = Output {
                     // SAFETY: inside the destination.
@@ -153,27 +185,17 @@ impl Rounded {
                 };
                 let left = self.lefts.part(part).rows_from(rows.start);
                 // SAFETY: this piece of the destination is this task's alone.
-                unsafe { multiply(self.instructions, left, &panels, output) };
+                unsafe { multiply(self.instructions, layout.terms, left, &panels, output) };
             }
             RIGHT.set(panels);
         });
     }
 }
 
-impl Drop for Rounded {
+impl Drop for Prepared {
     fn drop(&mut self) {
         let lefts = std::mem::take(&mut self.lefts);
         LEFT.with_borrow_mut(|unused| unused.push(lefts));
-    }
-}
-
-impl Source for Rounded {
-    fn dims(&self) -> [usize; 2] {
-        self.dims
-    }
-
-    fn read(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
-        self.lefts.read(row, cols, output);
     }
 }
 
@@ -182,6 +204,14 @@ impl Factor<'_> {
     fn dims(&self) -> [usize; 2] {
         let [rows, cols] = self.matrix.dims();
         if self.transposed { [cols, rows] } else { [rows, cols] }
+    }
+
+    /// Writes a part of it into panels, behind as many numbers of each column.
+    fn write(self, panels: &mut Right, inner: Range<usize>, cols: Range<usize>, behind: usize, layout: Layout) {
+        match self.transposed {
+            true => panels.fill_transposed(self.matrix, inner, cols, behind, layout),
+            false => panels.fill(self.matrix, inner, cols, behind, layout),
+        }
     }
 }
 
@@ -201,12 +231,12 @@ struct Output {
 ///
 /// # Safety
 /// The processor has the instructions; the output's places are this caller's alone.
-unsafe fn multiply(instructions: Instructions, left: Left<'_>, right: &Right, output: Output) {
+unsafe fn multiply(instructions: Instructions, terms: Terms, left: Left<'_>, right: &Right, output: Output) {
     // SAFETY: passed on.
     unsafe {
         match instructions {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Instructions::Amx => amx::multiply(left, right, output),
+            Instructions::Amx => amx::multiply(left, right, terms, output),
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512 => avx512::multiply(left, right, output),
             _ => plain::multiply(left, right, output),
@@ -215,8 +245,7 @@ unsafe fn multiply(instructions: Instructions, left: Left<'_>, right: &Right, ou
 }
 
 /// Where there are fewer slabs than threads, the rows are shared out too.
-fn share(rows: usize, cols: usize, depth: usize) -> Vec<Piece> {
-    let slab = slab(cols, depth);
+fn share(rows: usize, cols: usize, slab: usize) -> Vec<Piece> {
     let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
     let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
     pieces(rows, size, cols, slab)
@@ -269,7 +298,12 @@ mod tests {
                     let mut product = vec![f32::NAN; rows * cols];
                     for write in [Write::Replace, Write::Accumulate] {
                         let right = Factor { matrix: right_view, transposed: *transposed };
-                        Rounded::for_instructions(instructions, *left_view).times(&mut product, write, 0.5, right);
+                        Prepared::for_instructions(instructions, *left_view, 0, Terms::One).times(
+                            &mut product,
+                            write,
+                            0.5,
+                            right,
+                        );
                     }
                     let step = if rows * cols > 10_000 { 97 } else { 1 };
                     for at in (0..rows * cols).step_by(step) {
@@ -318,7 +352,12 @@ mod tests {
         let multiply = |instructions, left: View<'_>, right: View<'_>, transposed| {
             let right = Factor { matrix: &right, transposed };
             let mut product = vec![0.0; left.dims()[0] * right.dims()[1]];
-            Rounded::for_instructions(instructions, left).times(&mut product, Write::Replace, 1.0, right);
+            Prepared::for_instructions(instructions, left, 0, Terms::One).times(
+                &mut product,
+                Write::Replace,
+                1.0,
+                right,
+            );
             product
         };
         // All on one thread, so that products use the memory of those before: no number is what lies there beyond

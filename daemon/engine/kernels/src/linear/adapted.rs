@@ -9,10 +9,10 @@ use burn_flex::FlexTensor;
 
 use super::plain::weight_grad;
 use super::{Applied, view};
-use crate::bf16::{Factor, Rounded, Source};
 use crate::buffer::{contiguous, elements, shape2, tensor, uninit};
-use crate::matmul::{View, Write, matmul};
-use crate::matrix::{Matrix, Side};
+use crate::matmul::{View, Write};
+use crate::matrix::Matrix;
+use crate::simd::scale;
 
 #[derive(Debug)]
 pub(super) struct AdaptedLinear;
@@ -60,61 +60,37 @@ fn backward(x: &FlexTensor, saved: &Saved, grad: &FlexTensor, nodes: [Option<Nod
     let [x_node, a_node, b_node] = nodes;
     let ([tokens, inputs], [outputs, rank]) = (shape2(x), shape2(b));
     let products = weight.products;
-    let grad_side = products.side(view(grad));
     if let Some(node) = b_node {
-        grads.register::<Flex>(node, tensor(b_grad(&grad_side, hidden, *scale), [outputs, rank]));
+        let transposed = products.outer(view(hidden), view(grad), *scale);
+        let mut b_grad = uninit(outputs * rank);
+        for (output, row) in b_grad.chunks_mut(rank).enumerate() {
+            row.iter_mut().enumerate().for_each(|(at, value)| *value = transposed[at * outputs + output]);
+        }
+        grads.register::<Flex>(node, tensor(b_grad, [outputs, rank]));
     }
     if a_node.is_none() && x_node.is_none() {
         return;
     }
+    let mut grad_side = products.side_with_room(view(grad), rank);
     let mut hidden_grad = uninit(tokens * rank);
     grad_side.matmul(&mut hidden_grad, Write::Replace, *scale, view(b));
     let hidden_grad = View::new(&hidden_grad, [tokens, rank]);
     if let Some(node) = a_node {
         let dropped = dropout.map(|dropout| dropout.apply(elements(x)));
         let input = View::new(dropped.as_deref().unwrap_or(elements(x)), [tokens, inputs]);
-        let mut a_grad = uninit(rank * inputs);
-        products.side(hidden_grad.t()).matmul(&mut a_grad, Write::Replace, 1.0, input);
-        grads.register::<Flex>(node, tensor(a_grad, [rank, inputs]));
+        grads.register::<Flex>(node, tensor(products.outer(hidden_grad, input, 1.0), [rank, inputs]));
     }
     if let Some(node) = x_node {
         let mut x_grad = uninit(tokens * inputs);
-        products.side(hidden_grad).matmul(&mut x_grad, Write::Replace, 1.0, view(a));
-        if let Some(dropout) = dropout {
-            x_grad = dropout.apply(&x_grad);
-        }
-        weight.times(&grad_side, &mut x_grad, Write::Accumulate);
-        grads.register::<Flex>(node, tensor(x_grad, [tokens, inputs]));
-    }
-}
-
-/// `scale · gradᵀ · hidden`.
-fn b_grad(grad: &Side<'_>, hidden: &FlexTensor, scale: f32) -> Vec<f32> {
-    let [tokens, rank] = shape2(hidden);
-    match grad {
-        Side::Exact(grad) => {
-            let mut b_grad = uninit(grad.dims()[1] * rank);
-            matmul(&mut b_grad, Write::Replace, scale, grad.t(), view(hidden));
-            b_grad
-        }
-        Side::Half(grad) => grad.transpose_times(&view(hidden), scale),
-        // What is rounded already is taken as the right side.
-        Side::Rounded(grad) => {
-            let outputs = grad.dims()[1];
-            let mut transposed = uninit(rank * outputs);
-            let right = Factor { matrix: grad, transposed: false };
-            Rounded::new(View::new(elements(hidden), [tokens, rank]).t()).times(
-                &mut transposed,
-                Write::Replace,
-                scale,
-                right,
-            );
-            let mut b_grad = uninit(outputs * rank);
-            for (output, row) in b_grad.chunks_mut(rank).enumerate() {
-                row.iter_mut().enumerate().for_each(|(at, value)| *value = transposed[at * outputs + output]);
+        match dropout {
+            None => weight.times_with(&mut grad_side, &mut x_grad, hidden_grad, view(a)),
+            Some(dropout) => {
+                products.side(hidden_grad).matmul(&mut x_grad, Write::Replace, 1.0, view(a));
+                x_grad = dropout.apply(&x_grad);
+                weight.times(&grad_side, &mut x_grad, Write::Accumulate);
             }
-            b_grad
         }
+        grads.register::<Flex>(node, tensor(x_grad, [tokens, inputs]));
     }
 }
 
@@ -129,15 +105,16 @@ pub(super) fn forward(
     let [x, a, b] = [x, a, b].map(contiguous);
     let ([tokens, inputs], [outputs, rank]) = (shape2(&x), shape2(&b));
     let products = weight.products;
-    let mut output = uninit(tokens * outputs);
-    let side = products.side(view(&x));
-    weight.times_transposed(&side, &mut output);
-
+    let mut side = products.side_with_room(view(&x), rank);
     let dropped = applied.dropout.map(|dropout| dropout.apply(elements(&x)));
     let dropped = dropped.as_ref().map(|dropped| products.side(View::new(dropped, [tokens, inputs])));
     let mut hidden = uninit(tokens * rank);
     dropped.as_ref().unwrap_or(&side).matmul(&mut hidden, Write::Replace, 1.0, view(&a).t());
+
+    let mut low = hidden.clone();
+    scale(&mut low, applied.scale);
+    let mut output = uninit(tokens * outputs);
+    weight.times_transposed_with(&mut side, &mut output, View::new(&low, [tokens, rank]), view(&b));
     let hidden = tensor(hidden, [tokens, rank]);
-    products.side(view(&hidden)).matmul(&mut output, Write::Accumulate, applied.scale, view(&b).t());
     (tensor(output, [tokens, outputs]), Saved { weight, a, b, hidden, applied })
 }

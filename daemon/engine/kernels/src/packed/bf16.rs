@@ -4,6 +4,7 @@
 //! the distance between two neighbours then moves a weight now and then by a whole distance, instead of never (Gupta et
 //! al. 2015, arXiv 1502.02551).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::cast_slice;
@@ -11,6 +12,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Builder, Form};
+use crate::bf16::{GROUP, Terms};
 use crate::random;
 use crate::simd::widen;
 
@@ -48,8 +50,18 @@ impl Form for Bf16 {
         widen(cast_slice(&self.0[start..][..output.len()]), output);
     }
 
-    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
-        output.copy_from_slice(cast_slice(&self.0[start..][..output.len()]));
+    fn decode_terms(&self, range: Range<usize>, terms: Terms, output: &mut [u16]) {
+        match terms {
+            Terms::One => output.copy_from_slice(cast_slice(&self.0[range])),
+            // One is the number itself.
+            Terms::Three => {
+                for (numbers, output) in self.0[range].chunks(GROUP).zip(output.chunks_mut(3 * GROUP)) {
+                    let (first, rest) = output.split_at_mut(numbers.len());
+                    first.copy_from_slice(cast_slice(numbers));
+                    rest.fill(0);
+                }
+            }
+        }
     }
 
     fn bytes(&self) -> usize {

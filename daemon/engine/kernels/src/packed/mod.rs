@@ -22,7 +22,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use justtrain_weights::gguf::TensorType;
 use rayon::prelude::*;
 
-use crate::bf16::round_all;
+use crate::bf16::{Source, Terms};
 #[cfg(feature = "gpu")]
 pub(crate) use on_gpu::linear as linear_on_gpu;
 pub(crate) use product::{FEW_TOKENS, Tiles, times, times_transposed};
@@ -67,18 +67,18 @@ trait Form: Debug + Send + Sync {
     /// Writes numbers `start .. start + output.len()`, counted row by row.
     fn decode(&self, start: usize, output: &mut [f32]);
 
-    /// The same, as the bits of bfloat16.
-    fn decode_bf16(&self, start: usize, output: &mut [u16]) {
+    /// The same as [`Terms::write`] writes them.
+    fn decode_terms(&self, range: Range<usize>, terms: Terms, output: &mut [u16]) {
         thread_local! {
             static NUMBERS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
         }
         NUMBERS.with_borrow_mut(|numbers| {
-            if numbers.len() < output.len() {
-                numbers.resize(output.len(), 0.0);
+            if numbers.len() < range.len() {
+                numbers.resize(range.len(), 0.0);
             }
-            let numbers = &mut numbers[..output.len()];
-            self.decode(start, numbers);
-            round_all(numbers, output);
+            let numbers = &mut numbers[..range.len()];
+            self.decode(range.start, numbers);
+            terms.write(numbers, output);
         });
     }
 
@@ -226,11 +226,16 @@ impl Packed {
         }
         Tensor::from_data(TensorData::new(self.to_f32(), self.dims), &device)
     }
+}
 
-    /// A part of a row, as the bits of bfloat16.
-    pub(crate) fn read_bf16(&self, row: usize, cols: Range<usize>, output: &mut [u16]) {
-        assert_eq!(cols.len(), output.len());
-        self.form.decode_bf16(row * self.dims[1] + cols.start, output);
+impl Source for Packed {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
+        let start = row * self.dims[1];
+        self.form.decode_terms(start + cols.start..start + cols.end, terms, output);
     }
 }
 

@@ -2,20 +2,45 @@
 //! sides in order, which pays where each number is used hundreds of times, and not within a head.
 
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{View, Write};
+use crate::matmul::{View, Write, parts};
 use crate::simd;
 
 /// Rows whose sums stay in registers.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
+/// Of a right side that no cache holds, so many rows are multiplied at a time, and then lie in one.
+const BLOCK: usize = 64;
+/// A part of so many columns is the least that a task takes.
+const COLS: usize = 64;
+
+/// `destination = scale · a · b`, row-major without gaps, by all threads; for an `a` of few rows. The rows of `b` are without gaps.
+pub(crate) fn thin(destination: &mut [f32], scale: f32, a: View<'_>, b: View<'_>) {
+    let ([rows, inner], [_, cols]) = (a.dims(), b.dims());
+    assert!(destination.len() >= rows * cols);
+    if inner == 0 {
+        return destination.fill(0.0);
+    }
+    let destination = SharedMut::new(destination);
+    let of_a_task = cols.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(COLS);
+    let tasks: Vec<_> = parts(cols, of_a_task).collect();
+    tasks.into_par_iter().for_each(|cols_of_task| {
+        for (block, inner) in parts(inner, BLOCK).enumerate() {
+            let write = if block == 0 { Write::Replace } else { Write::Accumulate };
+            let (a, b) = (a.part(0..rows, inner.clone()), b.part(inner, cols_of_task.clone()));
+            // SAFETY: inside the destination, and these columns are this task's alone.
+            unsafe { multiply(destination, cols_of_task.start, cols, write, scale, a, b) };
+        }
+    });
+}
 
 /// `destination (=|+=) scale · a · b`, into rows that start at `offset` and lie `stride` apart. The rows of `b` are without
 /// gaps.
 ///
 /// # Safety
 /// The rows lie inside `destination`'s slice and no other task touches them meanwhile.
-pub(super) unsafe fn multiply(
+pub(crate) unsafe fn multiply(
     destination: SharedMut,
     offset: usize,
     stride: usize,
