@@ -23,7 +23,7 @@ pub(crate) fn thin(destination: &mut [f32], scale: f32, a: View<'_>, b: View<'_>
         return destination.fill(0.0);
     }
     let destination = SharedMut::new(destination);
-    let of_a_task = cols.div_ceil(2 * rayon::current_num_threads()).next_multiple_of(COLS);
+    let of_a_task = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(COLS);
     let tasks: Vec<_> = parts(cols, of_a_task).collect();
     tasks.into_par_iter().for_each(|cols_of_task| {
         for (block, inner) in parts(inner, BLOCK).enumerate() {

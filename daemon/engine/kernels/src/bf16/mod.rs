@@ -20,7 +20,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{Piece, View, Write, parts, pieces};
+use crate::matmul::{Piece, View, Write, parts};
 pub(crate) use block::{GROUP, Terms, round_all};
 use block::{LANES, Layout, Left, Lefts, PANEL, ROWS, Right};
 
@@ -107,6 +107,8 @@ pub(crate) fn is_fast() -> bool {
 
 /// Fewer rows are not worth putting a slab in order twice.
 const FEW_ROWS: usize = 64;
+/// As many are worth putting all slabs in order for them alone.
+const MANY_ROWS: usize = 256;
 
 thread_local! {
     static LEFT: RefCell<Vec<Lefts>> = const { RefCell::new(Vec::new()) };
@@ -244,11 +246,15 @@ unsafe fn multiply(instructions: Instructions, terms: Terms, left: Left<'_>, rig
     }
 }
 
-/// Where there are fewer slabs than threads, the rows are shared out too.
+/// With many rows, each thread takes its own of them: those that it made, and whose products it will use next, lie in its
+/// caches. Slabs are put in order once for every part of the rows, so these are not small; unless there are fewer slabs than threads.
 fn share(rows: usize, cols: usize, slab: usize) -> Vec<Piece> {
-    let row_parts = rayon::current_num_threads().div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
-    let size = rows.div_ceil(row_parts).next_multiple_of(2 * ROWS);
-    pieces(rows, size, cols, slab)
+    let threads = rayon::current_num_threads();
+    let of_many = (rows / MANY_ROWS).clamp(1, threads);
+    let of_few = threads.div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
+    let size = rows.div_ceil(of_many.max(of_few)).next_multiple_of(2 * ROWS);
+    let of_rows = |rows: Range<usize>| parts(cols, slab).map(move |cols| Piece { rows: rows.clone(), cols });
+    parts(rows, size).flat_map(of_rows).collect()
 }
 
 #[cfg(test)]

@@ -422,11 +422,13 @@ struct Chunk<'a> {
 }
 
 /// Bytes of logits that exist at a time.
-pub const CHUNK_BYTES: usize = 32 << 20;
+pub const CHUNK_BYTES: usize = 48 << 20;
 
-/// Targets whose logits exist at a time; a multiple of `group`.
+/// Targets whose logits exist at a time; a multiple of `group`. The whole weight is read for each chunk, so there are as few
+/// as may be, and none is much smaller than another.
 fn chunk_size(vocabulary: usize, targets: &Targets, group: usize) -> usize {
-    ((CHUNK_BYTES / 4 / vocabulary).min(targets.len()) / group).max(1) * group
+    let largest = (CHUNK_BYTES / 4 / vocabulary / group).max(1) * group;
+    targets.len().div_ceil(targets.len().div_ceil(largest).max(1)).next_multiple_of(group).max(group)
 }
 
 /// Calls `each` with the logits of one chunk of targets after the other.
