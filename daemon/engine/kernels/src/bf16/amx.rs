@@ -72,10 +72,10 @@ pub(super) unsafe fn multiply(left: Left<'_>, right: &Right, terms: Terms, outpu
             let is_whole = (rows == BLOCK || rows == TILE && terms == Terms::One) && cols == PANEL;
             if is_whole && output.write == Write::Replace && output.scale == 1.0 {
                 // SAFETY: tiles are configured, and the output has as many rows and columns as they.
-                unsafe { block(left, panel, right.pairs, terms, [rows, cols], start, output.stride) };
+                unsafe { block(left, right, panel, terms, [rows, cols], start, output.stride) };
             } else {
                 // SAFETY: tiles are configured; there is room for all of them.
-                unsafe { block(left, panel, right.pairs, terms, [rows, cols], sums.0.as_mut_ptr(), PANEL) };
+                unsafe { block(left, right, panel, terms, [rows, cols], sums.0.as_mut_ptr(), PANEL) };
                 write(&sums, output);
             }
         }
@@ -113,8 +113,8 @@ struct Sums([f32; BLOCK * PANEL]);
 /// Tiles are configured as by [`CONFIG`]; there is room for the sums of every tile that is used.
 unsafe fn block(
     left: Left<'_>,
-    right: &[u32],
-    pairs: usize,
+    right: &Right,
+    panel: &[u32],
     terms: Terms,
     [rows, cols]: [usize; 2],
     sums: *mut f32,
@@ -122,21 +122,21 @@ unsafe fn block(
 ) {
     let whole = rows.next_multiple_of(TILE);
     let (has_lower, next_tile) = (whole > TILE, 2 * left.panel);
-    assert!(left.words.len() >= (whole / TILE - 1) * next_tile + TILE * pairs);
-    assert!(right.len().is_multiple_of(pairs) && pairs > 0);
+    assert!(left.words.len() >= (whole / TILE - 1) * next_tile + TILE * right.pairs && right.pairs > 0);
     let upper = left.words.as_ptr();
     let lower = upper.wrapping_add(if has_lower { next_tile } else { 0 });
     let multiply = match (terms, has_lower, cols > LANES) {
         (Terms::One, true, true) => sums_2_2,
         (Terms::One, true, false) => sums_2_1,
         (Terms::One, false, _) => sums_1_2,
-        (Terms::Three, ..) => sums_of_three,
+        (Terms::Three, _, true) => [sums_with_one, sums_with_two, sums_with_three][right.terms - 1],
+        (Terms::Three, _, false) => sums_of_three_2_1,
     };
-    let steps = pairs / LANES / terms.count();
-    let strides = [left.row, right.len() / pairs, stride].map(|words| 4 * words);
+    let steps = [right.first, right.pairs - right.first].map(|pairs| pairs / LANES / terms.count());
+    let strides = [left.row, PANEL, stride].map(|words| 4 * words);
     // SAFETY: both sides hold whole tiles of as many pairs, as was just asserted, or the upper tile twice; the sums have
     // room.
-    unsafe { multiply([upper, lower], right.as_ptr(), steps, sums, strides) }
+    unsafe { multiply([upper, lower], panel.as_ptr(), steps, sums, strides) }
 }
 
 /// One step of [`sums`]. `U` and `L` load a tile of the upper and the lower rows, `X` and `Y` one of the left and the right
@@ -166,15 +166,24 @@ macro_rules! instruction {
     (LY) => { "tdpbf16ps tmm3, tmm5, tmm7" };
 }
 
-/// A function that multiplies one or two tiles of the left side with one or two of the right side: which lines a step
-/// has, how many terms a number, and which tiles hold sums and where in a row these go. A tile is loaded again only where none
-/// is left to keep it in.
+/// A function that multiplies one or two tiles of the left side with one or two of the right side: how many terms a number has,
+/// which lines a step, which lines a step behind the right side's first matrix, and which tiles hold sums and where in a row these
+/// go. A tile is loaded again only where none is left to keep it in.
 macro_rules! sums {
-    ($name:ident, $terms:literal, [$($line:tt)*], $($tile:literal => $place:literal),*; $($low:literal => $low_place:literal),*) => {
+    (
+        $name:ident, $terms:literal, [$($line:tt)*], [$($rest:tt)*],
+        $($tile:literal => $place:literal),*; $($low:literal => $low_place:literal),*
+    ) => {
         /// # Safety
         /// Tiles are configured; all pointers are to whole tiles, whose rows are so many bytes apart: those of the left
         /// side, the right side and the sums.
-        unsafe fn $name(left: [*const u32; 2], right: *const u32, steps: usize, sums: *mut f32, strides: [usize; 3]) {
+        unsafe fn $name(
+            left: [*const u32; 2],
+            right: *const u32,
+            steps: [usize; 2],
+            sums: *mut f32,
+            strides: [usize; 3],
+        ) {
             // SAFETY: the caller's promise. No tile is expected to keep anything after the block.
             unsafe {
                 asm!(
@@ -187,6 +196,16 @@ macro_rules! sums {
                     "add {right}, {right_step}",
                     "dec {steps}",
                     "jnz 2b",
+                    "test {more}, {more}",
+                    "jz 4f",
+                    "3:",
+                    $(instruction!($rest),)*
+                    "add {upper}, {left_step}",
+                    "add {lower}, {left_step}",
+                    "add {right}, {right_step}",
+                    "dec {more}",
+                    "jnz 3b",
+                    "4:",
                     $(concat!("tilestored [{sums} + {row}*1 + ", $place, "], tmm", $tile),)*
                     // Sixteen rows below.
                     "mov {lower}, {row}",
@@ -196,7 +215,8 @@ macro_rules! sums {
                     upper = inout(reg) left[0] => _,
                     lower = inout(reg) left[1] => _,
                     right = inout(reg) right => _,
-                    steps = inout(reg) steps => _,
+                    steps = inout(reg) steps[0] => _,
+                    more = inout(reg) steps[1] => _,
                     sums = inout(reg) sums => _,
                     left_row = in(reg) strides[0],
                     right_row = in(reg) strides[1],
@@ -210,6 +230,21 @@ macro_rules! sums {
             }
         }
     };
+    ($name:ident, $terms:literal, [$($line:tt)*], $($tiles:tt)*) => {
+        sums!($name, $terms, [$($line)*], [$($line)*], $($tiles)*);
+    };
+    (with $name:ident, [$($line:tt)*]) => {
+        sums!(
+            $name, 3, [$($line)*],
+            [
+                X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY
+                X1 UX LX Y1 UY LY U0 UX UY L0 LX LY
+                X2 UX LX Y2 UY LY
+                X0 UX LX Y0 UY LY
+            ],
+            0 => 0, 1 => 64; 2 => 0, 3 => 64
+        );
+    };
 }
 
 sums!(sums_2_2, 1, [U X UX Y UY L LX LY], 0 => 0, 1 => 64; 2 => 0, 3 => 64);
@@ -217,15 +252,23 @@ sums!(sums_2_1, 1, [U X UX L LX], 0 => 0; 2 => 0);
 sums!(sums_1_2, 1, [U X UX Y UY], 0 => 0, 1 => 64;);
 // Six of the nine products of terms: first with all three, second with first and second, third with first. What the
 // others would add is less than half a unit in the last place of the product of both numbers.
+sums!(with sums_with_three, [
+    X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY
+    X1 UX LX Y1 UY LY U0 UX UY L0 LX LY
+    X2 UX LX Y2 UY LY
+    X0 UX LX Y0 UY LY
+]);
+// Where the right side's third terms, or all but its first ones, are zero: weights of 16 bits, or of fewer with scales.
+sums!(with sums_with_two, [
+    X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY
+    X1 UX LX Y1 UY LY U0 UX UY L0 LX LY
+    X0 UX LX Y0 UY LY
+]);
+sums!(with sums_with_one, [X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY U0 UX UY L0 LX LY]);
 sums!(
-    sums_of_three, 3,
-    [
-        X0 Y0 U2 UX UY L2 LX LY U1 UX UY L1 LX LY
-        X1 UX LX Y1 UY LY U0 UX UY L0 LX LY
-        X2 UX LX Y2 UY LY
-        X0 UX LX Y0 UY LY
-    ],
-    0 => 0, 1 => 64; 2 => 0, 3 => 64
+    sums_of_three_2_1, 3,
+    [X0 U2 UX L2 LX U1 UX L1 LX X1 UX LX U0 UX L0 LX X2 UX LX X0 UX LX],
+    0 => 0; 2 => 0
 );
 
 simd_fn! {

@@ -76,6 +76,23 @@ impl Terms {
         }
     }
 
+    /// How many terms of a row are not zero everywhere; at least one.
+    fn used(self, places: &[u16]) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Three => {
+                let [second, third] = last_terms(places);
+                if third {
+                    3
+                } else if second {
+                    2
+                } else {
+                    1
+                }
+            }
+        }
+    }
+
     /// Where the terms number `term` of columns from a multiple of [`LANES`] on lie in a row.
     fn place(self, col: usize, term: usize) -> usize {
         match self {
@@ -257,6 +274,9 @@ pub(super) struct Right {
     words: Words,
     /// Whole steps; as many as their terms take.
     pub(super) pairs: usize,
+    /// Those of the first matrix, and how many terms its numbers have that are not all zero.
+    pub(super) first: usize,
+    pub(super) terms: usize,
     /// Columns of a panel.
     pub(super) width: usize,
     /// Where numbers lie before they are put in order.
@@ -271,6 +291,7 @@ impl Right {
     /// Makes room for as many columns of so many numbers.
     pub(super) fn begin(&mut self, depth: usize, cols: usize, layout: Layout) {
         (self.pairs, self.width) = (layout.pairs(depth), layout.panel);
+        (self.first, self.terms) = (0, 1);
         self.words.grow(cols.next_multiple_of(self.width) * self.pairs);
     }
 
@@ -287,6 +308,7 @@ impl Right {
         let (places, panel) = (terms.places(cols.len()), self.pairs * width);
         let room = places.next_multiple_of(LANES);
         self.rows.grow(room);
+        let mut used = 1;
         let words = &mut self.words.get_mut()[layout.pairs(behind) * width..];
         if !depth.len().is_multiple_of(2 * step) {
             let last = depth.len() / (2 * step) * step * terms.count() * width;
@@ -305,10 +327,19 @@ impl Right {
             } else {
                 second.fill(0);
             }
+            used = used.max(terms.used(first)).max(terms.used(second));
             for term in 0..terms.count() {
                 let pair = (pair / step * terms.count() + term) * step + pair % step;
                 interleave([first, second], terms, term, cols.len(), &mut words[pair * width..], width, panel);
             }
+        }
+        self.note(behind, layout.pairs(depth.len()), used);
+    }
+
+    /// Of a matrix that was written.
+    fn note(&mut self, behind: usize, pairs: usize, terms: usize) {
+        if behind == 0 {
+            (self.first, self.terms) = (pairs, terms);
         }
     }
 
@@ -325,17 +356,20 @@ impl Right {
         let (places, stride) = (terms.places(depth.len()), depth.len().next_multiple_of(GROUP) * terms.count());
         self.rows.grow(width * stride / 2);
         let (skipped, pairs) = (layout.pairs(behind), layout.pairs(depth.len()));
+        let mut used = 1;
         for (panel, start) in cols.clone().step_by(width).enumerate() {
             let rows = start..cols.end.min(start + width);
             let numbers: &mut [u16] = cast_slice_mut(self.rows.get_mut());
             for (row, numbers) in rows.clone().zip(numbers.chunks_mut(stride)) {
                 matrix.read(row, depth.clone(), terms, &mut numbers[..places]);
                 numbers[places..stride].fill(0);
+                used = used.max(terms.used(numbers));
             }
             numbers[rows.len() * stride..width * stride].fill(0);
             let words = &mut self.words.get_mut()[(panel * self.pairs + skipped) * width..][..pairs * width];
             transpose(self.rows.get(), stride / 2, pairs, words, width);
         }
+        self.note(behind, pairs, used);
     }
 }
 
@@ -389,6 +423,20 @@ fn split<'a>(groups: impl Iterator<Item = (&'a [f32; GROUP], [&'a mut [u16; GROU
             *second = round(rest);
             *third = round(rest - widened(*second));
         }
+    }
+}
+
+simd_fn! {
+    /// Whether any of the second and of the third terms of a row is not zero.
+    fn last_terms(places: &[u16]) -> [bool; 2] {
+        let _ = FMA;
+        let mut bits = [[0u16; GROUP]; 2];
+        for [_, second, third] in cast_slice::<u16, [[u16; GROUP]; 3]>(places) {
+            for (bits, terms) in bits.iter_mut().zip([second, third]) {
+                bits.iter_mut().zip(terms).for_each(|(bits, term)| *bits |= term);
+            }
+        }
+        bits.map(|bits| bits.iter().any(|&bits| bits != 0))
     }
 }
 
