@@ -105,6 +105,13 @@ impl Source for Matrix {
             Numbers::Packed(packed) => packed.read(row, cols, terms, output),
         }
     }
+
+    fn prefetch(&self, row: usize, cols: Range<usize>) {
+        match &self.numbers {
+            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).prefetch(row, cols),
+            Numbers::Packed(packed) => packed.prefetch(row, cols),
+        }
+    }
 }
 
 impl Tiles for Matrix {

@@ -24,6 +24,8 @@ pub(crate) const GROUP: usize = 2 * LANES;
 /// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
 /// as much as a whole pass over the output.
 const DEPTH: usize = 768;
+/// Rows of a right side between the one that is read and the one that is to come closer.
+const AHEAD: usize = 6;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
 const SLAB: usize = 192 << 10;
 
@@ -321,6 +323,9 @@ impl Right {
             row[places..].fill(0);
         }
         for (pair, at) in depth.clone().step_by(2).enumerate() {
+            for row in [at, at + 1].map(|row| row + AHEAD) {
+                matrix.prefetch(row, cols.clone());
+            }
             matrix.read(at, cols.clone(), terms, &mut first[..places]);
             if at + 1 < depth.end {
                 matrix.read(at + 1, cols.clone(), terms, &mut second[..places]);
@@ -361,6 +366,7 @@ impl Right {
             let rows = start..cols.end.min(start + width);
             let numbers: &mut [u16] = cast_slice_mut(self.rows.get_mut());
             for (row, numbers) in rows.clone().zip(numbers.chunks_mut(stride)) {
+                matrix.prefetch(row + AHEAD, depth.clone());
                 matrix.read(row, depth.clone(), terms, &mut numbers[..places]);
                 numbers[places..stride].fill(0);
                 used = used.max(terms.used(numbers));

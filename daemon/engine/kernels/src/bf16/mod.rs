@@ -31,6 +31,9 @@ pub(crate) trait Source: Sync {
 
     /// Writes a part of a row, as [`Terms::write`] does.
     fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]);
+
+    /// Has the same come closer, if it exists: it will be read soon.
+    fn prefetch(&self, row: usize, cols: Range<usize>);
 }
 
 impl Source for View<'_> {
@@ -41,6 +44,24 @@ impl Source for View<'_> {
     fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
         let (numbers, stride) = self.lines();
         terms.write(&numbers[row * stride..][cols], output);
+    }
+
+    fn prefetch(&self, row: usize, cols: Range<usize>) {
+        let (numbers, stride) = self.lines();
+        if row < self.dims()[0] {
+            prefetch(&numbers[row * stride..][cols]);
+        }
+    }
+}
+
+/// Has numbers come closer that will be read soon. The processor itself looks ahead inside a page of memory only, and rows of a
+/// large matrix lie in many.
+pub(crate) fn prefetch<T>(numbers: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(64 / size_of::<T>()) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
 

@@ -12,7 +12,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{Builder, Form};
-use crate::bf16::{GROUP, Terms};
+use crate::bf16::{GROUP, Terms, prefetch};
 use crate::random;
 use crate::simd::widen;
 
@@ -62,6 +62,10 @@ impl Form for Bf16 {
                 }
             }
         }
+    }
+
+    fn prefetch(&self, range: Range<usize>) {
+        prefetch(&self.0[range]);
     }
 
     fn bytes(&self) -> usize {

@@ -82,6 +82,9 @@ trait Form: Debug + Send + Sync {
         });
     }
 
+    /// Has numbers come closer that will be read soon, where they are so large that this is worth it.
+    fn prefetch(&self, _range: Range<usize>) {}
+
     /// Takes other numbers, rounded by chance; false where it is no form that is trained.
     fn set_by_chance(&mut self, _weights: &[f32], _seed: u64) -> bool {
         false
@@ -236,6 +239,13 @@ impl Source for Packed {
     fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
         let start = row * self.dims[1];
         self.form.decode_terms(start + cols.start..start + cols.end, terms, output);
+    }
+
+    fn prefetch(&self, row: usize, cols: Range<usize>) {
+        let start = row * self.dims[1];
+        if row < self.dims[0] {
+            self.form.prefetch(start + cols.start..start + cols.end);
+        }
     }
 }
 
