@@ -4,7 +4,9 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::buffer::SharedMut;
+use std::ops::Range;
+
+use crate::buffer::{SharedMut, uninit};
 use crate::matmul::{View, Write, parts};
 use crate::simd;
 
@@ -12,27 +14,26 @@ use crate::simd;
 pub(crate) const ROWS: usize = 6;
 /// Of a right side that no cache holds, so many rows are multiplied at a time, and then lie in one.
 const BLOCK: usize = 64;
-/// A part of so many columns is the least that a task takes.
-const COLS: usize = 64;
 
 /// `destination = scale · a · b`, row-major without gaps, by all threads; for an `a` of few rows. The rows of `b` are without gaps.
+/// Each thread adds up the products of its part of `b`'s rows, as it is it that made these.
 pub(crate) fn thin(destination: &mut [f32], scale: f32, a: View<'_>, b: View<'_>) {
     let ([rows, inner], [_, cols]) = (a.dims(), b.dims());
-    assert!(destination.len() >= rows * cols);
-    if inner == 0 {
-        return destination.fill(0.0);
-    }
-    let destination = SharedMut::new(destination);
-    let of_a_task = cols.div_ceil(rayon::current_num_threads()).next_multiple_of(COLS);
-    let tasks: Vec<_> = parts(cols, of_a_task).collect();
-    tasks.into_par_iter().for_each(|cols_of_task| {
-        for (block, inner) in parts(inner, BLOCK).enumerate() {
-            let write = if block == 0 { Write::Replace } else { Write::Accumulate };
-            let (a, b) = (a.part(0..rows, inner.clone()), b.part(inner, cols_of_task.clone()));
-            // SAFETY: inside the destination, and these columns are this task's alone.
-            unsafe { multiply(destination, cols_of_task.start, cols, write, scale, a, b) };
+    let size = inner.div_ceil(rayon::current_num_threads()).next_multiple_of(BLOCK);
+    let sum_of = |part: Range<usize>| {
+        let mut sum = uninit(rows * cols);
+        for (index, block) in parts(part.len(), BLOCK).enumerate() {
+            let block = part.start + block.start..part.start + block.end;
+            let write = if index == 0 { Write::Replace } else { Write::Accumulate };
+            let (a, b) = (a.part(0..rows, block.clone()), b.part(block, 0..cols));
+            // SAFETY: the sum is this task's and has as many rows and columns.
+            unsafe { multiply(SharedMut::new(&mut sum), 0, cols, write, scale, a, b) };
         }
-    });
+        sum
+    };
+    let sums: Vec<Vec<f32>> = parts(inner, size).collect::<Vec<_>>().into_par_iter().map(sum_of).collect();
+    destination[..rows * cols].fill(0.0);
+    sums.iter().for_each(|sum| simd::add(&mut destination[..rows * cols], sum));
 }
 
 /// `destination (=|+=) scale · a · b`, into rows that start at `offset` and lie `stride` apart. The rows of `b` are without
