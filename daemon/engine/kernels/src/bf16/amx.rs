@@ -20,6 +20,10 @@ const BLOCK: usize = 2 * TILE;
 /// Columns of the right side: with as many rows, four tiles of sums, which leaves two tiles for each side.
 pub(super) const PANEL: usize = 2 * LANES;
 
+/// The longest part of the inner dimension that is multiplied at a time: twice as long as elsewhere, for here the time goes
+/// into memory, and the second-level cache of processors with AMX holds 2 MiB.
+pub(super) const DEPTH: usize = 1600;
+
 /// Whether the processor has the instructions and the kernel lets this process use them, asked for once.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();

@@ -23,7 +23,7 @@ pub(super) const LANES: usize = 16;
 pub(crate) const GROUP: usize = 2 * LANES;
 /// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
 /// as much as a whole pass over the output.
-const DEPTH: usize = 768;
+pub(super) const DEPTH: usize = 768;
 /// Rows of a right side between the one that is read and the one that is to come closer.
 const AHEAD: usize = 6;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB.
@@ -112,6 +112,8 @@ pub(super) struct Layout {
     pub(super) step: usize,
     /// Columns of the right side that are.
     pub(super) panel: usize,
+    /// Numbers along the inner dimension, at most, whose products add up before they are written.
+    pub(super) longest: usize,
 }
 
 impl Layout {
@@ -122,7 +124,7 @@ impl Layout {
 
     /// Of the parts of an inner dimension.
     pub(super) fn depth(self, inner: usize) -> usize {
-        self.whole(inner.div_ceil(inner.div_ceil(DEPTH).max(1)))
+        self.whole(inner.div_ceil(inner.div_ceil(self.longest).max(1)))
     }
 
     /// Pairs that so many numbers take.
@@ -306,7 +308,7 @@ impl Right {
         behind: usize,
         layout: Layout,
     ) {
-        let Layout { terms, step, panel: width } = layout;
+        let Layout { terms, step, panel: width, .. } = layout;
         let (places, panel) = (terms.places(cols.len()), self.pairs * width);
         let room = places.next_multiple_of(LANES);
         self.rows.grow(room);

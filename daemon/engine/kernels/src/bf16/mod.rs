@@ -21,8 +21,8 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, parts};
+use block::{DEPTH, LANES, Layout, Left, Lefts, PANEL, ROWS, Right};
 pub(crate) use block::{GROUP, Terms, round_all};
-use block::{LANES, Layout, Left, Lefts, PANEL, ROWS, Right};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {
@@ -107,12 +107,12 @@ impl Instructions {
     }
 
     fn layout(self, terms: Terms) -> Layout {
-        let (step, panel) = match self {
+        let (step, panel, longest) = match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => (LANES, amx::PANEL),
-            _ => (1, PANEL),
+            Self::Amx => (LANES, amx::PANEL, amx::DEPTH),
+            _ => (1, PANEL, DEPTH),
         };
-        Layout { terms, step, panel }
+        Layout { terms, step, panel, longest }
     }
 }
 
