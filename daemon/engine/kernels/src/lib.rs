@@ -31,6 +31,7 @@ pub mod row_store;
 pub mod simd;
 pub mod singular;
 
+mod awake;
 mod buffer;
 mod kept;
 mod matmul;
@@ -42,6 +43,7 @@ mod testing;
 mod weight;
 
 pub use attention::{Heads, Scores, Segments, attention, biased_attention};
+pub use awake::awake;
 pub use cross_entropy::{Loss, OutputLayer, Targets, linear_cross_entropy, linear_loss, score_targets};
 pub use divergence::{Softened, divergence};
 pub use dropout::{Dropout, dropout};

@@ -41,11 +41,18 @@ impl Matrix {
         }
     }
 
+    fn with_source<R>(&self, multiply: impl FnOnce(&dyn Source) -> R) -> R {
+        match &self.numbers {
+            Numbers::Dense(weight) => multiply(&View::new(elements(weight), shape2(weight))),
+            Numbers::Packed(packed) => multiply(packed),
+        }
+    }
+
     /// `output = x · Wᵀ`; `x` is `[tokens, inputs]`.
     pub(crate) fn times_transposed(&self, x: &Side<'_>, output: &mut [f32]) {
         match (&self.numbers, x) {
             (_, Side::Prepared(x)) => {
-                x.times(output, Write::Replace, 1.0, Factor { matrix: self, transposed: true });
+                self.with_source(|matrix| x.times(output, Write::Replace, 1.0, Factor { matrix, transposed: true }));
             }
             (Numbers::Dense(weight), Side::Exact(x)) => {
                 matmul(output, Write::Replace, 1.0, *x, View::new(elements(weight), shape2(weight)).t());
@@ -60,8 +67,10 @@ impl Matrix {
     /// `output = x · Wᵀ + low · bᵀ`; `low` is `[tokens, rank]`, for which the left side has room, and `b` `[outputs, rank]`.
     pub(crate) fn times_transposed_with(&self, x: &mut Side<'_>, output: &mut [f32], low: View<'_>, b: View<'_>) {
         if let Side::Prepared(x) = x {
-            let factor = |matrix| Factor { matrix, transposed: true };
-            x.times_with(output, factor(self), low, factor(&b));
+            self.with_source(|matrix| {
+                let factor = |matrix| Factor { matrix, transposed: true };
+                x.times_with(output, factor(matrix), low, factor(&b));
+            });
         } else {
             self.times_transposed(x, output);
             self.products.side(low).matmul(output, Write::Accumulate, 1.0, b.t());
@@ -71,8 +80,10 @@ impl Matrix {
     /// `output = grad · W + low · a`; `low` is `[tokens, rank]`, for which the left side has room, and `a` `[rank, inputs]`.
     pub(crate) fn times_with(&self, grad: &mut Side<'_>, output: &mut [f32], low: View<'_>, a: View<'_>) {
         if let Side::Prepared(grad) = grad {
-            let factor = |matrix| Factor { matrix, transposed: false };
-            grad.times_with(output, factor(self), low, factor(&a));
+            self.with_source(|matrix| {
+                let factor = |matrix| Factor { matrix, transposed: false };
+                grad.times_with(output, factor(matrix), low, factor(&a));
+            });
         } else {
             self.times(grad, output, Write::Replace);
             self.products.side(low).matmul(output, Write::Accumulate, 1.0, a);
@@ -83,33 +94,13 @@ impl Matrix {
     pub(crate) fn times(&self, grad: &Side<'_>, output: &mut [f32], write: Write) {
         match (&self.numbers, grad) {
             (_, Side::Prepared(grad)) => {
-                grad.times(output, write, 1.0, Factor { matrix: self, transposed: false });
+                self.with_source(|matrix| grad.times(output, write, 1.0, Factor { matrix, transposed: false }));
             }
             (Numbers::Dense(weight), Side::Exact(grad)) => {
                 matmul(output, write, 1.0, *grad, View::new(elements(weight), shape2(weight)));
             }
             (Numbers::Packed(packed), Side::Exact(grad)) => packed::times(*grad, packed, output, write, 1.0),
             (_, Side::Half(grad)) => grad.times(self, output, write, 1.0),
-        }
-    }
-}
-
-impl Source for Matrix {
-    fn dims(&self) -> [usize; 2] {
-        Matrix::dims(self)
-    }
-
-    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
-        match &self.numbers {
-            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).read(row, cols, terms, output),
-            Numbers::Packed(packed) => packed.read(row, cols, terms, output),
-        }
-    }
-
-    fn prefetch(&self, row: usize, cols: Range<usize>) {
-        match &self.numbers {
-            Numbers::Dense(weight) => View::new(elements(weight), shape2(weight)).prefetch(row, cols),
-            Numbers::Packed(packed) => packed.prefetch(row, cols),
         }
     }
 }

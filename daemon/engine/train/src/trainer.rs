@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use justtrain_data::{Batch, MixedSampler, Sample};
-use justtrain_kernels::Targets;
+use justtrain_kernels::{Targets, awake};
 use justtrain_model::Decoder;
 use justtrain_model::parameters::Parameters;
 use justtrain_worker_api::{Event, Problem, ProblemCode, TaskScore};
@@ -106,7 +106,7 @@ impl Trainer<'_> {
         };
         let batches = self.micro_batches(window);
         let weighting = self.weighting.as_mut().map(|weighting| &mut **weighting as &mut dyn Weighting);
-        let measured = step.run_weighted(&mut self.decoder, &mut *self.optimizer, weighting, batches);
+        let measured = awake(|| step.run_weighted(&mut self.decoder, &mut *self.optimizer, weighting, batches));
         if !measured.is_finite() {
             return self.bad_step(&measured, rows);
         }
