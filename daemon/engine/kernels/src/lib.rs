@@ -36,6 +36,7 @@ mod buffer;
 mod kept;
 mod matmul;
 mod matrix;
+mod outer;
 mod small;
 mod soft_cap;
 #[cfg(test)]

@@ -9,8 +9,8 @@ use crate::bf16::{self, Factor, Prepared, Source, Terms};
 use crate::buffer::{contiguous, elements, shape2, uninit};
 use crate::f16::Half;
 use crate::matmul::{View, Write, matmul};
+use crate::outer::outer;
 use crate::packed::{self, Packed, Tiles};
-use crate::small::thin;
 
 /// `[outputs, inputs]`, without gaps.
 #[derive(Debug, Clone)]
@@ -149,13 +149,11 @@ impl Products {
     /// `scale · leftᵀ · right`, row-major; `left` is `[tokens, rank]` and `right` `[tokens, cols]`. Where a right side would be put in
     /// order for a few rows only, it is multiplied as it lies, and nothing is rounded.
     pub(crate) fn outer(self, left: View<'_>, right: View<'_>, scale: f32) -> Vec<f32> {
-        let ([_, rank], [_, cols]) = (left.dims(), right.dims());
-        let mut output = uninit(rank * cols);
-        if self == Self::F16 {
-            self.side(left.t()).matmul(&mut output, Write::Replace, scale, right);
-        } else {
-            thin(&mut output, scale, left.t(), right);
+        if self != Self::F16 {
+            return outer(left, right, scale);
         }
+        let mut output = uninit(left.dims()[1] * right.dims()[1]);
+        self.side(left.t()).matmul(&mut output, Write::Replace, scale, right);
         output
     }
 }

@@ -2,40 +2,13 @@
 //! sides in order, which pays where each number is used hundreds of times, and not within a head.
 
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
-use std::ops::Range;
-
-use crate::buffer::{SharedMut, uninit};
-use crate::matmul::{View, Write, parts};
+use crate::buffer::SharedMut;
+use crate::matmul::{View, Write};
 use crate::simd;
 
 /// Rows whose sums stay in registers.
 pub(crate) const ROWS: usize = 6;
-/// Of a right side that no cache holds, so many rows are multiplied at a time, and then lie in one.
-const BLOCK: usize = 64;
-
-/// `destination = scale · a · b`, row-major without gaps, by all threads; for an `a` of few rows. The rows of `b` are without gaps.
-/// Each thread adds up the products of its part of `b`'s rows, as it is it that made these.
-pub(crate) fn thin(destination: &mut [f32], scale: f32, a: View<'_>, b: View<'_>) {
-    let ([rows, inner], [_, cols]) = (a.dims(), b.dims());
-    let size = inner.div_ceil(rayon::current_num_threads()).next_multiple_of(BLOCK);
-    let sum_of = |part: Range<usize>| {
-        let mut sum = uninit(rows * cols);
-        for (index, block) in parts(part.len(), BLOCK).enumerate() {
-            let block = part.start + block.start..part.start + block.end;
-            let write = if index == 0 { Write::Replace } else { Write::Accumulate };
-            let (a, b) = (a.part(0..rows, block.clone()), b.part(block, 0..cols));
-            // SAFETY: the sum is this task's and has as many rows and columns.
-            unsafe { multiply(SharedMut::new(&mut sum), 0, cols, write, scale, a, b) };
-        }
-        sum
-    };
-    let sums: Vec<Vec<f32>> = parts(inner, size).collect::<Vec<_>>().into_par_iter().map(sum_of).collect();
-    destination[..rows * cols].fill(0.0);
-    sums.iter().for_each(|sum| simd::add(&mut destination[..rows * cols], sum));
-}
-
 /// `destination (=|+=) scale · a · b`, into rows that start at `offset` and lie `stride` apart. The rows of `b` are without
 /// gaps.
 ///
