@@ -37,3 +37,25 @@ impl Drop for End<'_> {
         self.0.store(true, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    #[test]
+    fn threads_work_meanwhile_and_are_free_afterwards() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let sum = |to: u64| (0..to).into_par_iter().sum::<u64>();
+        pool.install(|| {
+            // One inside the other, as a step may run another's work.
+            assert_eq!(awake(|| sum(1000) + awake(|| sum(10))), 499_500 + 45);
+            let panics = std::panic::catch_unwind(|| awake(|| panic!("of the work")));
+            assert!(panics.is_err());
+            // All three are needed at once.
+            let barrier = std::sync::Barrier::new(3);
+            rayon::broadcast(|_| barrier.wait());
+        });
+        assert_eq!(awake(|| 7), 7);
+    }
+}

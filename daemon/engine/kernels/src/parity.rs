@@ -223,9 +223,11 @@ mod tests {
 
     #[test]
     fn a_device_agrees_with_itself_and_differences_are_found() {
-        for Difference { op, error } in differences(&Device::flex()) {
-            assert!(error < 1e-6, "{op}: {error}");
-        }
+        crate::simd::testing::at_every_level(|level| {
+            for Difference { op, error } in differences(&Device::flex()) {
+                assert!(error < 1e-6, "{level:?} {op}: {error}");
+            }
+        });
         assert_eq!(distance(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
         assert_eq!(distance(&[f32::NAN], &[1.0]), f32::INFINITY);
         assert_eq!(distance(&[1.0], &[1.0, 2.0]), f32::INFINITY);

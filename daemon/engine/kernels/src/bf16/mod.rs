@@ -306,48 +306,184 @@ mod tests {
         });
     }
 
+    /// Left and right sides, each as it lies and as the transpose of what lies there.
+    struct Sides {
+        dims: [usize; 3],
+        left: [Vec<f32>; 2],
+        right: [Vec<f32>; 2],
+    }
+
+    impl Sides {
+        fn new(dims: [usize; 3], seed: u64) -> Self {
+            let [rows, inner, cols] = dims;
+            Self::of(dims, values(random([rows, inner], seed)), values(random([inner, cols], seed + 1)))
+        }
+
+        fn of(dims @ [_, inner, cols]: [usize; 3], left: Vec<f32>, right: Vec<f32>) -> Self {
+            let (left_t, right_t) = (transposed(&left, inner), transposed(&right, cols));
+            Self { dims, left: [left, left_t], right: [right, right_t] }
+        }
+
+        fn left(&self, transposed: bool) -> View<'_> {
+            let [rows, inner, _] = self.dims;
+            if transposed {
+                View::new(&self.left[1], [inner, rows]).t()
+            } else {
+                View::new(&self.left[0], [rows, inner])
+            }
+        }
+
+        fn right(&self, transposed: bool) -> View<'_> {
+            let [_, inner, cols] = self.dims;
+            View::new(&self.right[usize::from(transposed)], if transposed { [cols, inner] } else { [inner, cols] })
+        }
+
+        /// The sum of the products at one place, and of their magnitudes, of numbers as `round` makes them.
+        fn at(&self, row: usize, col: usize, round: fn(f32) -> f64) -> [f64; 2] {
+            let [_, inner, cols] = self.dims;
+            let term = |i: usize| round(self.left[0][row * inner + i]) * round(self.right[0][i * cols + col]);
+            (0..inner).map(term).fold([0.0, 0.0], |[sum, magnitude], term| [sum + term, magnitude + term.abs()])
+        }
+    }
+
+    /// Each with the numbers that it multiplies. Only where tiles multiply are there three terms.
+    fn terms_of(instructions: Instructions) -> Vec<(Terms, fn(f32) -> f64)> {
+        let mut all: Vec<(Terms, fn(f32) -> f64)> = vec![(Terms::One, rounded)];
+        if instructions == Instructions::Amx {
+            all.push((Terms::Three, f64::from));
+        }
+        all
+    }
+
     #[test]
-    fn products_are_those_of_the_rounded_numbers() {
+    fn products_are_those_of_the_numbers_that_the_terms_stand_for() {
         with_all_instructions(|level, instructions| {
-            // One row, odd depths, rests of rows, of panels and of slabs, more than one part of the depth.
-            for [rows, inner, cols] in
-                [[1, 1, 1], [7, 5, 3], [9, 33, 16], [16, 300, 47], [40, 62, 30], [65, 512, 49], [130, 1700, 1000]]
-            {
+            // One row, odd depths, rests of rows, of panels and of slabs, more than one part of the depth, rows for
+            // every thread.
+            let shapes = [
+                [1, 1, 1],
+                [7, 5, 3],
+                [9, 33, 16],
+                [16, 300, 47],
+                [40, 62, 30],
+                [64, 40, 64],
+                [65, 512, 49],
+                [130, 1700, 1000],
+                [700, 40, 70],
+            ];
+            for [rows, inner, cols] in shapes {
                 // The others take their time.
                 let cols = if instructions == Instructions::Avx512 { cols } else { cols.min(100) };
-                let (left, right) = (values(random([rows, inner], 1)), values(random([inner, cols], 2)));
-                let (left_t, right_t) = (transposed(&left, inner), transposed(&right, cols));
-                let lefts = [View::new(&left, [rows, inner]), View::new(&left_t, [inner, rows]).t()];
-                let rights = [(View::new(&right, [inner, cols]), false), (View::new(&right_t, [cols, inner]), true)];
-                for (left_view, (right_view, transposed)) in
-                    lefts.iter().flat_map(|l| rights.iter().map(move |r| (l, r)))
-                {
-                    let mut product = vec![f32::NAN; rows * cols];
-                    for write in [Write::Replace, Write::Accumulate] {
-                        let right = Factor { matrix: right_view, transposed: *transposed };
-                        Prepared::for_instructions(instructions, *left_view, 0, Terms::One).times(
-                            &mut product,
-                            write,
-                            0.5,
-                            right,
-                        );
-                    }
-                    let step = if rows * cols > 10_000 { 97 } else { 1 };
-                    for at in (0..rows * cols).step_by(step) {
-                        let (row, col) = (at / cols, at % cols);
-                        let terms = (0..inner).map(|i| rounded(left[row * inner + i]) * rounded(right[i * cols + col]));
-                        let (mut want, mut magnitude) = (0.0, 0.0);
-                        terms.for_each(|term| (want, magnitude) = (want + term, magnitude + term.abs()));
-                        let error = (f64::from(product[at]) - want).abs();
-                        // As many roundings of a sum in f32 as there are terms, at worst.
-                        let tolerance = magnitude * inner as f64 * f64::from(f32::EPSILON);
-                        assert!(
-                            error <= tolerance,
-                            "{level:?} {instructions:?} {rows}x{inner}x{cols} [{row}, {col}]: {} is not {want}",
-                            product[at]
-                        );
+                let sides = Sides::new([rows, inner, cols], 1);
+                for (terms, round) in terms_of(instructions) {
+                    for [left_t, right_t] in [[false, false], [false, true], [true, false], [true, true]] {
+                        let matrix = sides.right(right_t);
+                        let right = Factor { matrix: &matrix, transposed: right_t };
+                        let left = Prepared::for_instructions(instructions, sides.left(left_t), 0, terms);
+                        let mut product = vec![f32::NAN; rows * cols];
+                        left.times(&mut product, Write::Replace, 1.0, right);
+                        left.times(&mut product, Write::Accumulate, -0.5, right);
+                        let step = if rows * cols > 10_000 { 97 } else { 1 };
+                        for at in (0..rows * cols).step_by(step) {
+                            let (row, col) = (at / cols, at % cols);
+                            let [sum, magnitude] = sides.at(row, col, round);
+                            let (got, want) = (f64::from(product[at]), 0.5 * sum);
+                            // As many roundings of a sum in f32 as there are terms, at worst.
+                            let tolerance = magnitude * inner as f64 * f64::from(f32::EPSILON);
+                            assert!(
+                                (got - want).abs() <= tolerance,
+                                "{level:?} {instructions:?} {terms:?} {rows}x{inner}x{cols} [{row}, {col}]: {got} is not {want}",
+                            );
+                        }
                     }
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn more_columns_are_multiplied_in_the_same_pass() {
+        with_all_instructions(|level, instructions| {
+            for ([rows, inner, cols], rank) in [([3, 5, 7], 2), ([70, 96, 64], 16), ([33, 1700, 40], 5)] {
+                let (sides, more) = (Sides::new([rows, inner, cols], 1), Sides::new([rows, rank, cols], 3));
+                for ((terms, round), right_t) in
+                    terms_of(instructions).into_iter().flat_map(|t| [(t, false), (t, true)])
+                {
+                    let matrices = [sides.right(right_t), more.right(right_t)];
+                    let [right, below] = matrices.each_ref().map(|matrix| Factor { matrix, transposed: right_t });
+                    let mut left = Prepared::for_instructions(instructions, sides.left(false), rank, terms);
+                    // The room does no harm where it is empty.
+                    let mut alone = vec![f32::NAN; rows * cols];
+                    left.times(&mut alone, Write::Replace, 1.0, right);
+                    let mut product = vec![f32::NAN; rows * cols];
+                    left.times_with(&mut product, right, more.left(false), below);
+                    for at in 0..rows * cols {
+                        let (row, col) = (at / cols, at % cols);
+                        let [[sum, magnitude], [more, of_more]] = [&sides, &more].map(|s| s.at(row, col, round));
+                        let tolerance = (magnitude + of_more) * (inner + rank) as f64 * f64::from(f32::EPSILON);
+                        for (got, want) in [(alone[at], sum), (product[at], sum + more)] {
+                            let error = (f64::from(got) - want).abs();
+                            assert!(
+                                error <= tolerance,
+                                "{level:?} {instructions:?} {terms:?} {rows}x{inner}+{rank}x{cols} [{row}, {col}]: {got} is not {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Weights of 8 and of 16 significant bits, whose further terms are zero, beside others.
+    #[test]
+    fn three_terms_are_as_exact_as_float32() {
+        let [rows, inner, cols] = [40, 512, 64];
+        let masks = [u32::MAX << 16, u32::MAX << 8, u32::MAX];
+        with_all_instructions(|level, instructions| {
+            if instructions != Instructions::Amx {
+                return;
+            }
+            for mask in masks {
+                let right = values(random([inner, cols], 2)).into_iter().map(|w| f32::from_bits(w.to_bits() & mask));
+                let sides = Sides::of([rows, inner, cols], values(random([rows, inner], 1)), right.collect());
+                let (mut ours, mut plain) = (vec![0.0; rows * cols], vec![0.0; rows * cols]);
+                let (left, right) = (sides.left(false), sides.right(false));
+                let factor = Factor { matrix: &right, transposed: false };
+                Prepared::for_instructions(instructions, left, 0, Terms::Three).times(
+                    &mut ours,
+                    Write::Replace,
+                    1.0,
+                    factor,
+                );
+                crate::matmul::matmul(&mut plain, Write::Replace, 1.0, left, right);
+                let error = |product: &[f32]| {
+                    let errors = product.iter().enumerate().map(|(at, &got)| {
+                        let [want, magnitude] = sides.at(at / cols, at % cols, f64::from);
+                        ((f64::from(got) - want) / magnitude).powi(2)
+                    });
+                    (errors.sum::<f64>() / (rows * cols) as f64).sqrt()
+                };
+                let (ours, plain) = (error(&ours), error(&plain));
+                assert!(ours < 2.0 * plain, "{level:?} {mask:x}: {ours:e} beside {plain:e} of a product in f32");
+            }
+        });
+    }
+
+    #[test]
+    fn three_terms_are_the_number() {
+        at_every_level(|level| {
+            // Of all magnitudes whose last term is still a normal number.
+            let numbers: Vec<f32> = (0..20_003u32)
+                .map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)))
+                .filter(|number| number.abs() > 1e-30 && number.abs() < 3e38)
+                .chain([0.0, 1.0, -1.0, 1.0 + f32::EPSILON])
+                .collect();
+            let mut places = vec![0; Terms::Three.places(numbers.len())];
+            Terms::Three.write(&numbers, &mut places);
+            for (at, &number) in numbers.iter().enumerate() {
+                let term =
+                    |term: usize| half::bf16::from_bits(places[(at / GROUP * 3 + term) * GROUP + at % GROUP]).to_f64();
+                assert_eq!(term(0) + term(1) + term(2), f64::from(number), "{level:?} {number:e}");
             }
         });
     }
@@ -376,15 +512,11 @@ mod tests {
 
     #[test]
     fn what_is_no_number_stays_one_and_stays_in_its_row() {
-        let multiply = |instructions, left: View<'_>, right: View<'_>, transposed| {
+        let multiply = |instructions, terms, left: View<'_>, right: View<'_>, transposed| {
             let right = Factor { matrix: &right, transposed };
             let mut product = vec![0.0; left.dims()[0] * right.dims()[1]];
-            Prepared::for_instructions(instructions, left, 0, Terms::One).times(
-                &mut product,
-                Write::Replace,
-                1.0,
-                right,
-            );
+            let left = Prepared::for_instructions(instructions, left, 0, terms);
+            left.times(&mut product, Write::Replace, 1.0, right);
             product
         };
         // All on one thread, so that products use the memory of those before: no number is what lies there beyond
@@ -392,17 +524,19 @@ mod tests {
         let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let (nowhere, left) = (vec![f32::NAN; 64 * 600], [1.0, f32::NAN, 1.0, 2.0, 3.0, 4.0]);
         with_all_instructions(|level, instructions| {
-            for (transposed, dims) in [(false, [2, 1]), (true, [1, 2])] {
+            let sides = [(false, [2, 1]), (true, [1, 2])];
+            for ((terms, _), (transposed, dims)) in
+                terms_of(instructions).into_iter().flat_map(|t| sides.map(|s| (t, s)))
+            {
                 let [all, some] = one_thread.install(|| {
-                    let all =
-                        multiply(instructions, View::new(&nowhere, [64, 600]), View::new(&nowhere, [600, 64]), false);
-                    let some =
-                        multiply(instructions, View::new(&left, [3, 2]), View::new(&[1.0, 0.0], dims), transposed);
-                    [all, some]
+                    let nowhere = [[64, 600], [600, 64]].map(|dims| View::new(&nowhere, dims));
+                    let (left, right) = (View::new(&left, [3, 2]), View::new(&[1.0, 0.0], dims));
+                    let all = multiply(instructions, terms, nowhere[0], nowhere[1], false);
+                    [all, multiply(instructions, terms, left, right, transposed)]
                 });
-                assert!(all.iter().all(|sum| sum.is_nan()), "{level:?} {instructions:?}");
-                assert!(some[0].is_nan(), "{level:?} {instructions:?}");
-                assert_eq!(some[1..], [1.0, 3.0], "{level:?} {instructions:?}");
+                assert!(all.iter().all(|sum| sum.is_nan()), "{level:?} {instructions:?} {terms:?}");
+                assert!(some[0].is_nan(), "{level:?} {instructions:?} {terms:?}");
+                assert_eq!(some[1..], [1.0, 3.0], "{level:?} {instructions:?} {terms:?}");
             }
         });
     }
