@@ -598,13 +598,13 @@ mod tests {
 
     #[test]
     fn several_chunks_make_the_same_as_one() {
-        // 9 million logits: two chunks of at most 32 MiB.
-        let (hidden, weight) = (track(&random([30, 4], 1)), Weight::from(random([300_000, 4], 2)));
+        // 15 million logits: two chunks of at most 48 MiB.
+        let (hidden, weight) = (track(&random([50, 16], 1)), Weight::from(random([300_000, 16], 2)));
         let output = OutputLayer::from(weight);
         let targets = Arc::new(Targets {
-            rows: (0..30).collect(),
-            tokens: (0..30).map(|i| i * 9_999).collect(),
-            weights: Some((0..30).map(|i| i as f32 / 20.0 - 0.5).collect()),
+            rows: (0..50).collect(),
+            tokens: (0..50).map(|i| i * 5_999).collect(),
+            weights: Some((0..50).map(|i| i as f32 / 30.0 - 0.5).collect()),
         });
         let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
         let theirs = plain(hidden.clone(), &output, targets);
