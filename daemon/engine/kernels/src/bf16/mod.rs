@@ -346,13 +346,14 @@ mod tests {
         }
     }
 
-    /// Each with the numbers that it multiplies. Only where tiles multiply are there three terms.
-    fn terms_of(instructions: Instructions) -> Vec<(Terms, fn(f32) -> f64)> {
-        let mut all: Vec<(Terms, fn(f32) -> f64)> = vec![(Terms::One, rounded)];
-        if instructions == Instructions::Amx {
-            all.push((Terms::Three, f64::from));
-        }
-        all
+    /// Only where tiles multiply are there three.
+    fn terms_of(instructions: Instructions) -> &'static [Terms] {
+        if instructions == Instructions::Amx { &[Terms::One, Terms::Three] } else { &[Terms::One] }
+    }
+
+    /// The number that a number's terms stand for.
+    fn stands_for(terms: Terms) -> fn(f32) -> f64 {
+        if terms == Terms::One { rounded } else { f64::from }
     }
 
     #[test]
@@ -375,7 +376,7 @@ mod tests {
                 // The others take their time.
                 let cols = if instructions == Instructions::Avx512 { cols } else { cols.min(100) };
                 let sides = Sides::new([rows, inner, cols], 1);
-                for (terms, round) in terms_of(instructions) {
+                for &terms in terms_of(instructions) {
                     for [left_t, right_t] in [[false, false], [false, true], [true, false], [true, true]] {
                         let matrix = sides.right(right_t);
                         let right = Factor { matrix: &matrix, transposed: right_t };
@@ -386,7 +387,7 @@ mod tests {
                         let step = if rows * cols > 10_000 { 97 } else { 1 };
                         for at in (0..rows * cols).step_by(step) {
                             let (row, col) = (at / cols, at % cols);
-                            let [sum, magnitude] = sides.at(row, col, round);
+                            let [sum, magnitude] = sides.at(row, col, stands_for(terms));
                             let (got, want) = (f64::from(product[at]), 0.5 * sum);
                             // As many roundings of a sum in f32 as there are terms, at worst.
                             let tolerance = magnitude * inner as f64 * f64::from(f32::EPSILON);
@@ -406,9 +407,7 @@ mod tests {
         with_all_instructions(|level, instructions| {
             for ([rows, inner, cols], rank) in [([3, 5, 7], 2), ([70, 96, 64], 16), ([33, 1700, 40], 5)] {
                 let (sides, more) = (Sides::new([rows, inner, cols], 1), Sides::new([rows, rank, cols], 3));
-                for ((terms, round), right_t) in
-                    terms_of(instructions).into_iter().flat_map(|t| [(t, false), (t, true)])
-                {
+                for (terms, right_t) in terms_of(instructions).iter().flat_map(|&t| [(t, false), (t, true)]) {
                     let matrices = [sides.right(right_t), more.right(right_t)];
                     let [right, below] = matrices.each_ref().map(|matrix| Factor { matrix, transposed: right_t });
                     let mut left = Prepared::for_instructions(instructions, sides.left(false), rank, terms);
@@ -419,7 +418,8 @@ mod tests {
                     left.times_with(&mut product, right, more.left(false), below);
                     for at in 0..rows * cols {
                         let (row, col) = (at / cols, at % cols);
-                        let [[sum, magnitude], [more, of_more]] = [&sides, &more].map(|s| s.at(row, col, round));
+                        let [[sum, magnitude], [more, of_more]] =
+                            [&sides, &more].map(|s| s.at(row, col, stands_for(terms)));
                         let tolerance = (magnitude + of_more) * (inner + rank) as f64 * f64::from(f32::EPSILON);
                         for (got, want) in [(alone[at], sum), (product[at], sum + more)] {
                             let error = (f64::from(got) - want).abs();
@@ -525,9 +525,7 @@ mod tests {
         let (nowhere, left) = (vec![f32::NAN; 64 * 600], [1.0, f32::NAN, 1.0, 2.0, 3.0, 4.0]);
         with_all_instructions(|level, instructions| {
             let sides = [(false, [2, 1]), (true, [1, 2])];
-            for ((terms, _), (transposed, dims)) in
-                terms_of(instructions).into_iter().flat_map(|t| sides.map(|s| (t, s)))
-            {
+            for (terms, (transposed, dims)) in terms_of(instructions).iter().flat_map(|&t| sides.map(|s| (t, s))) {
                 let [all, some] = one_thread.install(|| {
                     let nowhere = [[64, 600], [600, 64]].map(|dims| View::new(&nowhere, dims));
                     let (left, right) = (View::new(&left, [3, 2]), View::new(&[1.0, 0.0], dims));
