@@ -10,7 +10,10 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 use super::Output;
-use super::block::{LANES, Left, Right, TILE, Terms};
+use super::block::TILE;
+use super::left::Left;
+use super::right::Right;
+use super::terms::{LANES, Terms};
 use crate::matmul::Write;
 use crate::simd::simd_fn;
 

@@ -4,7 +4,10 @@
 use std::arch::x86_64::*;
 
 use super::Output;
-use super::block::{GROUP, LANES, Left, PANEL, ROWS, Right, round};
+use super::block::{PANEL, ROWS};
+use super::left::Left;
+use super::right::Right;
+use super::terms::{GROUP, LANES, round};
 use crate::matmul::Write;
 
 /// Whether the processor has AVX512-BF16.
@@ -93,7 +96,7 @@ unsafe fn sums<const R: usize, const V: usize>(left: Left<'_>, right: &[u32], pa
     }
 }
 
-/// As `block::round_all`.
+/// As `terms::round_all`.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     let (vectors, rest) = numbers.as_chunks::<{ 2 * LANES }>();
@@ -109,7 +112,7 @@ pub(super) fn round_all(numbers: &[f32], rounded: &mut [u16]) {
     rest.iter().zip(rest_of_places).for_each(|(&number, place)| *place = round(number));
 }
 
-/// As `block::split`, of one group after the other.
+/// As `terms::split`, of one group after the other.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn split<'a>(groups: impl Iterator<Item = (&'a [f32; GROUP], [&'a mut [u16; GROUP]; 3])>) {
     for (numbers, places) in groups {

@@ -12,7 +12,10 @@ mod avx512;
 mod block;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod emulator;
+mod left;
 mod plain;
+mod right;
+mod terms;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -21,8 +24,11 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, parts};
-use block::{DEPTH, LANES, Layout, Left, Lefts, PANEL, ROWS, Right};
-pub(crate) use block::{GROUP, Terms, round_all};
+use block::{DEPTH, Layout, PANEL, ROWS};
+use left::{Left, Lefts};
+use right::Right;
+use terms::LANES;
+pub(crate) use terms::{GROUP, Terms, round_all};
 
 /// Whatever rows of numbers can be read from.
 pub(crate) trait Source: Sync {

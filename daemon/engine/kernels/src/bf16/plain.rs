@@ -1,7 +1,9 @@
 //! The product of one block in plain code: what the instructions are tested against, on every processor.
 
 use super::Output;
-use super::block::{Left, PANEL, ROWS, Right};
+use super::block::{PANEL, ROWS};
+use super::left::Left;
+use super::right::Right;
 use crate::matmul::Write;
 
 /// `output (=|+=) scale · left · right`.
