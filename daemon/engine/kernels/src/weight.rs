@@ -14,6 +14,7 @@ pub struct Weight {
 /// To what the numbers of a product are rounded, of both sides and of its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Products {
+    /// With AMX made of products in bfloat16, each number the sum of three (see [`crate::bf16`]).
     #[default]
     F32,
     /// bfloat16 with sums in `f32`, on a processor that has instructions for it (see [`crate::bf16`]), and elsewhere `f32`.

@@ -88,6 +88,8 @@ impl Tiles {
         let in_memory = mode != 3;
         let address = || address(mode, *modrm & 7, rest, high_index, high_base, registers);
         const NONE: u8 = 0;
+        /// On a load the hint that the same will not be loaded soon again.
+        const HINT: u8 = 1;
         const F3: u8 = 2;
         const F2: u8 = 3;
         match (opcode, prefix) {
@@ -106,11 +108,11 @@ impl Tiles {
                 self.tile(reg)?.data = [[0; 16]; 16];
                 Ok(5)
             }
-            (0x4b, F2 | F3) if in_memory && rm == 4 => {
+            (0x4b, HINT | F2 | F3) if in_memory && rm == 4 => {
                 let address = address()?;
                 let stride = address.stride.unwrap_or(0);
                 let tile = self.tile(reg)?;
-                if prefix == F2 {
+                if prefix != F3 {
                     tile.data = [[0; 16]; 16];
                 }
                 for row in 0..tile.rows {
@@ -119,8 +121,8 @@ impl Tiles {
                         // SAFETY: the instruction reads, or writes, there.
                         unsafe {
                             match prefix {
-                                F2 => *word = place.add(col).read_unaligned(),
-                                _ => place.add(col).write_unaligned(*word),
+                                F3 => place.add(col).write_unaligned(*word),
+                                _ => *word = place.add(col).read_unaligned(),
                             }
                         }
                     }
@@ -232,4 +234,26 @@ simd_fn! {
 #[inline(always)]
 fn flushed(number: f32) -> f32 {
     if number.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(number) } else { number }
+}
+
+/// `tileloadd` and `tileloaddt1` of tile 6, from `rsi` in rows that are `r11` apart: the hint changes nothing.
+#[test]
+fn a_load_with_the_hint_is_a_load() {
+    let mut config = [0; 64];
+    config[0] = 1;
+    config[16 + 2 * 6] = 64;
+    config[48 + 6] = 16;
+    let memory: Vec<u32> = (0..16 * 20).collect();
+    let mut registers = [0; 23];
+    registers[libc::REG_RSI as usize] = memory.as_ptr().addr() as i64;
+    registers[libc::REG_R11 as usize] = 80;
+    for prefix in [0x7b, 0x79] {
+        let mut tiles = RELEASED;
+        tiles.configure(config).unwrap();
+        let code = [0xc4, 0xa2, prefix, 0x4b, 0x34, 0x1e, 0, 0, 0, 0];
+        assert_eq!(tiles.execute(&code, &registers), Ok(6));
+        for (row, words) in tiles.tiles[6].data.iter().enumerate() {
+            assert_eq!(words[..], memory[20 * row..][..16]);
+        }
+    }
 }

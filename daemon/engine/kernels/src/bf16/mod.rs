@@ -1,5 +1,6 @@
 //! Products of matrices that are rounded to bfloat16, summed in `f32`: twice as fast as in `f32` and more, on a
-//! processor that has instructions for them.
+//! processor that has instructions for them. Where these are fast enough, products in `f32` are made of them too, each
+//! number the sum of three ([`Terms`]), which loses no digit.
 //!
 //! Weights are put in order for the instructions a block at a time, where they are used: forward and backward need them
 //! in two different orders, and with the hundreds of tokens of a batch that takes a fiftieth of a product's time. So a
