@@ -103,10 +103,11 @@ pub(crate) struct Piece {
     pub(crate) cols: Range<usize>,
 }
 
-/// The whole output in pieces of so many rows and columns, one slab of columns after the other.
+/// The whole output in pieces of so many rows and columns. All of some rows come one after the other: neighbours mostly go to
+/// one thread, and that keeps to its rows.
 pub(crate) fn pieces(rows: usize, piece_rows: usize, cols: usize, piece_cols: usize) -> Vec<Piece> {
-    let of_slab = |cols: Range<usize>| parts(rows, piece_rows).map(move |rows| Piece { rows, cols: cols.clone() });
-    parts(cols, piece_cols).flat_map(of_slab).collect()
+    let of_rows = |rows: Range<usize>| parts(cols, piece_cols).map(move |cols| Piece { rows: rows.clone(), cols });
+    parts(rows, piece_rows).flat_map(of_rows).collect()
 }
 
 /// Rows and columns of a piece. A task puts both of its sides in order for the micro-kernel: that

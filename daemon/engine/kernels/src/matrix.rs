@@ -64,29 +64,29 @@ impl Matrix {
         }
     }
 
-    /// `output = x · Wᵀ + low · bᵀ`; `low` is `[tokens, rank]`, for which the left side has room, and `b` `[outputs, rank]`.
-    pub(crate) fn times_transposed_with(&self, x: &mut Side<'_>, output: &mut [f32], low: View<'_>, b: View<'_>) {
-        if let Side::Prepared(x) = x {
-            self.with_source(|matrix| {
-                let factor = |matrix| Factor { matrix, transposed: true };
-                x.times_with(output, factor(matrix), low, factor(&b));
-            });
-        } else {
-            self.times_transposed(x, output);
-            self.products.side(low).matmul(output, Write::Accumulate, 1.0, b.t());
-        }
-    }
-
-    /// `output = grad · W + low · a`; `low` is `[tokens, rank]`, for which the left side has room, and `a` `[rank, inputs]`.
-    pub(crate) fn times_with(&self, grad: &mut Side<'_>, output: &mut [f32], low: View<'_>, a: View<'_>) {
-        if let Side::Prepared(grad) = grad {
-            self.with_source(|matrix| {
-                let factor = |matrix| Factor { matrix, transposed: false };
-                grad.times_with(output, factor(matrix), low, factor(&a));
-            });
-        } else {
-            self.times(grad, output, Write::Replace);
-            self.products.side(low).matmul(output, Write::Accumulate, 1.0, a);
+    /// `output = x · W + low · factor`, or of both transposed. `low` is `[tokens, rank]`, for which the left side has room; the
+    /// factor lies as the matrix does, with the rank in place of what is multiplied.
+    pub(crate) fn times_with(
+        &self,
+        x: &mut Side<'_>,
+        output: &mut [f32],
+        low: View<'_>,
+        factor: View<'_>,
+        transposed: bool,
+    ) {
+        match x {
+            Side::Prepared(x) => self.with_source(|matrix| {
+                let [right, below] = [matrix, &factor as &dyn Source].map(|matrix| Factor { matrix, transposed });
+                x.times_with(output, right, low, below);
+            }),
+            x if transposed => {
+                self.times_transposed(x, output);
+                self.products.side(low).matmul(output, Write::Accumulate, 1.0, factor.t());
+            }
+            x => {
+                self.times(x, output, Write::Replace);
+                self.products.side(low).matmul(output, Write::Accumulate, 1.0, factor);
+            }
         }
     }
 

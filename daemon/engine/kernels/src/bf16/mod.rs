@@ -24,7 +24,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{Piece, View, Write, parts};
+use crate::matmul::{Piece, View, Write, parts, pieces};
 use block::{DEPTH, Layout, PANEL, ROWS};
 use left::{Left, Lefts};
 use right::Right;
@@ -200,9 +200,9 @@ impl Prepared {
                 let (len, below) = (layout.whole(inside.len()), below.filter(|_| inside.end == inner));
                 let more = below.map_or(0, |below| layout.whole(below.dims()[0]));
                 panels.begin(len + more, slab.len(), layout);
-                right.write(&mut panels, inside, slab.clone(), 0, layout);
+                panels.write(right, inside, slab.clone(), 0, layout);
                 if let Some(below) = below {
-                    below.write(&mut panels, 0..below.dims()[0], slab.clone(), len, layout);
+                    panels.write(below, 0..below.dims()[0], slab.clone(), len, layout);
                 }
                 let output = Output {
                     // SAFETY: inside the destination.
@@ -234,14 +234,6 @@ impl Factor<'_> {
     fn dims(&self) -> [usize; 2] {
         let [rows, cols] = self.matrix.dims();
         if self.transposed { [cols, rows] } else { [rows, cols] }
-    }
-
-    /// Writes a part of it into panels, behind as many numbers of each column.
-    fn write(self, panels: &mut Right, inner: Range<usize>, cols: Range<usize>, behind: usize, layout: Layout) {
-        match self.transposed {
-            true => panels.fill_transposed(self.matrix, inner, cols, behind, layout),
-            false => panels.fill(self.matrix, inner, cols, behind, layout),
-        }
     }
 }
 
@@ -281,8 +273,7 @@ fn share(rows: usize, cols: usize, slab: usize) -> Vec<Piece> {
     let of_many = (rows / MANY_ROWS).clamp(1, threads);
     let of_few = threads.div_ceil(cols.div_ceil(slab)).min(rows.div_ceil(FEW_ROWS));
     let size = rows.div_ceil(of_many.max(of_few)).next_multiple_of(2 * ROWS);
-    let of_rows = |rows: Range<usize>| parts(cols, slab).map(move |cols| Piece { rows: rows.clone(), cols });
-    parts(rows, size).flat_map(of_rows).collect()
+    pieces(rows, size, cols, slab)
 }
 
 #[cfg(test)]

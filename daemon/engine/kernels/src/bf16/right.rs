@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use bytemuck::cast_slice_mut;
 
-use super::Source;
 use super::block::{Layout, Words};
 use super::terms::{GROUP, LANES, Terms};
+use super::{Factor, Source};
 use crate::simd::simd_fn;
 
 /// Rows of a right side between the one that is read and the one that is to come closer.
@@ -40,15 +40,34 @@ impl Right {
         self.words.grow(cols.next_multiple_of(self.width) * self.pairs);
     }
 
-    /// Writes a part of a matrix `[inner, columns]`, behind as many numbers of each column.
-    pub(super) fn fill(
+    /// Writes a part of a factor, behind as many numbers of each column.
+    pub(super) fn write(
+        &mut self,
+        factor: Factor<'_>,
+        depth: Range<usize>,
+        cols: Range<usize>,
+        behind: usize,
+        layout: Layout,
+    ) {
+        let pairs = layout.pairs(depth.len());
+        let terms = match factor.transposed {
+            true => self.fill_transposed(factor.matrix, depth, cols, behind, layout),
+            false => self.fill(factor.matrix, depth, cols, behind, layout),
+        };
+        if behind == 0 {
+            (self.first, self.terms) = (pairs, terms);
+        }
+    }
+
+    /// Of a matrix `[inner, columns]`. Returns how many of its terms are not all zero.
+    fn fill(
         &mut self,
         matrix: &dyn Source,
         depth: Range<usize>,
         cols: Range<usize>,
         behind: usize,
         layout: Layout,
-    ) {
+    ) -> usize {
         let Layout { terms, step, panel: width, .. } = layout;
         let (places, panel) = (terms.places(cols.len()), self.pairs * width);
         let room = places.next_multiple_of(LANES);
@@ -75,31 +94,26 @@ impl Right {
             } else {
                 second.fill(0);
             }
-            used = used.max(terms.used(first)).max(terms.used(second));
+            for row in [&*first, second] {
+                used = terms.used(row, used);
+            }
             for term in 0..terms.count() {
                 let pair = (pair / step * terms.count() + term) * step + pair % step;
                 interleave([first, second], terms, term, cols.len(), &mut words[pair * width..], width, panel);
             }
         }
-        self.note(behind, layout.pairs(depth.len()), used);
-    }
-
-    /// Of a matrix that was written.
-    fn note(&mut self, behind: usize, pairs: usize, terms: usize) {
-        if behind == 0 {
-            (self.first, self.terms) = (pairs, terms);
-        }
+        used
     }
 
     /// The same of a matrix `[columns, inner]`.
-    pub(super) fn fill_transposed(
+    fn fill_transposed(
         &mut self,
         matrix: &dyn Source,
         depth: Range<usize>,
         cols: Range<usize>,
         behind: usize,
         layout: Layout,
-    ) {
+    ) -> usize {
         let Layout { terms, panel: width, .. } = layout;
         let (places, stride) = (terms.places(depth.len()), depth.len().next_multiple_of(GROUP) * terms.count());
         self.rows.grow(width * stride / 2);
@@ -112,13 +126,13 @@ impl Right {
                 matrix.prefetch(row + AHEAD, depth.clone());
                 matrix.read(row, depth.clone(), terms, &mut numbers[..places]);
                 numbers[places..stride].fill(0);
-                used = used.max(terms.used(numbers));
+                used = terms.used(numbers, used);
             }
             numbers[rows.len() * stride..width * stride].fill(0);
             let words = &mut self.words.get_mut()[(panel * self.pairs + skipped) * width..][..pairs * width];
             transpose(self.rows.get(), stride / 2, pairs, words, width);
         }
-        self.note(behind, pairs, used);
+        used
     }
 }
 

@@ -61,20 +61,16 @@ impl Terms {
         }
     }
 
-    /// How many terms of a row are not zero everywhere; at least one.
-    pub(super) fn used(self, places: &[u16]) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Three => {
-                let [second, third] = last_terms(places);
-                if third {
-                    3
-                } else if second {
-                    2
-                } else {
-                    1
-                }
-            }
+    /// How many terms are not zero everywhere, in a row or in those before it, which have so many; a row is looked at only
+    /// if it may have more.
+    pub(super) fn used(self, places: &[u16], before: usize) -> usize {
+        if before == self.count() {
+            return before;
+        }
+        match last_terms(places) {
+            [_, true] => 3,
+            [true, false] => before.max(2),
+            [false, false] => before,
         }
     }
 

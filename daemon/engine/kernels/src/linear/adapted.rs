@@ -83,7 +83,7 @@ fn backward(x: &FlexTensor, saved: &Saved, grad: &FlexTensor, nodes: [Option<Nod
     if let Some(node) = x_node {
         let mut x_grad = uninit(tokens * inputs);
         match dropout {
-            None => weight.times_with(&mut grad_side, &mut x_grad, hidden_grad, view(a)),
+            None => weight.times_with(&mut grad_side, &mut x_grad, hidden_grad, view(a), false),
             Some(dropout) => {
                 products.side(hidden_grad).matmul(&mut x_grad, Write::Replace, 1.0, view(a));
                 x_grad = dropout.apply(&x_grad);
@@ -114,7 +114,7 @@ pub(super) fn forward(
     let mut low = hidden.clone();
     scale(&mut low, applied.scale);
     let mut output = uninit(tokens * outputs);
-    weight.times_transposed_with(&mut side, &mut output, View::new(&low, [tokens, rank]), view(&b));
+    weight.times_with(&mut side, &mut output, View::new(&low, [tokens, rank]), view(&b), true);
     let hidden = tensor(hidden, [tokens, rank]);
     (tensor(output, [tokens, outputs]), Saved { weight, a, b, hidden, applied })
 }
