@@ -14,7 +14,7 @@ pub(super) const PANEL: usize = 48;
 pub(super) const TILE: usize = 2 * ROWS;
 /// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
 /// as much as a whole pass over the output.
-pub(super) const DEPTH: usize = 768;
+const DEPTH: usize = 768;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB, and three times that of three terms.
 const SLAB: usize = 192 << 10;
 
@@ -26,8 +26,6 @@ pub(super) struct Layout {
     pub(super) step: usize,
     /// Columns of the right side that are.
     pub(super) panel: usize,
-    /// Numbers along the inner dimension, at most, whose products add up before they are written.
-    pub(super) longest: usize,
 }
 
 impl Layout {
@@ -38,7 +36,7 @@ impl Layout {
 
     /// Of the parts of an inner dimension.
     pub(super) fn depth(self, inner: usize) -> usize {
-        self.whole(inner.div_ceil(inner.div_ceil(self.longest).max(1)))
+        self.whole(inner.div_ceil(inner.div_ceil(DEPTH).max(1)))
     }
 
     /// Pairs that so many numbers take.

@@ -25,7 +25,7 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, parts, pieces};
-use block::{DEPTH, Layout, PANEL, ROWS};
+use block::{Layout, PANEL, ROWS};
 use left::{Left, Lefts};
 use right::Right;
 use terms::LANES;
@@ -114,12 +114,12 @@ impl Instructions {
     }
 
     fn layout(self, terms: Terms) -> Layout {
-        let (step, panel, longest) = match self {
+        let (step, panel) = match self {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            Self::Amx => (LANES, amx::PANEL, amx::DEPTH),
-            _ => (1, PANEL, DEPTH),
+            Self::Amx => (LANES, amx::PANEL),
+            _ => (1, PANEL),
         };
-        Layout { terms, step, panel, longest }
+        Layout { terms, step, panel }
     }
 }
 
@@ -193,14 +193,15 @@ impl Prepared {
         let destination = SharedMut::new(destination);
         let layout = self.layout;
         let depth = layout.depth(inner);
-        share(rows, cols, layout.slab(cols, depth)).into_par_iter().for_each(|Piece { rows, cols: slab }| {
-            // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
-            let mut panels = RIGHT.take();
-            for (part, inside) in parts(inner, depth).enumerate() {
-                let (len, below) = (layout.whole(inside.len()), below.filter(|_| inside.end == inner));
-                let more = below.map_or(0, |below| layout.whole(below.dims()[0]));
+        // Part by part: what the left side takes of one lies in a thread's cache while all slabs go past it.
+        for (part, inside) in parts(inner, depth).enumerate() {
+            let (len, below) = (layout.whole(inside.len()), below.filter(|_| inside.end == inner));
+            let more = below.map_or(0, |below| layout.whole(below.dims()[0]));
+            share(rows, cols, layout.slab(cols, depth)).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+                // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
+                let mut panels = RIGHT.take();
                 panels.begin(len + more, slab.len(), layout);
-                panels.write(right, inside, slab.clone(), 0, layout);
+                panels.write(right, inside.clone(), slab.clone(), 0, layout);
                 if let Some(below) = below {
                     panels.write(below, 0..below.dims()[0], slab.clone(), len, layout);
                 }
@@ -216,9 +217,9 @@ impl Prepared {
                 let left = self.lefts.part(part).rows_from(rows.start);
                 // SAFETY: this piece of the destination is this task's alone.
                 unsafe { multiply(self.instructions, layout.terms, left, &panels, output) };
-            }
-            RIGHT.set(panels);
-        });
+                RIGHT.set(panels);
+            });
+        }
     }
 }
 
