@@ -33,4 +33,4 @@ pub use embeddings::{EmbeddingNorm, Embeddings, Taken};
 pub use image::ImageEmbeddings;
 pub use justtrain_kernels as kernels;
 pub use tuned::{apply_tuned, is_whole_model, replaces_weights, tuned_labels};
-pub use weights::{WeightFormat, WeightFormats};
+pub use weights::{WeightFormat, WeightFormats, some_matrix};

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use justtrain_kernels::{Format, Packed, Products, Weight};
-use justtrain_weights::Checkpoint;
+use justtrain_kernels::{Format, Packed, Products, Weight, device::gpu_name};
+use justtrain_weights::gguf::TensorType;
+use justtrain_weights::{Checkpoint, SixteenBits, StoredTensor};
 use justtrain_worker_api::{Problem, ProblemCode};
 
 use crate::config::NormKind;
@@ -21,6 +21,8 @@ use crate::{DecoderConfig, LinearShape};
 pub enum WeightFormat {
     #[default]
     F32,
+    /// The same numbers, on the processor in the file's own form where that is narrower than `f32`: blocks of a GGUF, or 16 bits.
+    AsStored,
     /// Rounded while it is read.
     Packed(Format),
     /// The blocks of a GGUF as they are.
@@ -41,7 +43,7 @@ impl WeightFormats {
     /// Whoever holds tables in fewer bits has products in 16 bits.
     pub fn new(linear: WeightFormat, tables: WeightFormat) -> Self {
         let products = match tables {
-            WeightFormat::F32 => Products::F32,
+            WeightFormat::F32 | WeightFormat::AsStored => Products::F32,
             WeightFormat::Packed(Format::F16) => Products::F16,
             WeightFormat::Packed(_) | WeightFormat::Gguf => Products::Bf16,
         };
@@ -50,7 +52,7 @@ impl WeightFormats {
 }
 
 const NAMES: [(&str, WeightFormat); 7] = [
-    ("fp32", WeightFormat::F32),
+    ("fp32", WeightFormat::AsStored),
     ("bf16", WeightFormat::Packed(Format::Bf16)),
     ("fp16", WeightFormat::Packed(Format::F16)),
     ("int8", WeightFormat::Packed(Format::Int8)),
@@ -68,6 +70,60 @@ impl WeightFormat {
     pub fn from_name(name: &str) -> Option<Self> {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, format)| *format)
     }
+}
+
+/// The form of one tensor.
+enum Form {
+    Dense,
+    Packed(Format),
+    /// Encoded as in the file.
+    Blocks(TensorType, Vec<u8>),
+}
+
+impl Form {
+    fn of(
+        stored: &StoredTensor<'_>,
+        format: WeightFormat,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<Self, Problem> {
+        let blocks = || stored.encoded().map(|(tensor_type, blocks)| Self::Blocks(tensor_type, blocks));
+        Ok(match format {
+            WeightFormat::F32 => Self::Dense,
+            WeightFormat::Packed(format) => Self::Packed(format),
+            WeightFormat::Gguf if checkpoint.gguf().is_none() => return Err(not_a_gguf(checkpoint)),
+            // Plain floats in between.
+            WeightFormat::Gguf => blocks().unwrap_or(Self::Packed(Format::Bf16)),
+            // A GPU would decode them once, and they would stay in main memory besides.
+            WeightFormat::AsStored if gpu_name(device).is_some() => Self::Dense,
+            WeightFormat::AsStored => match stored.sixteen_bits() {
+                Some(SixteenBits::Bf16) => Self::Packed(Format::Bf16),
+                Some(SixteenBits::F16) => Self::Packed(Format::F16),
+                None => blocks().unwrap_or(Self::Dense),
+            },
+        })
+    }
+}
+
+fn read_matrix(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    format: WeightFormat,
+    device: &Device,
+) -> Result<Weight, Problem> {
+    let stored = checkpoint.tensor(name, &shape)?;
+    Ok(match Form::of(&stored, format, checkpoint, device)? {
+        Form::Blocks(tensor_type, blocks) => Packed::gguf(tensor_type, blocks, shape).into(),
+        Form::Packed(format) => Packed::from_rows(format, shape, |rows, part| stored.read_rows(rows, part)).into(),
+        Form::Dense => Tensor::from_data(TensorData::new(stored.read(), shape), device).into(),
+    })
+}
+
+/// Some matrix of this shape, as a decoder on the processor would hold it; None where the file has none.
+pub fn some_matrix(checkpoint: &Checkpoint, shape: [usize; 2], format: WeightFormat) -> Option<Weight> {
+    let name = checkpoint.names().find(|name| checkpoint.shape(name) == Some(&shape))?;
+    read_matrix(checkpoint, name, shape, format, &Device::flex()).ok()
 }
 
 /// Reads weights of a checkpoint, one after the other; of packed ones never more than a few rows are decoded at a time.
@@ -157,38 +213,21 @@ impl<'a> Loader<'a> {
 
     fn transposed(&self, name: &str, [outputs, inputs]: [usize; 2]) -> Result<Weight, Problem> {
         let (stored, shape) = (self.checkpoint.tensor(&self.take(name), &[inputs, outputs])?, [outputs, inputs]);
-        // A GGUF has such matrices as the network multiplies by them.
-        if self.formats.linear == WeightFormat::Gguf
-            && self.checkpoint.gguf().is_some()
-            && let Some((tensor_type, blocks)) = stored.encoded()
-        {
-            return Ok(Packed::gguf(tensor_type, blocks, shape).into());
-        }
-        let values = transpose(&stored.read(), [inputs, outputs]);
-        let rows = |rows: Range<usize>, part: &mut [f32]| {
-            part.copy_from_slice(&values[rows.start * inputs..rows.end * inputs]);
+        let form = match Form::of(&stored, self.formats.linear, self.checkpoint, self.device)? {
+            // A GGUF has such matrices as the network multiplies by them.
+            Form::Blocks(tensor_type, blocks) => return Ok(Packed::gguf(tensor_type, blocks, shape).into()),
+            Form::Packed(format) => Some(format),
+            Form::Dense => None,
         };
-        match self.formats.linear {
-            WeightFormat::F32 => Ok(Tensor::from_data(TensorData::new(values, shape), self.device).into()),
-            WeightFormat::Packed(format) => Ok(Packed::from_rows(format, shape, rows).into()),
-            WeightFormat::Gguf if self.checkpoint.gguf().is_none() => Err(not_a_gguf(self.checkpoint)),
-            WeightFormat::Gguf => Ok(Packed::from_rows(Format::Bf16, shape, rows).into()),
-        }
+        let values = transpose(&stored.read(), [inputs, outputs]);
+        Ok(match form {
+            Some(format) => Packed::from_f32(format, &values, shape).into(),
+            None => Tensor::from_data(TensorData::new(values, shape), self.device).into(),
+        })
     }
 
     fn matrix(&self, name: &str, shape: [usize; 2], format: WeightFormat) -> Result<Weight, Problem> {
-        let stored = self.checkpoint.tensor(&self.take(name), &shape)?;
-        let packed = |format| Packed::from_rows(format, shape, |rows, part| stored.read_rows(rows, part));
-        Ok(match format {
-            WeightFormat::F32 => Tensor::from_data(TensorData::new(stored.read(), shape), self.device).into(),
-            WeightFormat::Packed(format) => packed(format).into(),
-            WeightFormat::Gguf if self.checkpoint.gguf().is_none() => return Err(not_a_gguf(self.checkpoint)),
-            WeightFormat::Gguf => match stored.encoded() {
-                Some((tensor_type, blocks)) => Packed::gguf(tensor_type, blocks, shape).into(),
-                // Plain floats in between.
-                None => packed(Format::Bf16).into(),
-            },
-        })
+        read_matrix(self.checkpoint, &self.take(name), shape, format, self.device)
     }
 
     /// A tensor that no part takes, such as a bias, belongs to another network: left out without a word, it would make
@@ -260,7 +299,8 @@ pub(crate) fn original(
 pub(crate) fn hold(matrix: Tensor<2>, format: WeightFormat) -> Result<Weight, Problem> {
     let shape = matrix.dims();
     match format {
-        WeightFormat::F32 => Ok(matrix.into()),
+        // Other numbers than the file's.
+        WeightFormat::F32 | WeightFormat::AsStored => Ok(matrix.into()),
         WeightFormat::Packed(format) => {
             let numbers: Vec<f32> = matrix.into_data().try_into_vec().expect("it is f32");
             Ok(Packed::from_f32(format, &numbers, shape).into())

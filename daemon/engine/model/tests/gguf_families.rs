@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use justtrain_model::families::{decoder_config, from_config};
+use justtrain_model::kernels::Numbers;
 use justtrain_model::parameters::Parameters;
 use justtrain_model::{Decoder, WeightFormat, WeightFormats};
 use justtrain_weights::Checkpoint;
@@ -59,6 +60,30 @@ fn check_blocks(name: &str) {
         rounded += usize::from(off > 0.0);
     }
     assert!(rounded > 5, "{rounded} tensors in blocks");
+}
+
+/// Frozen weights take no more room than in the file, and are its numbers.
+#[test]
+fn weights_are_held_as_they_are_stored() {
+    let files = ["families/gpt2", "families/qwen3_moe", "gguf/qwen3_moe-q8_0.gguf", "gguf/mistral.gguf"];
+    for file in files {
+        let checkpoint = Checkpoint::open(&fixture(file)).unwrap();
+        let load = |format| Decoder::load(&checkpoint, &Device::flex(), WeightFormats::new(format, format)).unwrap();
+        let [mut stored, mut dense] = [WeightFormat::AsStored, WeightFormat::F32].map(load);
+        for layer in stored.projections() {
+            let numbers: usize = layer.weight.dims().iter().product();
+            let held = match &layer.weight.numbers {
+                Numbers::Dense(_) => numbers * size_of::<f32>(),
+                Numbers::Packed(packed) => packed.bytes(),
+            };
+            // The folders are in bfloat16.
+            let blocks = checkpoint.blocks(&format!("{}.weight", layer.name)).unwrap();
+            assert_eq!(held, blocks.map_or(numbers * 2, |blocks| blocks.bytes().len()), "{file}: {}", layer.name);
+        }
+        for (stored, dense) in stored.parameters_mut().into_iter().zip(dense.parameters_mut()) {
+            assert!(stored.values() == dense.values(), "{file}: {}", stored.name);
+        }
+    }
 }
 
 #[test]

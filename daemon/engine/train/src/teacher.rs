@@ -39,9 +39,9 @@ impl Teacher {
         Ok(Some(Self { checkpoint, config }))
     }
 
-    /// Of its file, where it is one file.
-    pub(crate) fn file_bytes(&self) -> u64 {
-        self.checkpoint.path().metadata().map_or(0, |file| if file.is_file() { file.len() } else { 0 })
+    /// Of its tensors in its files.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.checkpoint.bytes()
     }
 
     /// What the recipe minimises, in which this teacher has a part. Its weights are held as frozen ones of the model are.

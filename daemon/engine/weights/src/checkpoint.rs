@@ -190,6 +190,17 @@ impl Checkpoint {
         }
     }
 
+    /// What all tensors take in the files.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match &self.source {
+            Source::Gguf { gguf, .. } => gguf.tensors().iter().map(|tensor| gguf.bytes(tensor).len()).sum::<usize>(),
+            Source::Folder { files, names, .. } => {
+                names.iter().filter_map(|(name, &file)| files[file].bytes(name)).map(<[u8]>::len).sum()
+            }
+        };
+        bytes as u64
+    }
+
     /// Decodes a tensor, row-major. `ShapeMismatch` where it is missing or has another shape.
     pub fn read_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, Problem> {
         Ok(self.tensor(name, expected)?.read())

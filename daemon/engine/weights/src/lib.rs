@@ -13,4 +13,4 @@ mod stored;
 
 pub use checkpoint::Checkpoint;
 pub(crate) use checkpoint::missing_tensor;
-pub use stored::StoredTensor;
+pub use stored::{SixteenBits, StoredTensor};

@@ -12,6 +12,13 @@ pub struct StoredTensor<'a> {
     encoding: Encoding<'a>,
 }
 
+/// Kinds of floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SixteenBits {
+    Bf16,
+    F16,
+}
+
 enum Encoding<'a> {
     Plain(Elements<'a>),
     Blocks {
@@ -83,6 +90,18 @@ impl<'a> StoredTensor<'a> {
                 take_away(*offset, output);
                 gguf.release(tensor);
             }
+        }
+    }
+
+    /// In which sixteen bits every number of plain floats can be held as it is; None where they are wider, and for blocks.
+    pub fn sixteen_bits(&self) -> Option<SixteenBits> {
+        match &self.encoding {
+            Encoding::Plain(elements) => elements.sixteen_bits(),
+            Encoding::Blocks { tensor, .. } => match tensor.tensor_type {
+                TensorType::F16 => Some(SixteenBits::F16),
+                TensorType::BF16 => Some(SixteenBits::Bf16),
+                _ => None,
+            },
         }
     }
 

@@ -76,6 +76,11 @@ fn in_16_bits(recipe: &Recipe, shape: &Shape) -> bool {
 /// In the forms in which the recipe has them held. Weights and tables that are trained are counted as such.
 pub(super) fn frozen_weights(recipe: &Recipe, shape: &Shape, file_bytes: u64) -> u64 {
     let WeightFormats { linear, tables, .. } = recipe.weight_formats();
+    // On average; of a model that is not read, at most.
+    let stored = match file_bytes {
+        0 => FLOAT as f64,
+        bytes => (bytes as f64 / shape.parameters as f64).min(FLOAT as f64),
+    };
     let bytes = |&(dims, count): &([usize; 2], u64)| {
         let format = if dims[0] == shape.vocabulary { tables } else { linear };
         let bytes = match format {
@@ -83,13 +88,14 @@ pub(super) fn frozen_weights(recipe: &Recipe, shape: &Shape, file_bytes: u64) ->
             _ if shape.positions == Some(dims) || shape.is_router(dims) => (dims[0] * dims[1]) as u64 * FLOAT,
             WeightFormat::F32 => (dims[0] * dims[1]) as u64 * FLOAT,
             WeightFormat::Packed(format) => format.bytes(dims) as u64,
+            WeightFormat::AsStored => ((dims[0] * dims[1]) as f64 * stored) as u64,
             WeightFormat::Gguf => return None,
         };
         Some(count * bytes)
     };
     match shape.trained.frozen.matrices.iter().map(bytes).sum::<Option<u64>>() {
         Some(matrices) => matrices + shape.trained.frozen.vectors * FLOAT,
-        // Blocks that are kept as they are take in memory what they take in the file.
+        // What is kept as it is takes in memory what it takes in the file.
         None => file_bytes,
     }
 }

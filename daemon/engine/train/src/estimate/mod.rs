@@ -132,8 +132,8 @@ fn estimate_stage(
         .map_or(Ok(()), |layers| config.check_layers(layers))
         .map_err(|problem| problem.because(FailureReason::RecipeInvalid))?;
     let teacher = crate::teacher::Teacher::find(recipe, model, &encoder)?
-        .map(|teacher| Teacher { bytes: teacher.file_bytes(), config: teacher.config });
-    let job = Job { rows: Rows::read(recipe, &model.path, &encoder, events)?, config, teacher, device, passed };
+        .map(|teacher| Teacher { bytes: teacher.bytes(), config: teacher.config });
+    let job = Job { rows: Rows::read(recipe, &checkpoint, &encoder, events)?, config, teacher, device, passed };
     let prediction = job.predict(recipe);
     let (problems, remedies) = remedies::judge(&job, recipe, &prediction, room);
     let Prediction { shape, work, memory, disk, handed } = prediction;
@@ -148,7 +148,7 @@ fn estimate_stage(
             rows_read: job.rows.read as u64,
             rows: job.rows.all as u64,
         },
-        time: past_runs.and_then(|past_runs| speed::time(recipe, device, past_runs, &shape, &work)),
+        time: past_runs.and_then(|past_runs| speed::time(recipe, device, past_runs, &shape, &work, Some(&checkpoint))),
         trainable_parameters: shape.trained.numbers(),
         total_parameters: shape.parameters,
         problems,

@@ -190,7 +190,7 @@ fn gradient_checkpointing(recipe: &Recipe) -> Vec<Changed> {
 }
 
 fn sixteen_bits(recipe: &Recipe) -> Vec<Changed> {
-    if recipe.weight_formats().linear != WeightFormat::F32 {
+    if !matches!(recipe.weight_formats().linear, WeightFormat::F32 | WeightFormat::AsStored) {
         return Vec::new();
     }
     let (mut recipe, mut lines) = (recipe.clone(), vec!["precision: bf16".to_owned()]);

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, Tensor};
 use justtrain_model::kernels::{Factors, Packed, Weight, awake, linear};
-use justtrain_model::{Stack as Kind, WeightFormat};
+use justtrain_model::{Stack as Kind, WeightFormat, some_matrix};
+use justtrain_weights::Checkpoint;
 use justtrain_worker_api::{DevicePick, PastRun, SpeedBasis, TimeEstimate};
 use rayon::prelude::*;
 
@@ -32,13 +33,14 @@ pub(super) fn time(
     past_runs: &[PastRun],
     shape: &Shape,
     work: &Work,
+    model: Option<&Checkpoint>,
 ) -> Option<TimeEstimate> {
     let same = past_runs.iter().find(|run| Recipe::parse(&run.recipe).is_ok_and(|past| recipe.same_speed(&past)));
     let (tokens_per_second, basis) = match same {
         Some(run) => (run.tokens_per_second, SpeedBasis::PastRun),
         None if device != DevicePick::Cpu => return None,
         None => {
-            let products = flops(recipe, shape, work) / flops_per_second(recipe, shape, work);
+            let products = flops(recipe, shape, work) / flops_per_second(recipe, shape, work, model);
             let bytes = activation_bytes(recipe, shape, work) + work.steps as f64 * update_bytes(recipe, shape);
             (work.tokens as f64 / (products + bytes / bytes_per_second()), SpeedBasis::Measured)
         }
@@ -137,22 +139,25 @@ fn linear_flops(layer: Linear, trained: bool) -> f64 {
 }
 
 /// What this machine does just now on the widest layer of a block, forward and backward.
-fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work) -> f64 {
+fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work, model: Option<&Checkpoint>) -> f64 {
     let widest = shape.linears().max_by_key(|layer| (layer.weights(), layer.outputs));
     let layer = widest.expect("a block has linear layers");
     let tokens = (work.tokens / work.batches.max(1)).clamp(1, TIMED_TOKENS) as usize;
     let device = Device::flex().autodiff();
     let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Uniform(-0.1, 0.1), &device);
-    let dense = random(layer.outputs, layer.inputs);
-    let weight: Weight = match recipe.weight_formats().linear {
-        WeightFormat::Packed(format) => {
-            let numbers: Vec<f32> = dense.into_data().try_into_vec().expect("random numbers are f32");
-            Packed::from_f32(format, &numbers, [layer.outputs, layer.inputs]).into()
+    // How long a product takes depends on the numbers, too.
+    let (dims, formats) = ([layer.outputs, layer.inputs], recipe.weight_formats());
+    let stored = model.filter(|_| !shape.full).and_then(|model| some_matrix(model, dims, formats.linear));
+    let weight: Weight = match (stored, formats.linear) {
+        (Some(weight), _) => weight,
+        (None, WeightFormat::Packed(format)) => {
+            let numbers = random(layer.outputs, layer.inputs).into_data().try_into_vec::<f32>();
+            Packed::from_f32(format, &numbers.expect("random numbers are f32"), dims).into()
         }
-        _ if shape.full => dense.require_grad().into(),
-        _ => dense.into(),
+        _ if shape.full => random(layer.outputs, layer.inputs).require_grad().into(),
+        _ => random(layer.outputs, layer.inputs).into(),
     };
-    let weight = weight.with_products(recipe.weight_formats().products);
+    let weight = weight.with_products(formats.products);
     let x = random(tokens, layer.inputs).require_grad();
     let adapter = (layer.rank > 0).then(|| Factors {
         a: random(layer.rank, layer.inputs).require_grad(),

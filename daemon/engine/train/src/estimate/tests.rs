@@ -344,8 +344,9 @@ fn a_run_of_the_same_work_tells_the_speed() {
     let prediction = job(&[100; 20]).predict(&recipe(written));
     let run = |extra: &str, tokens_per_second| PastRun { recipe: source(extra), tokens_per_second };
     let past = [run("lora_rank: 8\nmax_steps: 7\n", 1.0), run("lora_rank: 16\nlearning_rate: 0.01\nseed: 3\n", 50.0)];
-    let time =
-        |past: &[PastRun], device| speed::time(&recipe(written), device, past, &prediction.shape, &prediction.work);
+    let time = |past: &[PastRun], device| {
+        speed::time(&recipe(written), device, past, &prediction.shape, &prediction.work, None)
+    };
     let gpu = DevicePick::Cuda(0);
     assert_eq!(time(&[], gpu), None);
     assert_eq!(time(&past, gpu), time(&past, DevicePick::Cpu));
@@ -414,6 +415,25 @@ fn preferences_are_counted_with_both_answers_and_what_is_scored_without_a_gradie
     assert_eq!((kto.steps, kto.tokens, kto.reference_tokens, kto.baseline_tokens), (8, 620, 620, 620));
     // A shorter cutoff that takes one answer takes its pair.
     assert_eq!(plan("stage: dpo\ncutoff_len: 65\n").largest.tokens, 130);
+}
+
+/// What is not changed is held as it is stored, up to 32 bits a number.
+#[test]
+fn frozen_weights_take_what_they_take_in_the_file() {
+    const PARAMETERS: u64 = 134_515_008;
+    let weights = |bytes_a_number, lines: &str| {
+        let mut job = job(&[64; 8]);
+        job.rows.model_bytes = bytes_a_number * PARAMETERS;
+        job.predict(&recipe(lines)).memory.unwrap().weights as f64 / PARAMETERS as f64
+    };
+    for (stored, lines, held) in [
+        (2, "precision: fp32\n", 2.0),
+        (8, "precision: fp32\n", 4.0),
+        (1, "precision: bf16\n", 2.0),
+    ] {
+        let got = weights(stored, lines);
+        assert!((got - held).abs() < 0.01, "{stored} {lines}: {got}");
+    }
 }
 
 /// The same model in the same form: its weights once more, and nothing that is trained.

@@ -1,8 +1,9 @@
 //! The batches of the whole run, from the rows themselves: the largest one decides over memory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use justtrain_data::{Encoder, Labels, Sample, shares};
+use justtrain_weights::Checkpoint;
 use justtrain_worker_api::Failure;
 
 use crate::EventSink;
@@ -27,14 +28,14 @@ pub(super) struct Rows {
     pub(super) all: usize,
     /// Bytes of the data files.
     pub(super) file_bytes: u64,
-    /// Bytes of the model's file, where it is one file.
+    /// Bytes of the model's tensors in its files.
     pub(super) model_bytes: u64,
 }
 
 impl Rows {
     pub(super) fn read(
         recipe: &Recipe,
-        model: &Path,
+        model: &Checkpoint,
         encoder: &Encoder,
         events: &mut dyn EventSink,
     ) -> Result<Self, Failure> {
@@ -50,7 +51,7 @@ impl Rows {
         let ((read, train), (read_too, validation)) = (samples(train)?, samples(validation)?);
         let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
         let file_bytes = recipe.dataset_files().into_iter().map(size).sum();
-        Ok(Self { train, validation, read: read + read_too, all, file_bytes, model_bytes: size(model.to_owned()) })
+        Ok(Self { train, validation, read: read + read_too, all, file_bytes, model_bytes: model.bytes() })
     }
 
     /// One batch of so many tokens, all of which count for the loss.

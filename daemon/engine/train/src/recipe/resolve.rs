@@ -154,8 +154,11 @@ impl Recipe {
 
     /// How the frozen weights are held. Embedding and output layer are never quantised, but for a GGUF's own blocks.
     pub fn weight_formats(&self) -> WeightFormats {
+        // What is trained, or what an adapter starts with is taken out of, are other numbers than the file's.
+        let changes = self.trains_weights() || self.pissa_init;
+        let exact = if changes { WeightFormat::F32 } else { WeightFormat::AsStored };
         let plain = match self.precision {
-            Precision::Fp32 => WeightFormat::F32,
+            Precision::Fp32 => exact,
             Precision::Bf16 => WeightFormat::Packed(Format::Bf16),
             // What is trained stays in 32 bits: steps are too small for a number of 16 bits.
             Precision::Fp16 if self.trains_weights() => {
@@ -166,7 +169,7 @@ impl Recipe {
             Precision::Auto if self.quantization().is_some() || (!self.trains_weights() && bf16::available()) => {
                 WeightFormat::Packed(Format::Bf16)
             }
-            Precision::Auto => WeightFormat::F32,
+            Precision::Auto => exact,
         };
         let double_quantization = self.double_quantization.unwrap_or(true);
         match self.quantization() {

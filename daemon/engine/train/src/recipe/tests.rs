@@ -393,21 +393,23 @@ fn keys_that_do_not_go_together_are_refused() {
 
 #[test]
 fn quantisation_and_precision_decide_how_weights_are_held() {
-    let (f32, in_16_bits) = (WeightFormat::F32, WeightFormat::Packed(Format::Bf16));
+    let (f32, exact, in_16_bits) = (WeightFormat::F32, WeightFormat::AsStored, WeightFormat::Packed(Format::Bf16));
     let half = WeightFormat::Packed(Format::F16);
     let nf4 = |double_quantization| WeightFormat::Packed(Format::Nf4 { double_quantization });
-    let chosen = if bf16::available() { in_16_bits } else { f32 };
+    let chosen = if bf16::available() { in_16_bits } else { exact };
     for (written, linear, tables) in [
         ("", chosen, chosen),
         ("finetuning_type: full", f32, f32),
         ("finetuning_type: freeze", f32, f32),
-        ("precision: fp32", f32, f32),
+        ("precision: fp32", exact, exact),
+        ("precision: fp32\npissa_init: true", f32, f32),
+        ("precision: fp32\nfinetuning_type: full", f32, f32),
         ("precision: bf16", in_16_bits, in_16_bits),
         ("precision: fp16", half, half),
         ("quantization_bit: 4\nprecision: fp16", nf4(true), half),
         ("quantization_bit: 4", nf4(true), in_16_bits),
         ("quantization_bit: 4\nquantization_type: nf4\ndouble_quantization: false", nf4(false), in_16_bits),
-        ("quantization_bit: 4\nprecision: fp32", nf4(true), f32),
+        ("quantization_bit: 4\nprecision: fp32", nf4(true), exact),
         ("quantization_bit: 8", WeightFormat::Packed(Format::Int8), in_16_bits),
         ("quantization_type: gguf", WeightFormat::Gguf, WeightFormat::Gguf),
     ] {

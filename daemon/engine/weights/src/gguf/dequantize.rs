@@ -163,7 +163,8 @@ fn q2_k_block(block: &[u8; 84], output: &mut [f32; 256]) {
     let packed = part::<16>(block, 0);
     let (scales, mins) = (packed.map(|sub| scale * f32::from(sub & 15)), packed.map(|sub| min * f32::from(sub >> 4)));
     for (run, output) in output.as_chunks_mut().0.iter_mut().enumerate() {
-        let (q, [d, m]) = (two_bits(block, 16, run), [scales, mins].map(|sub| of_halves([sub[2 * run], sub[2 * run + 1]])));
+        let (q, [d, m]) =
+            (two_bits(block, 16, run), [scales, mins].map(|sub| of_halves([sub[2 * run], sub[2 * run + 1]])));
         decode(output, |i| d[i] * q(i) as f32 - m[i]);
     }
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 
-use crate::mapped;
+use crate::{SixteenBits, mapped};
 
 /// An open file whose header has been checked against the file's length.
 #[derive(Debug)]
@@ -147,6 +147,14 @@ impl Elements<'_> {
 
     fn len(&self) -> usize {
         self.range.len() / self.width()
+    }
+
+    pub(crate) fn sixteen_bits(&self) -> Option<SixteenBits> {
+        match self.kind {
+            Float::F64 | Float::F32 => None,
+            Float::F16 => Some(SixteenBits::F16),
+            Float::Bf16 | Float::E4m3 | Float::E5m2 => Some(SixteenBits::Bf16),
+        }
     }
 
     /// Decodes elements `start .. start + output.len()`, whose bytes no longer count as this process's memory then.
