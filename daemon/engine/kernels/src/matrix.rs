@@ -8,7 +8,7 @@ use crate::Products;
 use crate::bf16::{self, Factor, Prepared, Source, Terms};
 use crate::buffer::{contiguous, elements, shape2, uninit};
 use crate::f16::Half;
-use crate::matmul::{View, Write, matmul};
+use crate::matmul::{View, Write, matmul, parts};
 use crate::outer::outer;
 use crate::packed::{self, Packed, Tiles};
 
@@ -103,6 +103,41 @@ impl Matrix {
             (_, Side::Half(grad)) => grad.times(self, output, write, 1.0),
         }
     }
+
+    /// `output = grad · W` where nothing else is multiplied by the gradient, which is wide: of it no more exists in terms than is
+    /// multiplied at a time.
+    pub(crate) fn times_wide(&self, grad: View<'_>, output: &mut [f32]) {
+        let ([tokens, outputs], Some(terms)) = (grad.dims(), self.products.terms(grad)) else {
+            return self.times(&self.products.side(grad), output, Write::Replace);
+        };
+        self.with_source(|matrix| {
+            for (index, rows) in parts(outputs, bf16::DEPTH).enumerate() {
+                let left = Prepared::new(grad.part(0..tokens, rows.clone()), 0, terms);
+                let write = if index == 0 { Write::Replace } else { Write::Accumulate };
+                left.times(output, write, 1.0, Factor { matrix: &Rows { matrix, rows }, transposed: false });
+            }
+        });
+    }
+}
+
+/// Some rows of a matrix.
+struct Rows<'a> {
+    matrix: &'a dyn Source,
+    rows: Range<usize>,
+}
+
+impl Source for Rows<'_> {
+    fn dims(&self) -> [usize; 2] {
+        [self.rows.len(), self.matrix.dims()[1]]
+    }
+
+    fn read(&self, row: usize, cols: Range<usize>, terms: Terms, output: &mut [u16]) {
+        self.matrix.read(self.rows.start + row, cols, terms, output);
+    }
+
+    fn prefetch(&self, row: usize, cols: Range<usize>) {
+        self.matrix.prefetch(self.rows.start + row, cols);
+    }
 }
 
 impl Tiles for Matrix {
@@ -134,15 +169,27 @@ impl Products {
 
     /// The same with room for as many more columns.
     pub(crate) fn side_with_room(self, rows: View<'_>, room: usize) -> Side<'_> {
-        // With few tokens the time goes into reading the other side, not into multiplying.
-        match self {
-            _ if rows.dims()[0] <= packed::FEW_TOKENS => Side::Exact(rows),
-            Products::Bf16 if bf16::available() => Side::Prepared(Prepared::new(rows, room, Terms::One)),
-            Products::F32 if bf16::is_fast() => Side::Prepared(Prepared::new(rows, room, Terms::Three)),
-            Products::F16 => Side::Half(Half::new(rows)),
-            Products::F32 | Products::Bf16 => Side::Exact(rows),
+        match self.terms(rows) {
+            Some(terms) => Side::Prepared(Prepared::new(rows, room, terms)),
+            None if self == Products::F16 && !is_few(rows) => Side::Half(Half::new(rows)),
+            None => Side::Exact(rows),
         }
     }
+
+    /// In which the rows are multiplied, if they are.
+    fn terms(self, rows: View<'_>) -> Option<Terms> {
+        match self {
+            _ if is_few(rows) => None,
+            Products::Bf16 if bf16::available() => Some(Terms::One),
+            Products::F32 if bf16::is_fast() => Some(Terms::Three),
+            _ => None,
+        }
+    }
+}
+
+/// Then the time goes into reading the other side, not into multiplying.
+fn is_few(rows: View<'_>) -> bool {
+    rows.dims()[0] <= packed::FEW_TOKENS
 }
 
 impl Products {
@@ -170,6 +217,35 @@ impl Side<'_> {
             }
             Side::Half(a) if b.is_transposed() => a.times_transposed(&b.t(), destination, write, scale),
             Side::Half(a) => a.times(&b, destination, write, scale),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packed::testing::every_form;
+    use crate::testing::{random, values};
+
+    #[test]
+    fn a_wide_gradient_gives_the_same_a_part_at_a_time() {
+        // Few rows and many; less than a part, and two with a rest.
+        for [tokens, outputs, inputs] in [[3, 40, 64], [70, 2 * bf16::DEPTH + 100, 64]] {
+            let grad = values(random([tokens, outputs], 1));
+            let grad = View::new(&grad, [tokens, outputs]);
+            for (name, packed) in every_form([outputs, inputs], 2) {
+                for products in [Products::F32, Products::Bf16, Products::F16] {
+                    let matrix = Matrix::packed(packed.clone(), products);
+                    let mut outputs = [0.0; 2].map(|_| vec![f32::NAN; tokens * inputs]);
+                    let [wide, whole] = &mut outputs;
+                    matrix.times_wide(grad, wide);
+                    matrix.times(&products.side(grad), whole, Write::Replace);
+                    let largest = whole.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+                    for (wide, whole) in wide.iter().zip(whole) {
+                        assert!((wide - *whole).abs() <= largest * 1e-5, "{name} {products:?}: {wide}, not {whole}");
+                    }
+                }
+            }
         }
     }
 }

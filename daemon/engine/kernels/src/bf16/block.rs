@@ -14,7 +14,7 @@ pub(super) const PANEL: usize = 48;
 pub(super) const TILE: usize = 2 * ROWS;
 /// The longest part of the inner dimension that is multiplied at a time. What is longer adds up in memory, which costs
 /// as much as a whole pass over the output.
-const DEPTH: usize = 768;
+pub(crate) const DEPTH: usize = 768;
 /// Numbers of a slab of the right side, which lies in the second-level cache while all rows go past it: 384 KiB, and three times that of three terms.
 const SLAB: usize = 192 << 10;
 

@@ -25,6 +25,7 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, parts, pieces};
+pub(crate) use block::DEPTH;
 use block::{Layout, PANEL, ROWS};
 use left::{Left, Lefts};
 use right::Right;

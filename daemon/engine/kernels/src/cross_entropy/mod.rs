@@ -515,7 +515,7 @@ fn forward(
         let gradient = View::new(chunk.logits, [chunk.tokens.len(), vocabulary]);
         if let Some(hidden_grad) = &mut hidden_grad {
             scratch.resize(chunk.tokens.len() * features, 0.0);
-            weight.times(&weight.products.side(gradient), &mut scratch, Write::Replace);
+            weight.times_wide(gradient, &mut scratch);
             for (row, grad) in chunk.rows.iter().zip(scratch.chunks(features)) {
                 hidden_grad[row * features..][..features].copy_from_slice(grad);
             }

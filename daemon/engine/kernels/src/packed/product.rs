@@ -12,11 +12,11 @@ use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, matmul_into, parts, pieces};
 use crate::simd;
 
-/// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide; a
-/// tile of 512 × 256 decoded numbers is 512 KiB, as much as a common second-level cache holds.
+/// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide.
 const SLAB: usize = 512;
-/// The inner dimension is taken in parts of this length, a multiple of every form's block.
-const DEPTH: usize = 256;
+/// The inner dimension is taken in parts of this length, a multiple of every form's block. Each is a pass over the output, which
+/// costs more than that a tile of 1.5 MiB leaves many a second-level cache before it is multiplied.
+const DEPTH: usize = 768;
 /// Up to so many tokens, as when an answer is generated, rows are decoded and multiplied one by one.
 pub(crate) const FEW_TOKENS: usize = 4;
 /// Fewer tokens are not worth decoding a slab twice.

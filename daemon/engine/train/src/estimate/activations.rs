@@ -118,10 +118,10 @@ pub(super) fn output_layer(shape: &Shape, batch: BatchSize, products: Products) 
     let hidden = shape.hidden as u64 * FLOAT;
     // The gradient of a trained output layer is made beside the loss.
     let table = if shape.trained.output { shape.table_bytes() } else { 0 };
-    // Their gradient is the left side of a product.
+    // Their gradient is the left side of a product; of the one that makes the hidden states' gradient a part at a time.
     let rounded = match products {
-        Products::F32 => 0,
-        Products::Bf16 => rows * row / 2,
+        Products::Bf16 if shape.trained.output => rows * row / 2,
+        Products::F32 | Products::Bf16 => 0,
         Products::F16 => rows * row,
     };
     rounded + rows * (row + 2 * hidden) + 3 * batch.tokens as u64 * hidden + table

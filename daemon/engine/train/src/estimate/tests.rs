@@ -426,11 +426,9 @@ fn frozen_weights_take_what_they_take_in_the_file() {
         job.rows.model_bytes = bytes_a_number * PARAMETERS;
         job.predict(&recipe(lines)).memory.unwrap().weights as f64 / PARAMETERS as f64
     };
-    for (stored, lines, held) in [
-        (2, "precision: fp32\n", 2.0),
-        (8, "precision: fp32\n", 4.0),
-        (1, "precision: bf16\n", 2.0),
-    ] {
+    for (stored, lines, held) in
+        [(2, "precision: fp32\n", 2.0), (8, "precision: fp32\n", 4.0), (1, "precision: bf16\n", 2.0)]
+    {
         let got = weights(stored, lines);
         assert!((got - held).abs() < 0.01, "{stored} {lines}: {got}");
     }
