@@ -15,6 +15,14 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether products by it take less time than those of `f32`: not on Intel's processors, which begin half as many of these
+/// instructions at a time (355 tokens a second beside 535 on one of 2024).
+pub(super) fn is_fast() -> bool {
+    let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
+    let vendor = [ebx, edx, ecx].map(u32::to_le_bytes);
+    available() && vendor.as_flattened() != b"GenuineIntel"
+}
+
 /// `output (=|+=) scale · left · right`.
 ///
 /// # Safety

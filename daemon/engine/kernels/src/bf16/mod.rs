@@ -98,7 +98,7 @@ impl Instructions {
             if amx::available() {
                 return Self::Amx;
             }
-            if avx512::available() {
+            if avx512::is_fast() {
                 return Self::Avx512;
             }
         }
