@@ -21,7 +21,7 @@ const TIMED_TOKENS: u64 = 1024;
 /// the product itself: norms, activation functions, residuals, roundings. Measured (`scripts/estimate-check`).
 const PASSES_OF_ACTIVATIONS: f64 = 6.0;
 /// The same where weights are trained: both sides of a weight's gradient are turned for its product.
-const PASSES_OF_FULL: f64 = 9.0;
+const PASSES_OF_FULL: f64 = 11.0;
 
 /// What a forward pass takes of a step: one of three products.
 const SHARE_OF_FORWARD: f64 = 1.0 / 3.0;

@@ -480,7 +480,7 @@ pub struct Recipe {
     #[serde(default)]
     pub gradient_checkpointing: bool,
 
-    /// Number format in which weights that are not quantised are kept: `fp32`, or `bf16` for half the memory; on a processor with AMX or AVX512-BF16 that is multiplied in `bf16` too, twice as fast; or `fp16`, which has finer numbers in a smaller range, for as much memory. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance; with `fp16` it stays `fp32`, and is rounded where it is multiplied.
+    /// Number format in which weights that are not quantised are kept: `fp32` (under an adapter as the file has them, which is the same in less memory), or `bf16`, in which activations take half the memory; on a processor with AMX or a fast AVX512-BF16 that is multiplied in `bf16` too, twice as fast; or `fp16`, which has finer numbers in a smaller range, for as much memory. `auto` is `bf16` beside quantised weights, and for adapters on such a processor; otherwise `fp32`. With `finetuning_type: full`, `bf16` goes with `gradient_checkpointing: true`, and what is trained is rounded by chance; with `fp16` it stays `fp32`, and is rounded where it is multiplied.
     #[serde(default)]
     pub(crate) precision: Precision,
 
