@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use crate::Products;
-use crate::bf16::{self, Factor, Prepared, Source, Terms};
+use crate::bf16::{self, Factor, Instructions, Prepared, Source, Terms};
 use crate::buffer::{contiguous, elements, shape2, uninit};
 use crate::f16::Half;
 use crate::matmul::{View, Write, matmul, parts};
@@ -107,12 +107,12 @@ impl Matrix {
     /// `output = grad · W` where nothing else is multiplied by the gradient, which is wide: of it no more exists in terms than is
     /// multiplied at a time.
     pub(crate) fn times_wide(&self, grad: View<'_>, output: &mut [f32]) {
-        let ([tokens, outputs], Some(terms)) = (grad.dims(), self.products.terms(grad)) else {
+        let ([tokens, outputs], Some((instructions, terms))) = (grad.dims(), self.products.terms(grad)) else {
             return self.times(&self.products.side(grad), output, Write::Replace);
         };
         self.with_source(|matrix| {
             for (index, rows) in parts(outputs, bf16::DEPTH).enumerate() {
-                let left = Prepared::new(grad.part(0..tokens, rows.clone()), 0, terms);
+                let left = Prepared::new(instructions, grad.part(0..tokens, rows.clone()), 0, terms);
                 let write = if index == 0 { Write::Replace } else { Write::Accumulate };
                 left.times(output, write, 1.0, Factor { matrix: &Rows { matrix, rows }, transposed: false });
             }
@@ -170,18 +170,20 @@ impl Products {
     /// The same with room for as many more columns.
     pub(crate) fn side_with_room(self, rows: View<'_>, room: usize) -> Side<'_> {
         match self.terms(rows) {
-            Some(terms) => Side::Prepared(Prepared::new(rows, room, terms)),
+            Some((instructions, terms)) => Side::Prepared(Prepared::new(instructions, rows, room, terms)),
             None if self == Products::F16 && !is_few(rows) => Side::Half(Half::new(rows)),
             None => Side::Exact(rows),
         }
     }
 
-    /// In which the rows are multiplied, if they are.
-    fn terms(self, rows: View<'_>) -> Option<Terms> {
-        match self {
+    /// By what the rows are multiplied in terms, if they are, and in which.
+    fn terms(self, rows: View<'_>) -> Option<(Instructions, Terms)> {
+        match (self, Instructions::current()) {
             _ if is_few(rows) => None,
-            Products::Bf16 if bf16::available() => Some(Terms::One),
-            Products::F32 if bf16::is_fast() => Some(Terms::Three),
+            (_, Instructions::Plain) => None,
+            (Products::Bf16, instructions) => Some((instructions, Terms::One)),
+            // Only there six products of terms take less time than one of `f32`.
+            (Products::F32, Instructions::Amx) => Some((Instructions::Amx, Terms::Three)),
             _ => None,
         }
     }
@@ -225,27 +227,33 @@ impl Side<'_> {
 mod tests {
     use super::*;
     use crate::packed::testing::every_form;
+    use crate::simd::testing::at_every_level;
     use crate::testing::{random, values};
 
     #[test]
     fn a_wide_gradient_gives_the_same_a_part_at_a_time() {
         // Few rows and many; less than a part, and two with a rest.
-        for [tokens, outputs, inputs] in [[3, 40, 64], [70, 2 * bf16::DEPTH + 100, 64]] {
-            let grad = values(random([tokens, outputs], 1));
-            let grad = View::new(&grad, [tokens, outputs]);
-            for (name, packed) in every_form([outputs, inputs], 2) {
-                for products in [Products::F32, Products::Bf16, Products::F16] {
-                    let matrix = Matrix::packed(packed.clone(), products);
-                    let mut outputs = [0.0; 2].map(|_| vec![f32::NAN; tokens * inputs]);
-                    let [wide, whole] = &mut outputs;
-                    matrix.times_wide(grad, wide);
-                    matrix.times(&products.side(grad), whole, Write::Replace);
-                    let largest = whole.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
-                    for (wide, whole) in wide.iter().zip(whole) {
-                        assert!((wide - *whole).abs() <= largest * 1e-5, "{name} {products:?}: {wide}, not {whole}");
+        at_every_level(|level| {
+            for [tokens, outputs, inputs] in [[3, 40, 64], [70, 2 * bf16::DEPTH + 100, 64]] {
+                let grad = values(random([tokens, outputs], 1));
+                let grad = View::new(&grad, [tokens, outputs]);
+                for (name, packed) in every_form([outputs, inputs], 2) {
+                    for products in [Products::F32, Products::Bf16, Products::F16] {
+                        let matrix = Matrix::packed(packed.clone(), products);
+                        let mut outputs = [0.0; 2].map(|_| vec![f32::NAN; tokens * inputs]);
+                        let [wide, whole] = &mut outputs;
+                        matrix.times_wide(grad, wide);
+                        matrix.times(&products.side(grad), whole, Write::Replace);
+                        let largest = whole.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+                        for (wide, whole) in wide.iter().zip(whole) {
+                            assert!(
+                                (wide - *whole).abs() <= largest * 1e-5,
+                                "{level:?} {name} {products:?}: {wide}, not {whole}"
+                            );
+                        }
                     }
                 }
             }
-        }
+        });
     }
 }

@@ -2,6 +2,7 @@
 //! lane of 32 bits.
 
 use std::arch::x86_64::*;
+use std::sync::LazyLock;
 
 use super::Output;
 use super::block::{PANEL, ROWS};
@@ -18,9 +19,12 @@ pub(super) fn available() -> bool {
 /// Whether products by it take less time than those of `f32`: not on Intel's processors, which begin half as many of these
 /// instructions at a time (355 tokens a second beside 535 on one of 2024).
 pub(super) fn is_fast() -> bool {
-    let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
-    let vendor = [ebx, edx, ecx].map(u32::to_le_bytes);
-    available() && vendor.as_flattened() != b"GenuineIntel"
+    // Asked for once: in a virtual machine the question takes a thousand times as long as a look here.
+    static IS_INTELS: LazyLock<bool> = LazyLock::new(|| {
+        let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
+        [ebx, edx, ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    });
+    available() && !*IS_INTELS
 }
 
 /// `output (=|+=) scale · left · right`.

@@ -129,11 +129,6 @@ pub fn available() -> bool {
     Instructions::current() != Instructions::Plain
 }
 
-/// Whether it does so that much faster than it multiplies `f32` that six products of terms take less time than one.
-pub(crate) fn is_fast() -> bool {
-    Instructions::current() == Instructions::Amx
-}
-
 /// Fewer rows are not worth putting a slab in order twice.
 const FEW_ROWS: usize = 64;
 /// As many are worth putting all slabs in order for them alone.
@@ -153,12 +148,8 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// With room for as many more columns.
-    pub(crate) fn new(matrix: View<'_>, room: usize, terms: Terms) -> Self {
-        Self::for_instructions(Instructions::current(), matrix, room, terms)
-    }
-
-    fn for_instructions(instructions: Instructions, matrix: View<'_>, room: usize, terms: Terms) -> Self {
+    /// With room for as many more columns. Three terms are for AMX alone.
+    pub(crate) fn new(instructions: Instructions, matrix: View<'_>, room: usize, terms: Terms) -> Self {
         let (dims, layout) = (matrix.dims(), instructions.layout(terms));
         let mut lefts = LEFT.with_borrow_mut(Vec::pop).unwrap_or_default();
         lefts.fill(matrix, layout.depth(dims[1]), room, layout);
@@ -380,7 +371,7 @@ mod tests {
                     for [left_t, right_t] in [[false, false], [false, true], [true, false], [true, true]] {
                         let matrix = sides.right(right_t);
                         let right = Factor { matrix: &matrix, transposed: right_t };
-                        let left = Prepared::for_instructions(instructions, sides.left(left_t), 0, terms);
+                        let left = Prepared::new(instructions, sides.left(left_t), 0, terms);
                         let mut product = vec![f32::NAN; rows * cols];
                         left.times(&mut product, Write::Replace, 1.0, right);
                         left.times(&mut product, Write::Accumulate, -0.5, right);
@@ -410,7 +401,7 @@ mod tests {
                 for (terms, right_t) in terms_of(instructions).iter().flat_map(|&t| [(t, false), (t, true)]) {
                     let matrices = [sides.right(right_t), more.right(right_t)];
                     let [right, below] = matrices.each_ref().map(|matrix| Factor { matrix, transposed: right_t });
-                    let mut left = Prepared::for_instructions(instructions, sides.left(false), rank, terms);
+                    let mut left = Prepared::new(instructions, sides.left(false), rank, terms);
                     // The room does no harm where it is empty.
                     let mut alone = vec![f32::NAN; rows * cols];
                     left.times(&mut alone, Write::Replace, 1.0, right);
@@ -449,12 +440,7 @@ mod tests {
                 let (mut ours, mut plain) = (vec![0.0; rows * cols], vec![0.0; rows * cols]);
                 let (left, right) = (sides.left(false), sides.right(false));
                 let factor = Factor { matrix: &right, transposed: false };
-                Prepared::for_instructions(instructions, left, 0, Terms::Three).times(
-                    &mut ours,
-                    Write::Replace,
-                    1.0,
-                    factor,
-                );
+                Prepared::new(instructions, left, 0, Terms::Three).times(&mut ours, Write::Replace, 1.0, factor);
                 crate::matmul::matmul(&mut plain, Write::Replace, 1.0, left, right);
                 let error = |product: &[f32]| {
                     let errors = product.iter().enumerate().map(|(at, &got)| {
@@ -515,7 +501,7 @@ mod tests {
         let multiply = |instructions, terms, left: View<'_>, right: View<'_>, transposed| {
             let right = Factor { matrix: &right, transposed };
             let mut product = vec![0.0; left.dims()[0] * right.dims()[1]];
-            let left = Prepared::for_instructions(instructions, left, 0, terms);
+            let left = Prepared::new(instructions, left, 0, terms);
             left.times(&mut product, Write::Replace, 1.0, right);
             product
         };

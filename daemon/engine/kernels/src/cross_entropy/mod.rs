@@ -598,19 +598,27 @@ mod tests {
 
     #[test]
     fn several_chunks_make_the_same_as_one() {
-        // 15 million logits: two chunks of at most 48 MiB.
-        let (hidden, weight) = (track(&random([50, 16], 1)), Weight::from(random([300_000, 16], 2)));
-        let output = OutputLayer::from(weight);
-        let targets = Arc::new(Targets {
-            rows: (0..50).collect(),
-            tokens: (0..50).map(|i| i * 5_999).collect(),
-            weights: Some((0..50).map(|i| i as f32 / 30.0 - 0.5).collect()),
+        // While no other test changes the level.
+        crate::simd::testing::at_every_level(|level| {
+            // 15 million logits: two chunks of at most 48 MiB.
+            let (hidden, weight) = (track(&random([50, 16], 1)), Weight::from(random([300_000, 16], 2)));
+            let output = OutputLayer::from(weight);
+            let targets = Arc::new(Targets {
+                rows: (0..50).collect(),
+                tokens: (0..50).map(|i| i * 5_999).collect(),
+                weights: Some((0..50).map(|i| i as f32 / 30.0 - 0.5).collect()),
+            });
+            let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
+            let theirs = plain(hidden.clone(), &output, targets);
+            let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());
+            assert_close(ours.inner(), theirs.inner(), 1e-5, &format!("{level:?} loss"));
+            assert_close(
+                hidden.grad(&our_grads).unwrap(),
+                hidden.grad(&their_grads).unwrap(),
+                1e-5,
+                &format!("{level:?} gradient"),
+            );
         });
-        let ours = linear_cross_entropy(hidden.clone(), &output, targets.clone());
-        let theirs = plain(hidden.clone(), &output, targets);
-        let (our_grads, their_grads) = (ours.clone().backward(), theirs.clone().backward());
-        assert_close(ours.inner(), theirs.inner(), 1e-5, "loss");
-        assert_close(hidden.grad(&our_grads).unwrap(), hidden.grad(&their_grads).unwrap(), 1e-5, "gradient");
     }
 
     #[test]
