@@ -45,7 +45,8 @@ pub(crate) fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_cpu(&tensor.device())
 }
 
-pub(crate) fn is_cpu(device: &Device) -> bool {
+/// Whether tensors there are the processor's.
+pub fn is_cpu(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Autodiff(inner) => matches!(**inner, DispatchDevice::Flex(_)),
         device => matches!(device, DispatchDevice::Flex(_)),

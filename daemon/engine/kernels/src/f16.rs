@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use justtrain_weights::gguf::half_to_f32;
 use rayon::prelude::*;
 
 use crate::buffer::uninit;
@@ -43,11 +44,7 @@ simd_fn! {
     pub(crate) fn widen(bits: &[u16], numbers: &mut [f32]) {
         let _ = FMA;
         for (number, &bits) in numbers.iter_mut().zip(bits) {
-            let (sign, half) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
-            let small = (f32::from_bits(0.5f32.to_bits() + half) - 0.5).to_bits();
-            let normal = (half << DROPPED) + EXPONENTS;
-            let magnitude = if half < 0x400 { small } else { normal };
-            *number = f32::from_bits(sign | if half < 0x7c00 { magnitude } else { half << DROPPED | INFINITE });
+            *number = half_to_f32(bits);
         }
     }
 }

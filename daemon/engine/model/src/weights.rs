@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use justtrain_kernels::{Format, Packed, Products, Weight, device::gpu_name};
+use justtrain_kernels::{Format, Packed, Products, Weight, device::is_cpu};
 use justtrain_weights::gguf::TensorType;
 use justtrain_weights::{Checkpoint, SixteenBits, StoredTensor};
 use justtrain_worker_api::{Problem, ProblemCode};
@@ -95,7 +95,7 @@ impl Form {
             // Plain floats in between.
             WeightFormat::Gguf => blocks().unwrap_or(Self::Packed(Format::Bf16)),
             // A GPU would decode them once, and they would stay in main memory besides.
-            WeightFormat::AsStored if gpu_name(device).is_some() => Self::Dense,
+            WeightFormat::AsStored if !is_cpu(device) => Self::Dense,
             WeightFormat::AsStored => match stored.sixteen_bits() {
                 Some(SixteenBits::Bf16) => Self::Packed(Format::Bf16),
                 Some(SixteenBits::F16) => Self::Packed(Format::F16),

@@ -28,7 +28,7 @@ use crate::matmul::{Piece, View, Write, parts, pieces};
 pub(crate) use block::DEPTH;
 use block::{Layout, PANEL, ROWS};
 use left::{Left, Lefts};
-use right::Right;
+use right::{Part, Right};
 use terms::LANES;
 pub(crate) use terms::{GROUP, Terms, round_all};
 
@@ -185,17 +185,18 @@ impl Prepared {
         let destination = SharedMut::new(destination);
         let layout = self.layout;
         let depth = layout.depth(inner);
+        let pieces = share(rows, cols, layout.slab(cols, depth));
         // Part by part: what the left side takes of one lies in a thread's cache while all slabs go past it.
         for (part, inside) in parts(inner, depth).enumerate() {
             let (len, below) = (layout.whole(inside.len()), below.filter(|_| inside.end == inner));
             let more = below.map_or(0, |below| layout.whole(below.dims()[0]));
-            share(rows, cols, layout.slab(cols, depth)).into_par_iter().for_each(|Piece { rows, cols: slab }| {
+            pieces.par_iter().for_each(|Piece { rows, cols: slab }| {
                 // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
                 let mut panels = RIGHT.take();
                 panels.begin(len + more, slab.len(), layout);
-                panels.write(right, inside.clone(), slab.clone(), 0, layout);
+                panels.write(right, Part { depth: inside.clone(), cols: slab.clone(), behind: 0 }, layout);
                 if let Some(below) = below {
-                    panels.write(below, 0..below.dims()[0], slab.clone(), len, layout);
+                    panels.write(below, Part { depth: 0..below.dims()[0], cols: slab.clone(), behind: len }, layout);
                 }
                 let output = Output {
                     // SAFETY: inside the destination.

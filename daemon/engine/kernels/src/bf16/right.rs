@@ -28,6 +28,14 @@ pub(super) struct Right {
     rows: Words,
 }
 
+/// What is written of a factor, and where.
+pub(super) struct Part {
+    pub(super) depth: Range<usize>,
+    pub(super) cols: Range<usize>,
+    /// Numbers of each column that lie before it.
+    pub(super) behind: usize,
+}
+
 impl Right {
     pub(super) fn panel(&self, index: usize) -> &[u32] {
         &self.words.get()[index * self.pairs * self.width..][..self.pairs * self.width]
@@ -40,40 +48,25 @@ impl Right {
         self.words.grow(cols.next_multiple_of(self.width) * self.pairs);
     }
 
-    /// Writes a part of a factor, behind as many numbers of each column.
-    pub(super) fn write(
-        &mut self,
-        factor: Factor<'_>,
-        depth: Range<usize>,
-        cols: Range<usize>,
-        behind: usize,
-        layout: Layout,
-    ) {
-        let pairs = layout.pairs(depth.len());
+    pub(super) fn write(&mut self, factor: Factor<'_>, part: Part, layout: Layout) {
         let terms = match factor.transposed {
-            true => self.fill_transposed(factor.matrix, depth, cols, behind, layout),
-            false => self.fill(factor.matrix, depth, cols, behind, layout),
+            true => self.fill_transposed(factor.matrix, &part, layout),
+            false => self.fill(factor.matrix, &part, layout),
         };
-        if behind == 0 {
-            (self.first, self.terms) = (pairs, terms);
+        if part.behind == 0 {
+            (self.first, self.terms) = (layout.pairs(part.depth.len()), terms);
         }
     }
 
     /// Of a matrix `[inner, columns]`. Returns how many of its terms are not all zero.
-    fn fill(
-        &mut self,
-        matrix: &dyn Source,
-        depth: Range<usize>,
-        cols: Range<usize>,
-        behind: usize,
-        layout: Layout,
-    ) -> usize {
+    fn fill(&mut self, matrix: &dyn Source, part: &Part, layout: Layout) -> usize {
+        let Part { depth, cols, behind } = part;
         let Layout { terms, step, panel: width, .. } = layout;
         let (places, panel) = (terms.places(cols.len()), self.pairs * width);
         let room = places.next_multiple_of(LANES);
         self.rows.grow(room);
         let mut used = 1;
-        let words = &mut self.words.get_mut()[layout.pairs(behind) * width..];
+        let words = &mut self.words.get_mut()[layout.pairs(*behind) * width..];
         if !depth.len().is_multiple_of(2 * step) {
             let last = depth.len() / (2 * step) * step * terms.count() * width;
             let step = step * terms.count() * width;
@@ -106,18 +99,12 @@ impl Right {
     }
 
     /// The same of a matrix `[columns, inner]`.
-    fn fill_transposed(
-        &mut self,
-        matrix: &dyn Source,
-        depth: Range<usize>,
-        cols: Range<usize>,
-        behind: usize,
-        layout: Layout,
-    ) -> usize {
+    fn fill_transposed(&mut self, matrix: &dyn Source, part: &Part, layout: Layout) -> usize {
+        let Part { depth, cols, behind } = part;
         let Layout { terms, panel: width, .. } = layout;
         let (places, stride) = (terms.places(depth.len()), depth.len().next_multiple_of(GROUP) * terms.count());
         self.rows.grow(width * stride / 2);
-        let (skipped, pairs) = (layout.pairs(behind), layout.pairs(depth.len()));
+        let (skipped, pairs) = (layout.pairs(*behind), layout.pairs(depth.len()));
         let mut used = 1;
         for (panel, start) in cols.clone().step_by(width).enumerate() {
             let rows = start..cols.end.min(start + width);

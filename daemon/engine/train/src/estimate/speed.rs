@@ -147,15 +147,16 @@ fn flops_per_second(recipe: &Recipe, shape: &Shape, work: &Work, model: Option<&
     let random = |rows, cols| Tensor::<2>::random([rows, cols], Distribution::Uniform(-0.1, 0.1), &device);
     // How long a product takes depends on the numbers, too.
     let (dims, formats) = ([layer.outputs, layer.inputs], recipe.weight_formats());
+    let dense = || random(layer.outputs, layer.inputs);
     let stored = model.filter(|_| !shape.full).and_then(|model| some_matrix(model, dims, formats.linear));
     let weight: Weight = match (stored, formats.linear) {
         (Some(weight), _) => weight,
         (None, WeightFormat::Packed(format)) => {
-            let numbers = random(layer.outputs, layer.inputs).into_data().try_into_vec::<f32>();
+            let numbers = dense().into_data().try_into_vec::<f32>();
             Packed::from_f32(format, &numbers.expect("random numbers are f32"), dims).into()
         }
-        _ if shape.full => random(layer.outputs, layer.inputs).require_grad().into(),
-        _ => random(layer.outputs, layer.inputs).into(),
+        _ if shape.full => dense().require_grad().into(),
+        _ => dense().into(),
     };
     let weight = weight.with_products(formats.products);
     let x = random(tokens, layer.inputs).require_grad();

@@ -26,7 +26,7 @@ use justtrain_worker_api::Problem;
 use memmap2::Mmap;
 
 pub use blocks::Blocks;
-pub use dequantize::{decode_blocks, dequantize};
+pub use dequantize::{decode_blocks, dequantize, half_to_f32};
 pub use metadata::{Array, Metadata, Value};
 pub use tensor_type::TensorType;
 
