@@ -37,6 +37,8 @@ mod kept;
 mod matmul;
 mod matrix;
 mod outer;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 mod small;
 mod soft_cap;
 #[cfg(test)]

@@ -7,6 +7,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
+#[cfg(target_arch = "x86_64")]
+use crate::panels::{self, Right};
 
 /// A read-only matrix: `rows × cols` elements at `row_stride` and `col_stride`.
 #[derive(Clone, Copy)]
@@ -87,6 +89,12 @@ const COLS_OF_A_PIECE: usize = 16;
 pub(crate) fn matmul(destination: &mut [f32], write: Write, scale: f32, a: View<'_>, b: View<'_>) {
     let (rows, inner, cols) = (a.rows, a.cols, b.cols);
     assert!(destination.len() >= rows * cols);
+    #[cfg(target_arch = "x86_64")]
+    if panels::are_used(rows) {
+        let transposed = b.is_transposed();
+        let lines = if transposed { b.t() } else { b };
+        return panels::multiply(destination, write, scale, a, Right { matrix: &lines, transposed }, None);
+    }
     let (piece_rows, piece_cols) = size_of_piece([rows, inner, cols], rayon::current_num_threads());
     let destination = SharedMut::new(destination);
     pieces(rows, piece_rows, cols, piece_cols).into_par_iter().for_each(|piece| {

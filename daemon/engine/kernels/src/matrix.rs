@@ -11,6 +11,8 @@ use crate::f16::Half;
 use crate::matmul::{View, Write, matmul, parts};
 use crate::outer::outer;
 use crate::packed::{self, Packed, Tiles};
+#[cfg(target_arch = "x86_64")]
+use crate::panels::{self, Right};
 
 /// `[outputs, inputs]`, without gaps.
 #[derive(Debug, Clone)]
@@ -79,6 +81,11 @@ impl Matrix {
                 let [right, below] = [matrix, &factor as &dyn Source].map(|matrix| Factor { matrix, transposed });
                 x.times_with(output, right, low, below);
             }),
+            #[cfg(target_arch = "x86_64")]
+            Side::Exact(x) if panels::are_used(x.dims()[0]) => {
+                let [right, below] = [self as &dyn Tiles, &factor].map(|matrix| Right { matrix, transposed });
+                panels::multiply(output, Write::Replace, 1.0, *x, right, Some((low, below)));
+            }
             x if transposed => {
                 self.times_transposed(x, output);
                 self.products.side(low).matmul(output, Write::Accumulate, 1.0, factor.t());

@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
 use crate::matmul::{Piece, View, Write, matmul_into, parts, pieces};
+#[cfg(target_arch = "x86_64")]
+use crate::panels::{self, Right};
 use crate::simd;
 
 /// Outputs of a slab. Packing the activations for the micro-kernel is paid once for each slab, so slabs are wide.
@@ -43,6 +45,10 @@ pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f
     if tokens <= FEW_TOKENS && !x.is_transposed() && scale == 1.0 {
         return few_tokens(x.elements(), weight, output, write);
     }
+    #[cfg(target_arch = "x86_64")]
+    if panels::are_used(x.dims()[0]) {
+        return panels::multiply(output, write, scale, x, Right { matrix: weight, transposed: true }, None);
+    }
     let output = SharedMut::new(output);
     share(tokens, outputs).into_par_iter().for_each(|Piece { rows: tokens, cols: slab }| {
         for (part, depth) in parts(inputs, DEPTH).enumerate() {
@@ -61,6 +67,10 @@ pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f
 pub(crate) fn times(grad: View<'_>, weight: &impl Tiles, output: &mut [f32], write: Write, scale: f32) {
     let [outputs, inputs] = weight.dims();
     assert_eq!(grad.dims()[1], outputs);
+    #[cfg(target_arch = "x86_64")]
+    if panels::are_used(grad.dims()[0]) {
+        return panels::multiply(output, write, scale, grad, Right { matrix: weight, transposed: false }, None);
+    }
     let output = SharedMut::new(output);
     share(grad.dims()[0], inputs).into_par_iter().for_each(|Piece { rows: tokens, cols: slab }| {
         for (part, depth) in parts(outputs, DEPTH).enumerate() {

@@ -1,0 +1,390 @@
+//! Products in `f32` by AVX2: the right side is put in order as it is decoded, in panels whose sums fit the registers, and
+//! the left side is read where it lies. The `gemm` crate, which multiplies elsewhere, first needs the right side whole, and then
+//! orders it itself; and its parallel loops know nothing of what lies in whose cache.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::buffer::SharedMut;
+use crate::matmul::{Piece, View, Write, parts};
+use crate::packed::{FEW_TOKENS, Tiles};
+use crate::simd;
+
+/// Rows and columns of a tile, whose sums take 12 of the 16 registers.
+const ROWS: usize = 6;
+const PANEL: usize = 2 * LANES;
+const LANES: usize = 8;
+/// Rows of the left side that stay in the second-level cache while a slab goes past them.
+const BLOCK: usize = 8 * ROWS;
+/// Numbers of a slab of the right side, which stays there while all rows go past it: 288 KiB.
+const SLAB: usize = 72 << 10;
+/// The inner dimension is taken in parts of this length. Each is a pass over the output.
+const DEPTH: usize = 768;
+/// So much of the right side is decoded at a time: 16 KiB, and no form's block is cut.
+const DECODED: usize = 256;
+/// A thread's share has at least as many columns, and at least as many rows.
+const FEW_COLS: usize = 64;
+const FEW_ROWS: usize = 2 * BLOCK;
+/// Below so many multiply-adds a product is not worth waking a thread for.
+const SHARED: usize = 1 << 17;
+
+/// The right side of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Right<'a> {
+    pub(crate) matrix: &'a dyn Tiles,
+    pub(crate) transposed: bool,
+}
+
+impl Right<'_> {
+    /// `[inner, cols]`.
+    fn dims(self) -> [usize; 2] {
+        let [rows, cols] = self.matrix.dims();
+        if self.transposed { [cols, rows] } else { [rows, cols] }
+    }
+}
+
+/// Whether this is how so many rows are multiplied.
+pub(crate) fn are_used(rows: usize) -> bool {
+    rows > FEW_TOKENS && simd::level() == simd::Level::Avx2
+}
+
+/// `output (=|+=) scale · (left · right + more.0 · more.1)`, row-major without gaps, by all threads.
+pub(crate) fn multiply(
+    output: &mut [f32],
+    write: Write,
+    scale: f32,
+    left: View<'_>,
+    right: Right<'_>,
+    more: Option<(View<'_>, Right<'_>)>,
+) {
+    assert!(simd::level() == simd::Level::Avx2);
+    let ([rows, inner], [right_inner, cols]) = (left.dims(), right.dims());
+    assert_eq!(inner, right_inner);
+    assert!(output.len() >= rows * cols);
+    if let Some((left, right)) = more {
+        assert!(left.dims()[0] == rows && right.dims() == [left.dims()[1], cols] && !left.is_transposed());
+    }
+    // At least one, which writes zeros where there is nothing to add up.
+    let depths: Vec<_> = parts(inner.max(1), depth(inner)).map(|part| part.start..part.end.min(inner)).collect();
+    let output = SharedMut::new(output);
+    share([rows, inner, cols]).into_par_iter().with_max_len(1).for_each(|Piece { rows, cols: slab }| {
+        // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
+        let mut buffers = BUFFERS.take();
+        for (index, depth) in depths.iter().enumerate() {
+            let mut factors = vec![(left.part(rows.clone(), depth.clone()), right, depth.clone())];
+            if let Some((left, right)) = more.filter(|_| index + 1 == depths.len()) {
+                let depth = 0..left.dims()[1];
+                factors.push((left.part(rows.clone(), depth.clone()), right, depth));
+            }
+            let output = Output {
+                // SAFETY: inside the output.
+                start: unsafe { output.at(rows.start * cols + slab.start) },
+                stride: cols,
+                write: if index == 0 { write } else { Write::Accumulate },
+                scale,
+            };
+            // SAFETY: `level` returns only what the processor has, hence the instructions; the piece is this task's alone.
+            unsafe { buffers.multiply(&factors, slab.clone(), output) };
+        }
+        BUFFERS.set(buffers);
+    });
+}
+
+/// Of the parts of an inner dimension.
+fn depth(inner: usize) -> usize {
+    inner.div_ceil(inner.div_ceil(DEPTH).max(1)).next_multiple_of(LANES).max(1)
+}
+
+/// Each thread makes its own columns of the output, so that it alone puts the right side of these in order, a slab after the
+/// other; where there are few columns, its own rows.
+fn share([rows, inner, cols]: [usize; 3]) -> Vec<Piece> {
+    let threads = if rows * inner * cols < SHARED { 1 } else { rayon::current_num_threads() };
+    let of_cols = (cols / FEW_COLS).clamp(1, threads);
+    // Twice as many where rows are shared: a thread that is held up leaves the others something to do.
+    let of_rows = if of_cols == threads { 1 } else { (2 * threads).div_ceil(of_cols).min(rows.div_ceil(FEW_ROWS)) };
+    let cut = |len: usize, count: usize, whole: usize| len.div_ceil(count.max(1)).next_multiple_of(whole).max(1);
+    let widest = (SLAB / depth(inner)).next_multiple_of(PANEL);
+    let mut pieces = Vec::new();
+    for rows in parts(rows, cut(rows, of_rows, ROWS)) {
+        for cols in parts(cols, cut(cols, of_cols, PANEL)) {
+            let slab = cut(cols.len(), cols.len().div_ceil(widest), PANEL);
+            let slabs = parts(cols.len(), slab).map(|slab| cols.start + slab.start..cols.start + slab.end);
+            pieces.extend(slabs.map(|cols| Piece { rows: rows.clone(), cols }));
+        }
+    }
+    pieces
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+#[derive(Default)]
+struct Buffers {
+    /// The right side's slab: panel by panel, in each row by row of the inner dimension. What lies behind the last column is zero.
+    panels: Vec<f32>,
+    /// What is decoded before it is put there.
+    decoded: Vec<f32>,
+    /// Rows of a left side whose columns lie without gaps, in groups of [`ROWS`].
+    left: Vec<f32>,
+}
+
+/// Where a piece goes.
+#[derive(Clone, Copy)]
+struct Output {
+    start: *mut f32,
+    /// From one row to the next.
+    stride: usize,
+    write: Write,
+    scale: f32,
+}
+
+/// The left side of a tile, and the panel that it is multiplied with.
+#[derive(Clone, Copy)]
+struct Factors {
+    left: *const f32,
+    /// From one row to the next, and from one column to the next.
+    strides: [usize; 2],
+    panel: *const f32,
+    depth: usize,
+}
+
+impl Buffers {
+    /// # Safety
+    /// The processor has AVX2 and FMA, and the output's places are the caller's alone.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn multiply(&mut self, factors: &[(View<'_>, Right<'_>, Range<usize>)], cols: Range<usize>, output: Output) {
+        let all: usize = factors.iter().map(|(.., depth)| depth.len()).sum();
+        grow(&mut self.panels, all * cols.len().next_multiple_of(PANEL));
+        let mut behind = 0;
+        for (_, right, depth) in factors {
+            let place = Place { panel: all * PANEL, start: behind * PANEL };
+            match right.transposed {
+                true => self.fill_transposed(right.matrix, depth.clone(), cols.clone(), place),
+                false => self.fill(right.matrix, depth.clone(), cols.clone(), place),
+            }
+            behind += depth.len();
+        }
+        let rows = factors[0].0.dims()[0];
+        for block in parts(rows, BLOCK) {
+            if factors[0].0.is_transposed() {
+                let depth = factors[0].2.len();
+                order_rows(factors[0].0.part(block.clone(), 0..depth), &mut self.left);
+            }
+            for (panel, col) in (0..cols.len()).step_by(PANEL).enumerate() {
+                let panel = &self.panels[panel * all * PANEL..][..all * PANEL];
+                for row in block.clone().step_by(ROWS) {
+                    let mut behind = 0;
+                    let sides = [0, 1].map(|index| {
+                        let Some((left, _, depth)) = factors.get(index) else {
+                            return Factors {
+                                left: std::ptr::null(),
+                                strides: [0; 2],
+                                panel: std::ptr::null(),
+                                depth: 0,
+                            };
+                        };
+                        let panel = &panel[behind * PANEL..];
+                        behind += depth.len();
+                        let (left, strides) = if left.is_transposed() {
+                            (&self.left[(row - block.start) * depth.len()..], [1, ROWS])
+                        } else {
+                            let left = left.part(row..rows.min(row + ROWS), 0..depth.len());
+                            (left.elements(), left.strides())
+                        };
+                        Factors { left: left.as_ptr(), strides, panel: panel.as_ptr(), depth: depth.len() }
+                    });
+                    let size = [ROWS.min(block.end - row), PANEL.min(cols.len() - col)];
+                    // SAFETY: inside the piece.
+                    let output = unsafe { Output { start: output.start.add(row * output.stride + col), ..output } };
+                    // SAFETY: both sides have as many rows and columns.
+                    unsafe { tile(sides, size, output) };
+                }
+            }
+        }
+    }
+
+    /// Of a matrix `[inner, columns]`.
+    #[target_feature(enable = "avx2,fma")]
+    fn fill(&mut self, matrix: &dyn Tiles, depth: Range<usize>, cols: Range<usize>, place: Place) {
+        let width = cols.len();
+        grow(&mut self.decoded, LANES * width);
+        for (index, rows) in parts(depth.len(), LANES).enumerate() {
+            let decoded = &mut self.decoded[..rows.len() * width];
+            matrix.decode_tile(depth.start + rows.start..depth.start + rows.end, cols.clone(), decoded);
+            for (panel, cols) in parts(width, PANEL).enumerate() {
+                let places = &mut self.panels[place.start + panel * place.panel + index * LANES * PANEL..];
+                for (places, row) in places.chunks_exact_mut(PANEL).zip(decoded.chunks_exact(width)) {
+                    match row[cols.clone()].first_chunk::<PANEL>() {
+                        Some(whole) => places.copy_from_slice(whole),
+                        None => {
+                            places[..cols.len()].copy_from_slice(&row[cols.clone()]);
+                            places[cols.len()..].fill(0.0);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Of a matrix `[columns, inner]`.
+    #[target_feature(enable = "avx2,fma")]
+    fn fill_transposed(&mut self, matrix: &dyn Tiles, depth: Range<usize>, cols: Range<usize>, place: Place) {
+        grow(&mut self.decoded, PANEL * DECODED);
+        for (panel, rows) in parts(cols.len(), PANEL).enumerate() {
+            let places = &mut self.panels[place.start + panel * place.panel..];
+            for part in parts(depth.len(), DECODED) {
+                let decoded = &mut self.decoded[..PANEL * part.len()];
+                let (there, nothing) = decoded.split_at_mut(rows.len() * part.len());
+                let of_matrix = depth.start + part.start..depth.start + part.end;
+                matrix.decode_tile(cols.start + rows.start..cols.start + rows.end, of_matrix, there);
+                nothing.fill(0.0);
+                transpose(decoded, part.len(), &mut places[part.start * PANEL..part.end * PANEL]);
+            }
+        }
+    }
+}
+
+/// Where a factor's rows go: from one panel to the next, and where in each they begin.
+#[derive(Clone, Copy)]
+struct Place {
+    panel: usize,
+    start: usize,
+}
+
+fn grow(numbers: &mut Vec<f32>, len: usize) {
+    if numbers.len() < len {
+        numbers.resize(len, 0.0);
+    }
+}
+
+/// Up to [`BLOCK`] rows of a matrix whose columns lie without gaps: groups of [`ROWS`], and of a group column by column.
+fn order_rows(matrix: View<'_>, output: &mut Vec<f32>) {
+    let ([rows, cols], (numbers, stride)) = (matrix.dims(), matrix.t().lines());
+    grow(output, cols * rows.next_multiple_of(ROWS));
+    for col in 0..cols {
+        for (group, numbers) in numbers[col * stride..][..rows].chunks(ROWS).enumerate() {
+            output[(group * cols + col) * ROWS..][..numbers.len()].copy_from_slice(numbers);
+        }
+    }
+}
+
+/// [`PANEL`] rows of `depth` numbers into a panel.
+#[target_feature(enable = "avx2,fma")]
+fn transpose(rows: &[f32], depth: usize, panel: &mut [f32]) {
+    assert!(rows.len() == PANEL * depth && panel.len() == PANEL * depth);
+    let whole = depth / LANES * LANES;
+    for col in [0, LANES] {
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: `col + 7` is one of the rows and `at + 7` lies inside each.
+            let square =
+                std::array::from_fn(|row| unsafe { _mm256_loadu_ps(rows.as_ptr().add((col + row) * depth + at)) });
+            for (index, vector) in transpose_square(square).into_iter().enumerate() {
+                // SAFETY: the places of these rows in the panel.
+                unsafe { _mm256_storeu_ps(panel.as_mut_ptr().add((at + index) * PANEL + col), vector) };
+            }
+        }
+    }
+    for at in whole..depth {
+        panel[at * PANEL..][..PANEL].iter_mut().enumerate().for_each(|(col, place)| *place = rows[col * depth + at]);
+    }
+}
+
+/// 8 rows of 8 numbers.
+#[target_feature(enable = "avx2,fma")]
+fn transpose_square(rows: [__m256; LANES]) -> [__m256; LANES] {
+    // Inside each half of 128 bits: 2 × 2 numbers, then 2 × 2 pairs of them.
+    let mut pairs = rows;
+    for pair in 0..LANES / 2 {
+        let [a, b] = [rows[2 * pair], rows[2 * pair + 1]];
+        pairs[2 * pair] = _mm256_unpacklo_ps(a, b);
+        pairs[2 * pair + 1] = _mm256_unpackhi_ps(a, b);
+    }
+    let doubles = pairs.map(|pair| _mm256_castps_pd(pair));
+    let mut fours = doubles;
+    for four in [0, 4] {
+        fours[four] = _mm256_unpacklo_pd(doubles[four], doubles[four + 2]);
+        fours[four + 1] = _mm256_unpackhi_pd(doubles[four], doubles[four + 2]);
+        fours[four + 2] = _mm256_unpacklo_pd(doubles[four + 1], doubles[four + 3]);
+        fours[four + 3] = _mm256_unpackhi_pd(doubles[four + 1], doubles[four + 3]);
+    }
+    // `fours[i]` and `fours[4 + i]` hold columns i and i + 4, of the upper and of the lower rows.
+    let fours = fours.map(|four| _mm256_castpd_ps(four));
+    std::array::from_fn(|col| match col {
+        0..4 => _mm256_permute2f128_ps::<0x20>(fours[col], fours[4 + col]),
+        _ => _mm256_permute2f128_ps::<0x31>(fours[col - 4], fours[col]),
+    })
+}
+
+/// Chooses the code for as many rows and vectors as there are.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile(factors: [Factors; 2], [rows, cols]: [usize; 2], output: Output) {
+    macro_rules! choose {
+        ($($rows:literal)*) => {
+            match (rows, cols.div_ceil(LANES)) {
+                // SAFETY: the caller's promise.
+                $(
+                    ($rows, 1) => unsafe { sums::<$rows, 1>(factors, cols, output) },
+                    ($rows, _) => unsafe { sums::<$rows, 2>(factors, cols, output) },
+                )*
+                _ => unreachable!("a tile has one to six rows"),
+            }
+        };
+    }
+    choose!(1 2 3 4 5 6)
+}
+
+/// `R` rows times `V` vectors, all of whose sums stay in registers.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn sums<const R: usize, const V: usize>(factors: [Factors; 2], cols: usize, output: Output) {
+    for row in 0..R {
+        // The output is read or written after all that is multiplied: time enough for it to come.
+        _mm_prefetch::<_MM_HINT_T0>(output.start.wrapping_add(row * output.stride).cast());
+        _mm_prefetch::<_MM_HINT_T0>(output.start.wrapping_add(row * output.stride + cols - 1).cast());
+    }
+    let mut sums = [[_mm256_setzero_ps(); V]; R];
+    for Factors { left, strides: [row_stride, col_stride], panel, depth } in factors {
+        let (mut left, mut panel) = (left, panel);
+        for _ in 0..depth {
+            // SAFETY: a panel holds `PANEL` numbers for each of the inner dimension.
+            let vectors: [__m256; V] = std::array::from_fn(|v| unsafe { _mm256_loadu_ps(panel.add(v * LANES)) });
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the left side holds as many rows and columns.
+                let factor = _mm256_broadcast_ss(unsafe { &*left.add(row * row_stride) });
+                for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                    *sum = _mm256_fmadd_ps(factor, vector, *sum);
+                }
+            }
+            (left, panel) = (left.wrapping_add(col_stride), panel.wrapping_add(PANEL));
+        }
+    }
+    let scale = _mm256_set1_ps(output.scale);
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (v, sum) in sums.into_iter().enumerate() {
+            let result = _mm256_mul_ps(sum, scale);
+            // SAFETY: no more columns are read or written than the row has there, and it is the caller's.
+            unsafe { store(output.start.add(row * output.stride + v * LANES), cols - v * LANES, output.write, result) };
+        }
+    }
+}
+
+/// Up to [`LANES`] numbers to their place.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store(place: *mut f32, cols: usize, write: Write, result: __m256) {
+    // SAFETY: the caller's promise; the mask keeps inside the row.
+    unsafe {
+        if cols >= LANES {
+            let result =
+                if write == Write::Accumulate { _mm256_add_ps(result, _mm256_loadu_ps(place)) } else { result };
+            return _mm256_storeu_ps(place, result);
+        }
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(cols as i32), lanes);
+        let result =
+            if write == Write::Accumulate { _mm256_add_ps(result, _mm256_maskload_ps(place, mask)) } else { result };
+        _mm256_maskstore_ps(place, mask, result);
+    }
+}
