@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -18,16 +19,18 @@ const ROWS: usize = 6;
 const PANEL: usize = 2 * LANES;
 const LANES: usize = 8;
 /// Rows of the left side that stay in the second-level cache while a slab goes past them.
-const BLOCK: usize = 8 * ROWS;
-/// Numbers of a slab of the right side, which stays there while all rows go past it: 288 KiB.
-const SLAB: usize = 72 << 10;
+const BLOCK: usize = 4 * ROWS;
+/// Numbers of a slab of the right side, which stays there while all rows go past it: 256 KiB.
+const SLAB: usize = 64 << 10;
+/// Columns of slabs are a multiple of this: half of most forms' blocks at least, which are decoded whole.
+const WHOLE: usize = 32;
 /// The inner dimension is taken in parts of this length. Each is a pass over the output.
 const DEPTH: usize = 768;
 /// So much of the right side is decoded at a time: 16 KiB, and no form's block is cut.
 const DECODED: usize = 256;
 /// A thread's share has at least as many columns, and at least as many rows.
 const FEW_COLS: usize = 64;
-const FEW_ROWS: usize = 2 * BLOCK;
+const FEW_ROWS: usize = 96;
 /// Below so many multiply-adds a product is not worth waking a thread for.
 const SHARED: usize = 1 << 17;
 
@@ -64,33 +67,32 @@ pub(crate) fn multiply(
     let ([rows, inner], [right_inner, cols]) = (left.dims(), right.dims());
     assert_eq!(inner, right_inner);
     assert!(output.len() >= rows * cols);
-    if let Some((left, right)) = more {
-        assert!(left.dims()[0] == rows && right.dims() == [left.dims()[1], cols] && !left.is_transposed());
-    }
     // At least one, which writes zeros where there is nothing to add up.
-    let depths: Vec<_> = parts(inner.max(1), depth(inner)).map(|part| part.start..part.end.min(inner)).collect();
+    let mut passes: Vec<_> = parts(inner.max(1), depth(inner))
+        .map(|part| vec![Part { left, right, depth: part.start..part.end.min(inner) }])
+        .collect();
+    if let (Some(last), Some((left, right))) = (passes.last_mut(), more) {
+        assert!(left.dims()[0] == rows && right.dims() == [left.dims()[1], cols] && !left.is_transposed());
+        last.push(Part { left, right, depth: 0..left.dims()[1] });
+    }
     let output = SharedMut::new(output);
-    share([rows, inner, cols]).into_par_iter().with_max_len(1).for_each(|Piece { rows, cols: slab }| {
-        // Taken, not borrowed: what waits for other threads may begin another product meanwhile.
-        let mut buffers = BUFFERS.take();
-        for (index, depth) in depths.iter().enumerate() {
-            let mut factors = vec![(left.part(rows.clone(), depth.clone()), right, depth.clone())];
-            if let Some((left, right)) = more.filter(|_| index + 1 == depths.len()) {
-                let depth = 0..left.dims()[1];
-                factors.push((left.part(rows.clone(), depth.clone()), right, depth));
-            }
-            let output = Output {
-                // SAFETY: inside the output.
-                start: unsafe { output.at(rows.start * cols + slab.start) },
-                stride: cols,
-                write: if index == 0 { write } else { Write::Accumulate },
-                scale,
-            };
-            // SAFETY: `level` returns only what the processor has, hence the instructions; the piece is this task's alone.
-            unsafe { buffers.multiply(&factors, slab.clone(), output) };
+    share([rows, inner, cols]).into_par_iter().with_max_len(1).for_each(|piece| {
+        // SAFETY: inside the output.
+        let start = unsafe { output.at(piece.rows.start * cols + piece.cols.start) };
+        for (index, pass) in passes.iter().enumerate() {
+            let write = if index == 0 { write } else { Write::Accumulate };
+            let output = Output { start, stride: cols, write, scale };
+            // SAFETY: `level` returns only what the processor has; the piece is this task's alone.
+            BUFFERS.with_borrow_mut(|buffers| unsafe { buffers.multiply(pass, &piece, output) });
         }
-        BUFFERS.set(buffers);
     });
+}
+
+/// A part of the inner dimension of two sides.
+struct Part<'a> {
+    left: View<'a>,
+    right: Right<'a>,
+    depth: Range<usize>,
 }
 
 /// Of the parts of an inner dimension.
@@ -110,7 +112,7 @@ fn share([rows, inner, cols]: [usize; 3]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for rows in parts(rows, cut(rows, of_rows, ROWS)) {
         for cols in parts(cols, cut(cols, of_cols, PANEL)) {
-            let slab = cut(cols.len(), cols.len().div_ceil(widest), PANEL);
+            let slab = cut(cols.len(), cols.len().div_ceil(widest), WHOLE);
             let slabs = parts(cols.len(), slab).map(|slab| cols.start + slab.start..cols.start + slab.end);
             pieces.extend(slabs.map(|cols| Piece { rows: rows.clone(), cols }));
         }
@@ -152,59 +154,63 @@ struct Factors {
     depth: usize,
 }
 
+/// Parts that are multiplied in one pass over the output.
+const PARTS: usize = 2;
+
 impl Buffers {
+    /// Of one pass.
+    ///
     /// # Safety
     /// The processor has AVX2 and FMA, and the output's places are the caller's alone.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn multiply(&mut self, factors: &[(View<'_>, Right<'_>, Range<usize>)], cols: Range<usize>, output: Output) {
-        let all: usize = factors.iter().map(|(.., depth)| depth.len()).sum();
-        grow(&mut self.panels, all * cols.len().next_multiple_of(PANEL));
-        let mut behind = 0;
-        for (_, right, depth) in factors {
-            let place = Place { panel: all * PANEL, start: behind * PANEL };
+    unsafe fn multiply(&mut self, pass: &[Part<'_>], piece: &Piece, output: Output) {
+        let (len, width) = (pass.iter().map(|part| part.depth.len()).sum::<usize>() * PANEL, piece.cols.len());
+        grow(&mut self.panels, len * width.div_ceil(PANEL));
+        let mut start = 0;
+        for Part { right, depth, .. } in pass {
+            let place = Place { panel: len, start };
             match right.transposed {
-                true => self.fill_transposed(right.matrix, depth.clone(), cols.clone(), place),
-                false => self.fill(right.matrix, depth.clone(), cols.clone(), place),
+                true => self.fill_transposed(right.matrix, depth.clone(), piece.cols.clone(), place),
+                false => self.fill(right.matrix, depth.clone(), piece.cols.clone(), place),
             }
-            behind += depth.len();
+            start += depth.len() * PANEL;
         }
-        let rows = factors[0].0.dims()[0];
-        for block in parts(rows, BLOCK) {
-            if factors[0].0.is_transposed() {
-                let depth = factors[0].2.len();
-                order_rows(factors[0].0.part(block.clone(), 0..depth), &mut self.left);
+        for block in parts(piece.rows.len(), BLOCK) {
+            let block = piece.rows.start + block.start..piece.rows.start + block.end;
+            let Part { left, depth, .. } = &pass[0];
+            if left.is_transposed() {
+                order_rows(left.part(block.clone(), depth.clone()), &mut self.left);
             }
-            for (panel, col) in (0..cols.len()).step_by(PANEL).enumerate() {
-                let panel = &self.panels[panel * all * PANEL..][..all * PANEL];
+            for (panel, col) in (0..width).step_by(PANEL).enumerate() {
+                let panel = &self.panels[panel * len..][..len];
                 for row in block.clone().step_by(ROWS) {
-                    let mut behind = 0;
-                    let sides = [0, 1].map(|index| {
-                        let Some((left, _, depth)) = factors.get(index) else {
-                            return Factors {
-                                left: std::ptr::null(),
-                                strides: [0; 2],
-                                panel: std::ptr::null(),
-                                depth: 0,
-                            };
-                        };
-                        let panel = &panel[behind * PANEL..];
-                        behind += depth.len();
-                        let (left, strides) = if left.is_transposed() {
-                            (&self.left[(row - block.start) * depth.len()..], [1, ROWS])
-                        } else {
-                            let left = left.part(row..rows.min(row + ROWS), 0..depth.len());
-                            (left.elements(), left.strides())
-                        };
-                        Factors { left: left.as_ptr(), strides, panel: panel.as_ptr(), depth: depth.len() }
-                    });
-                    let size = [ROWS.min(block.end - row), PANEL.min(cols.len() - col)];
+                    let size = [ROWS.min(block.end - row), PANEL.min(width - col)];
+                    let at = (row - piece.rows.start) * output.stride + col;
                     // SAFETY: inside the piece.
-                    let output = unsafe { Output { start: output.start.add(row * output.stride + col), ..output } };
+                    let output = Output { start: unsafe { output.start.add(at) }, ..output };
+                    let factors = self.factors(pass, panel, row..row + size[0], block.start);
                     // SAFETY: both sides have as many rows and columns.
-                    unsafe { tile(sides, size, output) };
+                    unsafe { tile(factors, size, output) };
                 }
             }
         }
+    }
+
+    /// Some rows of a block, which starts with row `block`, and a panel.
+    fn factors(&self, pass: &[Part<'_>], mut panel: &[f32], rows: Range<usize>, block: usize) -> [Factors; PARTS] {
+        let none = Factors { left: std::ptr::null(), strides: [0; 2], panel: std::ptr::null(), depth: 0 };
+        std::array::from_fn(|index| {
+            let Some(Part { left, depth, .. }) = pass.get(index) else { return none };
+            let (of_part, rest) = panel.split_at(depth.len() * PANEL);
+            panel = rest;
+            let (left, strides) = if left.is_transposed() {
+                (&self.left[(rows.start - block) * depth.len()..], [1, ROWS])
+            } else {
+                let left = left.part(rows.clone(), depth.clone());
+                (left.elements(), left.strides())
+            };
+            Factors { left: left.as_ptr(), strides, panel: of_part.as_ptr(), depth: depth.len() }
+        })
     }
 
     /// Of a matrix `[inner, columns]`.
@@ -321,7 +327,7 @@ fn transpose_square(rows: [__m256; LANES]) -> [__m256; LANES] {
 
 /// Chooses the code for as many rows and vectors as there are.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile(factors: [Factors; 2], [rows, cols]: [usize; 2], output: Output) {
+unsafe fn tile(factors: [Factors; PARTS], [rows, cols]: [usize; 2], output: Output) {
     macro_rules! choose {
         ($($rows:literal)*) => {
             match (rows, cols.div_ceil(LANES)) {
@@ -339,7 +345,7 @@ unsafe fn tile(factors: [Factors; 2], [rows, cols]: [usize; 2], output: Output) 
 
 /// `R` rows times `V` vectors, all of whose sums stay in registers.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn sums<const R: usize, const V: usize>(factors: [Factors; 2], cols: usize, output: Output) {
+unsafe fn sums<const R: usize, const V: usize>(factors: [Factors; PARTS], cols: usize, output: Output) {
     for row in 0..R {
         // The output is read or written after all that is multiplied: time enough for it to come.
         _mm_prefetch::<_MM_HINT_T0>(output.start.wrapping_add(row * output.stride).cast());
@@ -347,18 +353,21 @@ unsafe fn sums<const R: usize, const V: usize>(factors: [Factors; 2], cols: usiz
     }
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for Factors { left, strides: [row_stride, col_stride], panel, depth } in factors {
-        let (mut left, mut panel) = (left, panel);
+        // Opaque, or the compiler makes each address from the one before: a chain as long as what it feeds.
+        let left: [*const f32; R] = std::array::from_fn(|row| black_box(left.wrapping_add(row * row_stride)));
+        let (mut at, mut panel) = (0, panel);
         for _ in 0..depth {
             // SAFETY: a panel holds `PANEL` numbers for each of the inner dimension.
             let vectors: [__m256; V] = std::array::from_fn(|v| unsafe { _mm256_loadu_ps(panel.add(v * LANES)) });
-            for (row, sums) in sums.iter_mut().enumerate() {
+            for (left, sums) in left.iter().zip(&mut sums) {
                 // SAFETY: the left side holds as many rows and columns.
-                let factor = _mm256_broadcast_ss(unsafe { &*left.add(row * row_stride) });
+                let factor = _mm256_broadcast_ss(unsafe { &*left.add(at) });
                 for (sum, &vector) in sums.iter_mut().zip(&vectors) {
                     *sum = _mm256_fmadd_ps(factor, vector, *sum);
                 }
             }
-            (left, panel) = (left.wrapping_add(col_stride), panel.wrapping_add(PANEL));
+            at += col_stride;
+            panel = panel.wrapping_add(PANEL);
         }
     }
     let scale = _mm256_set1_ps(output.scale);
@@ -386,5 +395,81 @@ unsafe fn store(place: *mut f32, cols: usize, write: Write, result: __m256) {
         let result =
             if write == Write::Accumulate { _mm256_add_ps(result, _mm256_maskload_ps(place, mask)) } else { result };
         _mm256_maskstore_ps(place, mask, result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packed::testing::every_form;
+    use crate::simd::testing::at_every_level;
+    use crate::testing::{random, values};
+
+    fn transposed(numbers: &[f32], cols: usize) -> Vec<f32> {
+        (0..numbers.len()).map(|at| numbers[at % (numbers.len() / cols) * cols + at / (numbers.len() / cols)]).collect()
+    }
+
+    #[test]
+    fn products_of_any_size_are_right_however_their_sides_lie() {
+        at_every_level(|level| {
+            if level != simd::Level::Avx2 {
+                return;
+            }
+            // Rests of rows, of panels, of slabs and of squares; more than one pass; what threads share by rows, and by columns.
+            let shapes = [[5, 1, 1], [7, 9, 17], [24, 40, 16], [200, 70, 20], [50, 300, 200], [30, 1700, 330]];
+            for ([rows, inner, cols], rank) in shapes.into_iter().flat_map(|shape| [0, 1, 5].map(|rank| (shape, rank)))
+            {
+                let of = |dims: [usize; 2], seed| values(random(dims, seed));
+                let [a, b] = [of([rows, inner], 1), of([inner, cols], 2)];
+                let [low, below] = [of([rows, rank.max(1)], 3), of([rank.max(1), cols], 4)];
+                let [a_t, b_t, below_t] =
+                    [(&a, inner), (&b, cols), (&below, cols)].map(|(x, cols)| transposed(x, cols));
+                for (left_t, right_t) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let left = if left_t { View::new(&a_t, [inner, rows]).t() } else { View::new(&a, [rows, inner]) };
+                    let lying =
+                        |x, x_t, rows| if right_t { View::new(x_t, [cols, rows]) } else { View::new(x, [rows, cols]) };
+                    let (right, factor) = (lying(&b, &b_t, inner), lying(&below, &below_t, rank.max(1)));
+                    let [right, factor] = [&right, &factor].map(|matrix| Right { matrix, transposed: right_t });
+                    let more = (rank > 0).then(|| (View::new(&low, [rows, rank]), factor));
+                    let mut output = vec![f32::NAN; rows * cols];
+                    multiply(&mut output, Write::Replace, 1.5, left, right, more);
+                    multiply(&mut output, Write::Accumulate, -0.5, left, right, more);
+                    for (at, &got) in output.iter().enumerate().step_by(if rows * cols > 5000 { 7 } else { 1 }) {
+                        let (row, col) = (at / cols, at % cols);
+                        let sum = |a: &[f32], b: &[f32], inner: usize| -> f64 {
+                            (0..inner).map(|k| f64::from(a[row * inner + k]) * f64::from(b[k * cols + col])).sum()
+                        };
+                        let want = sum(&a, &b, inner) + if rank > 0 { sum(&low, &below, rank) } else { 0.0 };
+                        assert!(
+                            (f64::from(got) - want).abs() < 1e-4 * (inner as f64).sqrt(),
+                            "{rows}x{inner}x{cols} + {rank}, {left_t} {right_t}, at {at}: {got}, want {want}"
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_row_is_the_same_whatever_is_multiplied_beside_it() {
+        at_every_level(|level| {
+            if level != simd::Level::Avx2 {
+                return;
+            }
+            let [rows, inner, cols] = [130, 256, 96];
+            let x = values(random([rows, inner], 1));
+            let run = |matrix: &dyn Tiles, rows: usize| {
+                let mut output = vec![f32::NAN; rows * cols];
+                let left = View::new(&x[..rows * inner], [rows, inner]);
+                multiply(&mut output, Write::Replace, 1.0, left, Right { matrix, transposed: true }, None);
+                output
+            };
+            for (name, packed) in every_form([cols, inner], 2) {
+                let decoded = packed.to_f32();
+                let all = run(&packed, rows);
+                assert_eq!(all, run(&View::new(&decoded, [cols, inner]), rows), "{name}");
+                assert_eq!(all[..5 * cols], run(&packed, 5), "{name}");
+            }
+        });
     }
 }
