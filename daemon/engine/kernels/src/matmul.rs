@@ -1,5 +1,5 @@
-//! Strided matrix products on host memory. The micro-kernels are the `gemm` crate's, chosen at run time
-//! (AVX-512, AVX2+FMA, NEON, scalar).
+//! Strided matrix products on host memory. The micro-kernels are the `gemm` crate's, chosen at run time (AVX-512, NEON,
+//! scalar); with AVX2 alone, those of `panels.rs`.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! Products with a matrix that is decoded: each tile once, into the processor's cache, where it is multiplied.
 //!
 //! Tasks share out the output: pieces of its columns (each a slab of the matrix that only this task decodes) and, where
-//! there are fewer slabs than threads, of its tokens.
+//! there are fewer slabs than threads, of its tokens. With AVX2 alone `panels.rs` does all this.
 
 use std::cell::RefCell;
 use std::ops::Range;
