@@ -80,7 +80,7 @@ pub(crate) enum Write {
 }
 
 /// Below so many multiply-adds a product is not worth waking a thread for.
-const SHARED: usize = 1 << 17;
+pub(crate) const SHARED: usize = 1 << 17;
 /// Every micro-kernel's width divides these.
 const ROWS_OF_A_PIECE: usize = 12;
 const COLS_OF_A_PIECE: usize = 16;
@@ -135,7 +135,12 @@ fn size_of_piece([rows, inner, cols]: [usize; 3], threads: usize) -> (usize, usi
 
 /// `0..len` in parts of `size`; the last may be smaller.
 pub(crate) fn parts(len: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(size).map(move |start| start..len.min(start + size))
+    parts_of(0..len, size)
+}
+
+/// The same of any range.
+pub(crate) fn parts_of(Range { start, end }: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    (start..end).step_by(size).map(move |start| start..end.min(start + size))
 }
 
 /// As [`matmul`], by the calling thread alone, into rows that start at `offset` and lie `stride` apart.

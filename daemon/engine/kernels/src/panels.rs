@@ -10,7 +10,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::buffer::SharedMut;
-use crate::matmul::{Piece, View, Write, parts};
+use crate::matmul::{Piece, SHARED, View, Write, parts, parts_of};
 use crate::packed::{FEW_TOKENS, Tiles};
 use crate::simd;
 
@@ -31,8 +31,6 @@ const DECODED: usize = 256;
 /// A thread's share has at least as many columns, and at least as many rows.
 const FEW_COLS: usize = 64;
 const FEW_ROWS: usize = 96;
-/// Below so many multiply-adds a product is not worth waking a thread for.
-const SHARED: usize = 1 << 17;
 
 /// The right side of a product.
 #[derive(Clone, Copy)]
@@ -113,8 +111,7 @@ fn share([rows, inner, cols]: [usize; 3]) -> Vec<Piece> {
     for rows in parts(rows, cut(rows, of_rows, ROWS)) {
         for cols in parts(cols, cut(cols, of_cols, PANEL)) {
             let slab = cut(cols.len(), cols.len().div_ceil(widest), WHOLE);
-            let slabs = parts(cols.len(), slab).map(|slab| cols.start + slab.start..cols.start + slab.end);
-            pieces.extend(slabs.map(|cols| Piece { rows: rows.clone(), cols }));
+            pieces.extend(parts_of(cols, slab).map(|cols| Piece { rows: rows.clone(), cols }));
         }
     }
     pieces
@@ -175,8 +172,7 @@ impl Buffers {
             }
             start += depth.len() * PANEL;
         }
-        for block in parts(piece.rows.len(), BLOCK) {
-            let block = piece.rows.start + block.start..piece.rows.start + block.end;
+        for block in parts_of(piece.rows.clone(), BLOCK) {
             let Part { left, depth, .. } = &pass[0];
             if left.is_transposed() {
                 order_rows(left.part(block.clone(), depth.clone()), &mut self.left);
@@ -218,9 +214,9 @@ impl Buffers {
     fn fill(&mut self, matrix: &dyn Tiles, depth: Range<usize>, cols: Range<usize>, place: Place) {
         let width = cols.len();
         grow(&mut self.decoded, LANES * width);
-        for (index, rows) in parts(depth.len(), LANES).enumerate() {
+        for (index, rows) in parts_of(depth, LANES).enumerate() {
             let decoded = &mut self.decoded[..rows.len() * width];
-            matrix.decode_tile(depth.start + rows.start..depth.start + rows.end, cols.clone(), decoded);
+            matrix.decode_tile(rows, cols.clone(), decoded);
             for (panel, cols) in parts(width, PANEL).enumerate() {
                 let places = &mut self.panels[place.start + panel * place.panel + index * LANES * PANEL..];
                 for (places, row) in places.chunks_exact_mut(PANEL).zip(decoded.chunks_exact(width)) {
@@ -240,15 +236,14 @@ impl Buffers {
     #[target_feature(enable = "avx2,fma")]
     fn fill_transposed(&mut self, matrix: &dyn Tiles, depth: Range<usize>, cols: Range<usize>, place: Place) {
         grow(&mut self.decoded, PANEL * DECODED);
-        for (panel, rows) in parts(cols.len(), PANEL).enumerate() {
+        for (panel, rows) in parts_of(cols, PANEL).enumerate() {
             let places = &mut self.panels[place.start + panel * place.panel..];
-            for part in parts(depth.len(), DECODED) {
-                let decoded = &mut self.decoded[..PANEL * part.len()];
-                let (there, nothing) = decoded.split_at_mut(rows.len() * part.len());
-                let of_matrix = depth.start + part.start..depth.start + part.end;
-                matrix.decode_tile(cols.start + rows.start..cols.start + rows.end, of_matrix, there);
+            for (part, places) in parts_of(depth.clone(), DECODED).zip(places.chunks_mut(PANEL * DECODED)) {
+                let len = part.len();
+                let (decoded, nothing) = self.decoded[..PANEL * len].split_at_mut(rows.len() * len);
+                matrix.decode_tile(rows.clone(), part, decoded);
                 nothing.fill(0.0);
-                transpose(decoded, part.len(), &mut places[part.start * PANEL..part.end * PANEL]);
+                transpose(&self.decoded[..PANEL * len], len, &mut places[..PANEL * len]);
             }
         }
     }
@@ -403,11 +398,7 @@ mod tests {
     use super::*;
     use crate::packed::testing::every_form;
     use crate::simd::testing::at_every_level;
-    use crate::testing::{random, values};
-
-    fn transposed(numbers: &[f32], cols: usize) -> Vec<f32> {
-        (0..numbers.len()).map(|at| numbers[at % (numbers.len() / cols) * cols + at / (numbers.len() / cols)]).collect()
-    }
+    use crate::testing::{random, transposed, values};
 
     #[test]
     fn products_of_any_size_are_right_however_their_sides_lie() {

@@ -23,6 +23,11 @@ pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
+/// The transpose of rows of so many columns.
+pub(crate) fn transposed(numbers: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| numbers.iter().skip(col).step_by(cols).copied()).collect()
+}
+
 /// Fails where the two differ by more than `tolerance` relative to the largest magnitude of the expected one.
 pub(crate) fn assert_close<const D: usize>(got: Tensor<D>, expected: Tensor<D>, tolerance: f32, what: &str) {
     assert_eq!(got.dims(), expected.dims(), "{what}");

@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use crate::simd::Level;
     use crate::simd::testing::at_every_level;
-    use crate::testing::{random, values};
+    use crate::testing::{random, transposed, values};
 
     fn rounded(number: f32) -> f64 {
         half::bf16::from_f32(number).to_f64()
@@ -473,10 +473,6 @@ mod tests {
                 assert_eq!(term(0) + term(1) + term(2), f64::from(number), "{level:?} {number:e}");
             }
         });
-    }
-
-    fn transposed(numbers: &[f32], cols: usize) -> Vec<f32> {
-        (0..cols).flat_map(|col| numbers.iter().skip(col).step_by(cols).copied()).collect()
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) fn times_transposed(x: View<'_>, weight: &impl Tiles, output: &mut [f
         return few_tokens(x.elements(), weight, output, write);
     }
     #[cfg(target_arch = "x86_64")]
-    if panels::are_used(x.dims()[0]) {
+    if panels::are_used(tokens) {
         return panels::multiply(output, write, scale, x, Right { matrix: weight, transposed: true }, None);
     }
     let output = SharedMut::new(output);
